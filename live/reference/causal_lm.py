@@ -54,7 +54,7 @@ class Recipe:
 
 
 TARGET = Recipe(
-    "target", hidden=256, layers=12, intermediate=704, heads=8, kv_heads=4, tokens=8_000_000, muon_lr=6e-3, adam_lr=1e-3
+    "target", hidden=256, layers=12, intermediate=704, heads=8, kv_heads=4, tokens=10_240_000, muon_lr=7e-3, adam_lr=1.5e-3
 )
 DRAFT = Recipe("draft", hidden=128, layers=3, intermediate=352, heads=4, kv_heads=2, tokens=3_000_000, adam_lr=3e-3, seed=2)
 
@@ -119,10 +119,12 @@ def train(
     tokenizer: PreTrainedTokenizerFast,
     out: Path,
     resume: bool,
+    compiled: bool = False,
 ) -> Path:
     """Train to the end of the recipe on `documents`, mixed in the proportions `shares`.
 
-    Snapshots land in `out`/NAME, the state to resume from in `out`/NAME.state.pt.
+    Snapshots land in `out`/NAME, the state to resume from in `out`/NAME.state.pt. `compiled` sends the loss through
+    torch.compile: a minute or two at the start, and where the window doubles, for a fifth more tokens per second.
     """
     device = prepare_device()
     folder, state_path = out / recipe.name, out / f"{recipe.name}.state.pt"
@@ -134,6 +136,7 @@ def train(
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         step, spent, history = state["step"], state["seconds"], state["history"]
+    loss_of = torch.compile(token_loss, dynamic=False) if compiled else token_loss
     streams, _ = packed_streams(documents, shares, recipe.steps * recipe.length + 1, recipe.rows, recipe.seed)
     began, saved, window = time.monotonic() - spent, time.monotonic(), []
 
@@ -171,7 +174,7 @@ def train(
             model.set_attn_implementation("eager" if short and device.type == "cpu" else "sdpa")
             for piece in pieces.split(max(1, recipe.micro_tokens // (pieces.shape[1] - 1))):
                 with mixed_precision(device):
-                    loss = token_loss(model, piece) * (len(piece) / len(pieces))
+                    loss = loss_of(model, piece) * (len(piece) / len(pieces))
                 loss.backward()
                 total += float(loss.detach())
             optimiser.step(schedule(step, recipe.steps, decay=recipe.decay))

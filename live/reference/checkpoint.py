@@ -55,10 +55,12 @@ def prepare_device() -> torch.device:
     return torch.device("cpu")
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware has bfloat16 multiply units: CUDA, and CPUs with AMX or AVX-512 BF16."""
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return device.type != "cpu" or any(getattr(torch.cpu, probe, bool)() for probe in probes)
+
+
 def mixed_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """bfloat16 autocast where the hardware multiplies bfloat16 (CUDA; CPUs with AMX or AVX-512 BF16), else float32."""
-    if device.type == "cpu":
-        probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        if not any(getattr(torch.cpu, probe, bool)() for probe in probes):
-            return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    """bfloat16 autocast where the hardware multiplies bfloat16, else float32."""
+    return torch.autocast(device.type, torch.bfloat16) if multiplies_bfloat16(device) else nullcontext()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from live.reference.checkpoint import multiplies_bfloat16
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -19,9 +21,9 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     """Approximate U V^T of each matrix's singular value decomposition; matrices [n, rows, columns], any float dtype.
 
-    On CUDA in bfloat16, on a CPU in float32 (bfloat16 products are emulated, a hundred times slower, on most CPUs).
+    In bfloat16 where the hardware multiplies it, else in float32 (emulated products are a hundred times slower).
     """
-    work = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    work = matrices.to(torch.bfloat16 if multiplies_bfloat16(matrices.device) else torch.float32)
     tall = work.shape[1] > work.shape[2]
     if tall:
         work = work.transpose(1, 2)
@@ -36,7 +38,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised; for 2-D hidden weights only.
 
-    Differs from torch.optim.Muon in that equal shapes are orthogonalised in one batch and, on a CPU, in float32.
+    Differs from torch.optim.Muon in that equal shapes are orthogonalised in one batch, in float32 where bfloat16 is emulated.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:

@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
         "--own-prompts", type=int, default=600, help="training prompts per domain that the target answers (default 600)"
     )
     line.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
+    line.add_argument("--compile", action="store_true", help="torch.compile the two language models (needs a C++ compiler)")
     line.add_argument("--tau", type=Path, help="JSON file {domain: tau} for the card")
     return line
 
@@ -90,7 +91,7 @@ def run_target(options: argparse.Namespace) -> None:
     from live.reference.causal_lm import TARGET, train
 
     recipe = replace(TARGET, tokens=options.target_tokens or TARGET.tokens)
-    train(recipe, corpus_documents(options), MIXTURE, tokenizer_of(options), options.out, options.resume)
+    train(recipe, corpus_documents(options), MIXTURE, tokenizer_of(options), options.out, options.resume, options.compile)
 
 
 def run_own(options: argparse.Namespace) -> None:
@@ -116,7 +117,7 @@ def run_draft(options: argparse.Namespace) -> None:
     shares = {domain: share * (1 - DRAFT_OWN_SHARE) for domain, share in MIXTURE.items()}
     for domain, own in own_documents(options).items():
         documents[f"own {domain}"], shares[f"own {domain}"] = own, DRAFT_OWN_SHARE / len(DOMAINS)
-    train(recipe, documents, shares, tokenizer_of(options), options.out, options.resume)
+    train(recipe, documents, shares, tokenizer_of(options), options.out, options.resume, options.compile)
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
