@@ -9,7 +9,7 @@ from torch import Tensor
 
 from policies.contract import Cycle, Policy, State
 from policies.order import NONE, order_key
-from policies.tree import Children, DraftTree, topk_entropy
+from policies.tree import Children, DraftTree
 
 
 class Drafter(Protocol):
@@ -40,21 +40,24 @@ class Draft(NamedTuple):
 def draft(policy: Policy, drafter: Drafter, cycle: Cycle, state: State) -> Draft:
     """Draft one cycle: let the policy expand until no row wants more, then let it select what to verify."""
     tree = DraftTree(drafter.root(cycle), policy.needs)
-    drafting = cycle.active
+    drafting, everyone = cycle.active, bool(cycle.active.all())
+    reach = int(cycle.reach.min()) if tree.rows else 0
     widths: list[Tensor] = []
     missing = torch.zeros(tree.rows, dtype=torch.int64, device=tree.device)
     while (wish := policy.expand(tree, cycle, state)) is not None:
         nodes, branching = canonical(tree, wish.nodes, wish.branching)
-        fits = tree.depth.gather(1, nodes.clamp(min=0)) < cycle.reach[:, None]
-        nodes = nodes.masked_fill(~(fits & drafting[:, None]), NONE)
-        drafting = (nodes >= 0).any(1)
-        if not bool(drafting.any()):
+        if reach <= tree.levels or not everyone:  # else no node is too deep, as none is deeper than there are levels
+            fits = tree.at("depth", nodes) < cycle.reach[:, None]
+            nodes = nodes.masked_fill(~(fits & drafting[:, None]), NONE)
+        wanted = nodes >= 0
+        drafting = wanted.any(1)
+        everyone = bool(drafting.all())
+        if not (everyone or bool(drafting.any())):
             break
         children = drafter.expand(tree, nodes, branching if isinstance(branching, int) else int(branching.max()))
         children = _only_asked(children, nodes, branching)
-        entropy = topk_entropy(children.logprob) if "topk_entropy" in policy.needs else None
-        tree.append(nodes, children, entropy)
-        widths.append((nodes >= 0).sum(1))
+        tree.append(nodes, children)
+        widths.append(wanted.sum(1))
         if children.missing is not None:
             missing = missing + children.missing.sum(1)
     kept = policy.select(tree, cycle, state) & tree.exists
@@ -66,9 +69,9 @@ def draft(policy: Policy, drafter: Drafter, cycle: Cycle, state: State) -> Draft
 
 def canonical(tree: DraftTree, nodes: Tensor, branching: int | Tensor) -> tuple[Tensor, int | Tensor]:
     """The frontier in canonical order (score descending, index ascending), whatever order the policy named it in."""
-    if nodes.shape[1] == 1:
+    if nodes.shape[1] == 1 or tree.is_frontier(nodes):
         return nodes, branching
-    score = tree.score.gather(1, nodes.clamp(min=0)).masked_fill(nodes < 0, -torch.inf)
+    score = tree.at("score", nodes).masked_fill(nodes < 0, -torch.inf)
     tie = (score[:, 1:] == score[:, :-1]) & (nodes[:, 1:] > nodes[:, :-1])
     if bool(((score[:, 1:] < score[:, :-1]) | tie).all()):
         return nodes, branching
@@ -81,8 +84,10 @@ def canonical(tree: DraftTree, nodes: Tensor, branching: int | Tensor) -> tuple[
 def _only_asked(children: Children, nodes: Tensor, branching: int | Tensor) -> Children:
     """A policy sees only what it asked for, never the rest of a wide recording; a too narrow one counts as missing."""
     held = children.token.shape[2]
-    if children.missing is not None:
-        children = children._replace(missing=children.missing | ((nodes >= 0) & (branching > held)))
+    if not isinstance(branching, int) or branching > held:
+        too_narrow = (nodes >= 0) & (branching > held)
+        if children.missing is not None:
+            children = children._replace(missing=children.missing | too_narrow)
     if isinstance(branching, int):
         if held <= branching:
             return children

@@ -64,24 +64,35 @@ class RecordedDrafter:
         return self.text.token[at]
 
     def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children:
-        handle = tree.handle.gather(1, nodes.clamp(min=0))
-        row = self.child_row[handle.clamp(min=0)].to(torch.int64)
-        row = torch.where(nodes == 0, self._root[:, None], row)
-        unknown = row < 0
-        missing = (nodes >= 0) & unknown
-        nothing = (nodes < 0) | unknown
-        row = row.masked_fill(unknown, 0)
         fanout = self.child_token.shape[1]
-        width = min(branching, fanout)
-        token = self.child_token[row, :width].to(torch.int64)
-        logprob = self.child_logprob[row, :width]
+        row = self._row(tree, nodes)
+        nothing = (nodes < 0) | (row < 0)
+        gaps = bool(nothing.any())
+        missing = None
+        if gaps or branching > fanout:  # else the recording answers everything
+            missing = nothing & (nodes >= 0)
+            row = row.clamp(min=0)
+        token = _rows(self.child_token, row, branching).to(torch.int64)
+        logprob = _rows(self.child_logprob, row, branching)
         entropy = self.entropy[row]
-        if bool(nothing.any()):
+        if gaps:
             token = token.masked_fill(nothing[:, :, None], NONE)
             logprob = logprob.masked_fill(nothing[:, :, None], -torch.inf)
             entropy = entropy.masked_fill(nothing, -1.0)
-        child = row[:, :, None] * fanout + torch.arange(width)
+        child = row[:, :, None] * fanout + torch.arange(token.shape[2])
         return Children(token, logprob, entropy, child, missing)
+
+    def _row(self, tree: DraftTree, nodes: Tensor) -> Tensor:
+        """The recorded expansions int64 [B, W] of the nodes, -1 = not recorded."""
+        if tree.levels == 0:
+            return self._root[:, None].expand_as(nodes)
+        row = self.child_row[tree.at("handle", nodes).clamp(min=0)].to(torch.int64)
+        return torch.where(nodes == 0, self._root[:, None], row)
+
+
+def _rows(table: Tensor, row: Tensor, width: int) -> Tensor:
+    """The first ``width`` columns of a table [E, K] at int64 [B, W]: [B, W, min(width, K)]."""
+    return table.index_select(0, row.reshape(-1)).view(*row.shape, -1)[:, :, :width]
 
 
 class RecordedVerifier:
@@ -91,10 +102,10 @@ class RecordedVerifier:
         self.text = text
 
     def accept(self, cycle: Cycle, kept: Kept) -> Walk:
-        behind = self.text.at(cycle)[:, None] + kept.depth.clamp(min=0) + 1
+        behind = self.text.at(cycle)[:, None] + torch.arange(1, int(kept.depth.max()) + 2)
         end = self.text.offset[cycle.sequence + 1][:, None]
-        choice = self.text.token[behind.clamp(max=self.text.token.shape[0] - 1)]
-        return walk(kept, choice.masked_fill(behind >= end, NONE))
+        text = self.text.token[behind.clamp(max=len(self.text.token) - 1)].masked_fill(behind >= end, NONE)
+        return walk(kept, text.gather(1, kept.depth.clamp(min=0)))
 
     def target_top(self, cycle: Cycle, kept: Kept, walk: Walk) -> tuple[Tensor, Tensor]:
         depth = torch.arange(walk.path.shape[1] + 1)
