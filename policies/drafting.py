@@ -7,9 +7,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from policies.children import Children, StoredChildren
 from policies.contract import Cycle, Policy, State
 from policies.order import NONE, order_key
-from policies.tree import Children, DraftTree
+from policies.tree import DraftTree
 
 
 class Drafter(Protocol):
@@ -18,7 +19,7 @@ class Drafter(Protocol):
     def root(self, cycle: Cycle) -> Tensor:
         """Start a cycle at the rows' positions; the root tokens int64 [B]."""
 
-    def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children:
+    def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children | StoredChildren:
         """Run the draft on ``nodes`` int64 [B, W] (-1 = none), ``branching`` children each, most probable first."""
 
 
@@ -81,15 +82,19 @@ def canonical(tree: DraftTree, nodes: Tensor, branching: int | Tensor) -> tuple[
     return ordered, branching if isinstance(branching, int) else branching.gather(1, place)
 
 
-def _only_asked(children: Children, nodes: Tensor, branching: int | Tensor) -> Children:
+def _only_asked(
+    children: Children | StoredChildren, nodes: Tensor, branching: int | Tensor
+) -> Children | StoredChildren:
     """A policy sees only what it asked for, never the rest of a wide recording; a too narrow one counts as missing."""
-    held = children.token.shape[2]
-    if not isinstance(branching, int) or branching > held:
-        too_narrow = (nodes >= 0) & (branching > held)
-        if children.missing is not None:
-            children = children._replace(missing=children.missing | too_narrow)
+    held = children.logprob.shape[2]
+    if isinstance(branching, int) and branching == held:
+        return children
+    if isinstance(children, StoredChildren):
+        children = children.read()
+    if children.missing is not None:
+        children = children._replace(missing=children.missing | ((nodes >= 0) & (branching > held)))
     if isinstance(branching, int):
-        if held <= branching:
+        if held < branching:
             return children
         return children._replace(
             token=children.token[:, :, :branching],

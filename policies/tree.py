@@ -8,24 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from policies.children import Children, ChildTable, StoredChildren
 from policies.order import NONE, best
-
-
-class Children(NamedTuple):
-    """What a drafter answers when W nodes per row are expanded; padded frontier places hold -1 tokens.
-
-    token    int64   [B, W, K]  target token ids, most probable first, -1 where there are fewer
-    logprob  float32 [B, W, K]  draft log q (nats) of each child given its parent, -inf where there is none
-    entropy  float32 [B, W]     entropy (nats) of the whole next-token distribution of the expanded node
-    handle   int64   [B, W, K]  the drafter's own reference to each child, opaque to everyone else
-    missing  bool    [B, W]     the drafter could not answer: a recording does not hold this expansion; None = all answered
-    """
-
-    token: Tensor
-    logprob: Tensor
-    entropy: Tensor
-    handle: Tensor
-    missing: Tensor | None = None
 
 
 class DraftTree:
@@ -55,8 +39,7 @@ class DraftTree:
     depth.
     """
 
-    PER_NODE = ("token", "logprob", "score", "handle")
-    PER_FAMILY = ("parent", "depth")
+    PER_FAMILY = ("parent", "depth", "row")
     EMPTY = {"token": NONE, "parent": NONE, "depth": NONE, "rank": NONE, "handle": NONE, "logprob": -torch.inf, "score": -torch.inf}
 
     def __init__(self, root_token: Tensor, needs: frozenset[str] = frozenset()):
@@ -65,15 +48,11 @@ class DraftTree:
         self.rows, self.device, self.needs, self.levels = rows, device, needs, 0
         self.size = torch.ones(rows, dtype=torch.int64, device=device)
         none, zero = torch.full((rows, 1), NONE, device=device), torch.zeros((rows, 1), device=device)
-        self._newest = {
-            "token": root_token[:, None].to(torch.int64),
-            "logprob": zero,
-            "score": zero,
-            "handle": none,
-            "parent": none,
-            "depth": torch.zeros_like(none),
-        }
+        self._root_token = root_token[:, None].to(torch.int64)
+        self._newest = {"token": self._root_token, "logprob": zero, "score": zero, "handle": none}
+        self._newest |= {"parent": none, "depth": torch.zeros_like(none), "row": none}
         self._parts = {name: [part] for name, part in self._newest.items()}
+        self._table: ChildTable | None = None  # answers for tokens and handles, while all levels lie in it
         self._shapes = [(1, 1)]
         self._expansions: list[_Expanded] = []
         self._start, self._slots, self._fanout = 0, 1, 1
@@ -122,13 +101,13 @@ class DraftTree:
     @property
     def entropy(self) -> Tensor:
         self._must_be_asked("entropy")
-        return self._of_expanded("entropy", [part.entropy for part in self._expansions], -1.0)
+        return self._of_expanded("entropy", [part.children.entropy for part in self._expansions], -1.0)
 
     @property
     def topk_entropy(self) -> Tensor:
         self._must_be_asked("topk_entropy")
         if "topk_entropy" not in self._read:
-            logprob = _stacked([part.logprob for part in self._expansions])
+            logprob = _stacked([part.children.logprob for part in self._expansions])
             values = [] if logprob is None else topk_entropy(logprob).split([part.place.shape[1] for part in self._expansions], 1)
             self._of_expanded("topk_entropy", list(values), -1.0)
         return self._read["topk_entropy"]
@@ -186,32 +165,53 @@ class DraftTree:
         Where there is no node (-1) the value means nothing.
         """
         place, newest = self._locate(nodes)
+        if name in ("token", "handle") and self._table is not None:
+            family = place // self._fanout if newest else self._layout()[0][place]
+            rank = place - family * self._fanout if newest else self._layout()[1][place]
+            handle = self.at("row", nodes) * self._table.fanout + rank
+            if name == "handle":
+                return handle
+            return torch.where(nodes == 0, self._root_token, self._table.tokens(handle))
         if name in self.PER_FAMILY:
             place = place // self._fanout if newest else self._layout()[0][place]
         return (self._newest[name] if newest else self._joined(name)).gather(1, place)
 
-    def append(self, nodes: Tensor, children: Children) -> None:
+    def append(self, nodes: Tensor, children: Children | StoredChildren) -> None:
         """Add the children of the expanded ``nodes`` int64 [B, W] (frontier order, -1 = none) as one level."""
-        rows, frontier, fanout = children.token.shape
-        expanded = nodes >= 0
-        if children.missing is not None:  # an expansion recorded with too few children is missing, yet it is one
-            expanded = expanded & (~children.missing | (children.token[:, :, 0] >= 0))
-        self._expansions.append(_Expanded(nodes.masked_fill(~expanded, NONE), children.entropy, children.logprob))
-        self._newest = {
-            "token": children.token.reshape(rows, -1),
+        rows, frontier, fanout = children.logprob.shape
+        new = {
             "logprob": children.logprob.reshape(rows, -1),
             "score": (self.at("score", nodes)[:, :, None] + children.logprob).reshape(rows, -1),
-            "handle": children.handle.reshape(rows, -1),
             "parent": nodes,
             "depth": self.at("depth", nodes) + 1,
         }
+        if isinstance(children, StoredChildren) and (self.levels == 0 or self._table is children.table):
+            self._table = children.table
+            new["row"] = children.row
+            families = children.row >= 0
+            exists = families[:, :, None].expand(-1, -1, fanout).reshape(rows, -1)
+        else:
+            self._leave_table()
+            new |= {"token": children.token.reshape(rows, -1), "handle": children.handle.reshape(rows, -1)}
+            exists = new["token"] >= 0
+            families = nodes >= 0  # an expansion recorded with too few children is missing, yet it is one
+            if children.missing is not None:
+                families = families & (~children.missing | (children.token[:, :, 0] >= 0))
+        self._expansions.append(_Expanded(nodes.masked_fill(~families, NONE), children))
         self.levels += 1
         self._start, self._slots, self._fanout = self._slots, self._slots + frontier * fanout, fanout
         self._shapes.append((frontier, fanout))
-        self._number(self._newest["token"] >= 0)
-        for name, part in self._newest.items():
+        self._newest = new
+        self._number(exists)
+        for name, part in new.items():
             self._parts[name].append(part)
         self._forget()
+
+    def _leave_table(self) -> None:
+        """From now on tokens and handles are kept here: a level came that does not lie in the table."""
+        if self._table is not None:
+            tokens, handles = self._joined("token"), self._joined("handle")
+            self._parts["token"], self._parts["handle"], self._table = [tokens], [handles], None
 
     def _number(self, exists: Tensor) -> None:
         """Give the newest level's slots node indices: rows stay packed, whatever slots bool [B, M] are empty."""
@@ -246,6 +246,11 @@ class DraftTree:
 
     def _joined(self, name: str) -> Tensor:
         """A column over all slots, or over all families: [B, slots] or [B, families]."""
+        if name in ("token", "handle") and self._table is not None:
+            family, rank = self._layout()
+            row = self._joined("row").index_select(1, family)
+            handle = (row * self._table.fanout + rank).masked_fill_(row < 0, NONE)
+            return handle if name == "handle" else torch.cat([self._root_token, self._table.tokens(handle[:, 1:])], dim=1)
         parts = self._parts[name]
         if len(parts) > 1:
             parts[:] = [torch.cat(parts, dim=1)]
@@ -258,12 +263,13 @@ class DraftTree:
     def _column(self, name: str) -> Tensor:
         """A public column [B, N], by node."""
         if name not in self._read:
-            if name in self.PER_NODE:
-                column = self._joined(name)
+            family, rank = self._layout()
+            if name == "rank":
+                column = rank.expand(self.rows, -1)
             elif name in self.PER_FAMILY:
-                column = self._joined(name).index_select(1, self._layout()[0])
+                column = self._joined(name).index_select(1, family)
             else:
-                column = self._layout()[1].expand(self.rows, -1)
+                column = self._joined(name)
             if self._slot is not None:
                 column = column.gather(1, self._slot.clamp(min=0)).masked_fill(self._slot < 0, self.EMPTY[name])
             self._read[name] = column
@@ -282,11 +288,10 @@ class DraftTree:
 
 
 class _Expanded(NamedTuple):
-    """One draft forward: the expanded nodes int64 [B, W] (-1 = none), entropy [B, W] and children's logprob [B, W, K]."""
+    """One draft forward: the nodes int64 [B, W] that the drafter answered for (-1 = none), and its answer."""
 
     place: Tensor
-    entropy: Tensor
-    logprob: Tensor
+    children: Children | StoredChildren
 
 
 @lru_cache(maxsize=256)

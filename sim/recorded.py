@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policies.children import Children, ChildTable, StoredChildren
 from policies.contract import Cycle
 from policies.order import NONE
-from policies.tree import Children, DraftTree
+from policies.tree import DraftTree
 from policies.verification import Kept, Walk, walk
 from traces.recording import Recording
 from traces.schema import FINISHES
@@ -46,41 +47,34 @@ class RecordedText:
 
 
 class RecordedDrafter:
-    """Answers from the draft forest. A child's handle is its place in the table of children: row * K + rank."""
+    """Answers from the draft forest."""
 
     def __init__(self, recording: Recording, name: str | None, text: RecordedText):
         """:param name: of the recorded drafter; None is the recording's first. Raises UserError when there is none such."""
         forest = recording.forest(recording.drafters[0] if name is None else name)
         self.text = text
         self.root_row = tensor(forest.root)
-        self.child_token = tensor(forest.child_token)
-        self.child_logprob = tensor(forest.child_logprob)
+        self.table = ChildTable(tensor(forest.child_token), tensor(forest.child_logprob), tensor(forest.entropy))
         self.child_row = tensor(forest.child_row).reshape(-1)
-        self.entropy = tensor(forest.entropy)
 
     def root(self, cycle: Cycle) -> Tensor:
         at = self.text.at(cycle)
         self._root = self.root_row[at]
         return self.text.token[at]
 
-    def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children:
-        fanout = self.child_token.shape[1]
+    def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children | StoredChildren:
         row = self._row(tree, nodes)
-        nothing = (nodes < 0) | (row < 0)
-        gaps = bool(nothing.any())
+        none = (nodes < 0) | (row < 0)
+        gaps = bool(none.any())
+        known = row.clamp(min=0) if gaps else row
+        logprob = self.table.logprob.index_select(0, known.reshape(-1)).view(*row.shape, -1)[:, :, :branching]
         missing = None
-        if gaps or branching > fanout:  # else the recording answers everything
-            missing = nothing & (nodes >= 0)
-            row = row.clamp(min=0)
-        token = _rows(self.child_token, row, branching).to(torch.int64)
-        logprob = _rows(self.child_logprob, row, branching)
-        entropy = self.entropy[row]
         if gaps:
-            token = token.masked_fill(nothing[:, :, None], NONE)
-            logprob = logprob.masked_fill(nothing[:, :, None], -torch.inf)
-            entropy = entropy.masked_fill(nothing, -1.0)
-        child = row[:, :, None] * fanout + torch.arange(token.shape[2])
-        return Children(token, logprob, entropy, child, missing)
+            row, missing = row.masked_fill(none, NONE), none & (nodes >= 0)
+            logprob = logprob.masked_fill(none[:, :, None], -torch.inf)
+        children = StoredChildren(self.table, row, logprob, missing)
+        fewer = (logprob[:, :, -1] == -torch.inf) & ~none  # children come most probable first
+        return children.read() if bool(fewer.any()) else children
 
     def _row(self, tree: DraftTree, nodes: Tensor) -> Tensor:
         """The recorded expansions int64 [B, W] of the nodes, -1 = not recorded."""
@@ -88,11 +82,6 @@ class RecordedDrafter:
             return self._root[:, None].expand_as(nodes)
         row = self.child_row[tree.at("handle", nodes).clamp(min=0)].to(torch.int64)
         return torch.where(nodes == 0, self._root[:, None], row)
-
-
-def _rows(table: Tensor, row: Tensor, width: int) -> Tensor:
-    """The first ``width`` columns of a table [E, K] at int64 [B, W]: [B, W, min(width, K)]."""
-    return table.index_select(0, row.reshape(-1)).view(*row.shape, -1)[:, :, :width]
 
 
 class RecordedVerifier:
