@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from policies.drafting import Drafter
 from policies.errors import UserError
 from policies.loop import Step, emitted, gather_rows, run_cycle
 from policies.order import NONE
+from sim.parts import cut, in_threads
 from sim.recorded import RecordedDrafter, RecordedText, RecordedVerifier
 from traces.recording import Recording
 
@@ -85,19 +87,27 @@ def replay(
     if sequences is None:
         sequences = torch.arange(len(text.length))
     sequences = sequences[text.length[sequences] > 1]
-    run = ReplayRun(recording, text, RecordedDrafter(recording, drafter, text), policy, cost)
-    log = _Log(keep_trees)
-    with torch.inference_mode():
-        if policy.scope == "stream":
-            state = None
-            for index in sequences:  # request order: what one request taught, the next one knows
-                run.start(index[None], state=state)
+    group = torch.arange(len(sequences)) // batch
+    parts = [
+        (ReplayRun(recording, text, RecordedDrafter(recording, drafter, text), policy, cost), sequences[part], group[part])
+        for part in cut(policy, text.length[sequences], batch)
+    ]
+
+    def follow(part: tuple[ReplayRun, Tensor, Tensor]) -> _Log:
+        log, (run, rows, own_group) = _Log(keep_trees), part
+        with torch.inference_mode():
+            if policy.scope == "stream":
+                state = None
+                for index in rows:  # request order: what one request taught, the next one knows
+                    run.start(index[None], state=state)
+                    log.follow(run)
+                    state = run.state
+            else:
+                run.start(rows, group=own_group)
                 log.follow(run)
-                state = run.state
-        else:
-            run.start(sequences, group=torch.arange(len(sequences)) // batch)
-            log.follow(run)
-    return log.table()
+        return log
+
+    return _Log.joined(in_threads(follow, parts)).table()
 
 
 class ReplayRun:
@@ -159,6 +169,13 @@ class _Log:
     def __init__(self, keep_trees: bool):
         self.keep_trees = keep_trees
         self.entries: list[dict[str, Tensor]] = []
+
+    @classmethod
+    def joined(cls, logs: list[_Log]) -> _Log:
+        """One log of texts that were replayed in parts, step by step."""
+        whole = cls(logs[0].keep_trees)
+        whole.entries = [entry for step in zip_longest(*(log.entries for log in logs)) for entry in step if entry]
+        return whole
 
     def follow(self, run: ReplayRun) -> None:
         while (step := run.step()) is not None:
