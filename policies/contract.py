@@ -104,6 +104,8 @@ class Policy:
     """Whether a row's decision looks at the other rows of its group."""
     fits_on_nodes: ClassVar[bool] = False
     """Whether :meth:`fit` reads the table of tested nodes besides the table of positions."""
+    selecting: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that only :meth:`select` reads: policies that differ in nothing else draft the same trees."""
     source: ClassVar[str] = ""
     """FILE.py:Class of a policy from outside this folder; it stands for the name in JSON."""
 

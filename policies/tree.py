@@ -189,11 +189,11 @@ class DraftTree:
             self._table = children.table
             new["row"] = children.row
             families = children.row >= 0
-            exists = families[:, :, None].expand(-1, -1, fanout).reshape(rows, -1)
+            exists = families[:, :, None]
         else:
             self._leave_table()
             new |= {"token": children.token.reshape(rows, -1), "handle": children.handle.reshape(rows, -1)}
-            exists = new["token"] >= 0
+            exists = children.token >= 0
             families = nodes >= 0  # an expansion recorded with too few children is missing, yet it is one
             if children.missing is not None:
                 families = families & (~children.missing | (children.token[:, :, 0] >= 0))
@@ -214,12 +214,16 @@ class DraftTree:
             self._parts["token"], self._parts["handle"], self._table = [tokens], [handles], None
 
     def _number(self, exists: Tensor) -> None:
-        """Give the newest level's slots node indices: rows stay packed, whatever slots bool [B, M] are empty."""
+        """Give the newest level's slots node indices: rows stay packed, whatever slots are empty.
+
+        :param exists: bool [B, W, K], or [B, W, 1] where whole families are empty or not.
+        """
         if self._slot is None:
             if bool(exists.all()):
-                self.size = self.size + exists.shape[1]
+                self.size = self.size + (self._slots - self._start)
                 return
             self._slot = torch.arange(self._start, device=self.device).expand(self.rows, -1)
+        exists = exists.expand(-1, -1, self._fanout).reshape(self.rows, -1)
         self._newest["score"] = self._newest["score"].masked_fill(~exists, -torch.inf)
         node = (self.size[:, None] + exists.cumsum(1) - 1).masked_fill(~exists, NONE)
         self.size = self.size + exists.sum(1)
