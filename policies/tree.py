@@ -168,7 +168,7 @@ class DraftTree:
         if name in ("token", "handle") and self._table is not None:
             family = place // self._fanout if newest else self._layout()[0][place]
             rank = place - family * self._fanout if newest else self._layout()[1][place]
-            handle = self.at("row", nodes) * self._table.fanout + rank
+            handle = (self.at("row", nodes) * self._table.fanout + rank).clamp(min=NONE)  # the root has none
             if name == "handle":
                 return handle
             return torch.where(nodes == 0, self._root_token, self._table.tokens(handle))
