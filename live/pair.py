@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from live.eagle3 import Eagle3Head, captured_layers
@@ -135,9 +137,20 @@ def device_name(device: str) -> str:
     return f"cpu ({torch.get_num_threads()} threads)"
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
-    """Token ids of a conversation, with the tokenizer's chat template when it has one, and the cue to answer."""
-    if tokenizer.chat_template:
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], chat_template: bool = True
+) -> list[int]:
+    """Token ids of a conversation, with the tokenizer's chat template when it has one, and the cue to answer.
+
+    :param chat_template: False feeds the bare contents, one below the other.
+    Raises UserError when the template refuses the messages (some take no system message).
+    """
+    if tokenizer.chat_template and chat_template:
+        try:
+            ids = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True, return_dict=True)
+        except TemplateError as error:
+            raise UserError(
+                f"the tokenizer's chat template refuses a prompt ({error}): change the prompt, or use --no-chat-template"
+            ) from error
         return list(ids["input_ids"])
     return tokenizer("\n".join(message["content"] for message in messages))["input_ids"]

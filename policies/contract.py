@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from policies.cost import Cost
@@ -18,13 +19,29 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the target's token is chosen. Temperature 0 is greedy (argmax, lowest id on ties)."""
+    """How the target's token is chosen. Temperature 0 is greedy (argmax, lowest id on ties).
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
+    Processors as in Hugging Face, in its order: repetition penalty, temperature, top-k (0 = off), top-p (1 = off). Each field
+    is a number; inside a cycle of the decoding loops it is a tensor [B], since rows may differ (:meth:`by_row`).
+    """
+
+    temperature: float | Tensor = 0.0
+    top_k: int | Tensor = 0
+    top_p: float | Tensor = 1.0
+    repetition_penalty: float | Tensor = 1.0
+    seed: int | Tensor = 0
+
+    def by_row(self, rows: Tensor) -> Sampling:
+        """The settings of the given rows, int64 [B]: float64 and int64 tensors [B] on their device."""
+
+        def column(value: float | Tensor, dtype: torch.dtype) -> Tensor:
+            if isinstance(value, Tensor):
+                return value[rows]
+            return torch.full(rows.shape, value, dtype=dtype, device=rows.device)
+
+        whole = ("top_k", "seed")
+        kinds = {field.name: torch.int64 if field.name in whole else torch.float64 for field in dataclasses.fields(self)}
+        return Sampling(**{name: column(getattr(self, name), kind) for name, kind in kinds.items()})
 
 
 @dataclass(frozen=True)
@@ -41,7 +58,7 @@ class Cycle:
     root_entropy    float32 [B]  entropy (nats) of the target's distribution that gave the root
     root_logprob    float32 [B]  the root's raw log-probability under it
     group           int64   [B]  rows with the same number decode together as one serving batch
-    sampling        how the target's tokens are chosen
+    sampling        how the target's tokens are chosen, its fields tensors [B]
     cost            what time costs on this machine, or None
     """
 

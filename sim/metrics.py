@@ -57,11 +57,18 @@ class ResultRow:
 
 
 def replay_rows(
-    recording: Recording, policy: Policy, drafter: str | None = None, cost: CostModel | None = None
+    recording: Recording,
+    policy: Policy,
+    drafter: str | None = None,
+    cost: CostModel | None = None,
+    sequences: Tensor | None = None,
 ) -> list[ResultRow]:
-    """Replay a policy on a whole recording, price it where a cost model is given, and sum up."""
+    """Replay a policy on a recording, price it where a cost model is given, and sum up.
+
+    :param sequences: indices int64 of the sequences to replay; all by default.
+    """
     drafter = drafter or recording.drafters[0]
-    log = replay(recording, policy, drafter, cost=cost)
+    log = replay(recording, policy, drafter, sequences=sequences, cost=cost)
     if cost is None:
         return result_rows(recording, policy, drafter, log)
     text = RecordedText(recording)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from policies.children import Children, ChildTable, StoredChildren
-from policies.contract import Cycle
+from policies.contract import Cycle, Sampling
 from policies.order import NONE
 from policies.tree import DraftTree
 from policies.verification import Kept, Walk, walk
@@ -36,6 +36,8 @@ class RecordedText:
         self.length = tensor(recording.length)
         self.top_tokens = tensor(recording.top_tokens)
         self.top_logprobs = tensor(recording.top_logprobs)
+        self.sampling = _sampling(recording)
+        """Its fields are tensors [S]."""
         ends = torch.tensor(recording.manifest.get("end_tokens", []), dtype=torch.int64)
         last = self.token[self.offset[1:] - 1]
         self.ended = (tensor(recording.finish) == FINISHES.index("eos")) | torch.isin(last, ends)
@@ -44,6 +46,13 @@ class RecordedText:
     def at(self, cycle: Cycle) -> Tensor:
         """Flat position int64 [B] of each row's root."""
         return self.offset[cycle.sequence] + cycle.position
+
+
+def _sampling(recording: Recording) -> Sampling:
+    """How each sequence was sampled, as tensors [S]."""
+    entries = [recording.sampling(sequence) for sequence in range(len(recording.length))]
+    kinds = {name: torch.int64 if name in ("top_k", "seed") else torch.float64 for name in vars(Sampling())}
+    return Sampling(**{name: torch.tensor([entry[name] for entry in entries], dtype=kind) for name, kind in kinds.items()})
 
 
 class RecordedDrafter:

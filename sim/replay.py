@@ -8,7 +8,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from policies.contract import Cycle, Policy, Sampling, State
+from policies.contract import Cycle, Policy, State
 from policies.cost import Cost
 from policies.drafting import Drafter
 from policies.errors import UserError
@@ -144,7 +144,7 @@ class ReplayRun:
             root_entropy=text.entropy[at],
             root_logprob=text.logprob[at],
             group=self.group,
-            sampling=Sampling(),
+            sampling=text.sampling.by_row(sequence),
             cost=self.cost,
         )
         done = run_cycle(self.policy, self.drafter, self.verifier, cycle, self.state)

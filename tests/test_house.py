@@ -17,7 +17,7 @@ COMMANDS = (
     "policies", "traces.record", "traces.inspect", "traces.profile", "sim.fit", "live.generate", "live.bench",
     "live.fidelity", "live.reference.train",
 )  # fmt: skip
-MEASURING = {"record", "capture", "forest", "fill", "estimate", "profile", "measure", "grid", "overhead", "campaign"}
+MEASURING = {"record", "shard", "capture", "forest", "fill", "estimate", "profile", "measure", "grid", "overhead", "campaign"}
 """Files of traces/ that record or profile models, and so may import live."""
 LONGEST = 350
 
