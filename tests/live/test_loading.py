@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from live import loading
+from live import hub, identity, loading
 from policies.errors import UserError
 from tests.live.tiny import build
 
@@ -87,7 +87,7 @@ def test_bad_dtype_device_and_part(folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="not available"):
         loading.load_target(folder, device="cuda")
-    monkeypatch.setattr(loading, "REFERENCE", folder)
+    monkeypatch.setattr(hub, "REFERENCE", folder)
     with pytest.raises(UserError, match="reference draft"):
         loading.load_reference("draft")
 
@@ -95,31 +95,31 @@ def test_bad_dtype_device_and_part(folder, monkeypatch):
 def test_reference_resolves_to_the_shipped_folder(folder, monkeypatch, tmp_path_factory):
     home = tmp_path_factory.mktemp("reference")
     shutil.copytree(folder, home / "draft")
-    monkeypatch.setattr(loading, "REFERENCE", home)
+    monkeypatch.setattr(hub, "REFERENCE", home)
     model, _ = loading.load_reference("draft")
     assert model.dtype == torch.float32
-    assert loading.weights_hash(home / "draft") == loading.weights_hash(folder)
+    assert identity.weights_hash(home / "draft") == identity.weights_hash(folder)
 
 
 def test_tokenizers_are_compared_by_content():
-    base = loading.tokenizer_hash(tokenizer())
-    assert base == loading.tokenizer_hash(tokenizer()) != loading.tokenizer_hash(tokenizer(lower=True))
+    base = identity.tokenizer_hash(tokenizer())
+    assert base == identity.tokenizer_hash(tokenizer()) != identity.tokenizer_hash(tokenizer(lower=True))
     noisy = tokenizer()
     noisy.backend_tokenizer.enable_truncation(4)
     noisy.backend_tokenizer.post_processor = processors.TemplateProcessing("$A", special_tokens=[])
     noisy.chat_template = "{{ messages }}"
-    loading.check_same_tokenizer(tokenizer(), noisy)
+    identity.check_same_tokenizer(tokenizer(), noisy)
     for other, said in ((tokenizer("a b d c"), "'c' is numbered 3 and 4"), (tokenizer(lower=True), "normalisation")):
         with pytest.raises(UserError, match=said):
-            loading.check_same_tokenizer(tokenizer(), other)
+            identity.check_same_tokenizer(tokenizer(), other)
 
 
 def test_weights_hash_follows_the_weights(folder):
-    first = loading.weights_hash(folder)
+    first = identity.weights_hash(folder)
     model = loading.load_model(folder)
-    in_memory = loading.weights_hash(model)
-    assert in_memory == loading.weights_hash(loading.load_model(folder))
+    in_memory = identity.weights_hash(model)
+    assert in_memory == identity.weights_hash(loading.load_model(folder))
     model.lm_head.weight[0, 0] += 1
-    assert in_memory != loading.weights_hash(model)
+    assert in_memory != identity.weights_hash(model)
     model.save_pretrained(folder)
-    assert first != loading.weights_hash(folder)
+    assert first != identity.weights_hash(folder)
