@@ -289,6 +289,8 @@ def check_architecture(architecture: type[PreTrainedModel], whole: PreTrainedCon
         raise UserError(f"{name} is an encoder-decoder model, which tree decoding does not cover; {cure}")
     if getattr(config, "alibi", False) or config.model_type in {"bloom", "mpt"}:
         raise UserError(f"{name} derives ALiBi biases from a flat mask, so it takes no tree mask; {cure}")
+    if "local" in getattr(config, "attention_layers", ()):
+        raise UserError(f"{name} counts its local attention by cache slots, so it takes no tree mask; {cure}")
     if "position_ids" not in inspect.signature(architecture.forward).parameters:
         raise UserError(f"{name} takes no explicit positions, which trees need; {cure}")
     limits = [(getattr(config, "max_position_embeddings", None) or 1 << 40, "the model's context")]
@@ -298,4 +300,9 @@ def check_architecture(architecture: type[PreTrainedModel], whole: PreTrainedCon
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk and "chunked_attention" in kinds:
         limits.append((chunk, "the model's attention chunk, within which trees are exact,"))
+    rotary = getattr(config, "rope_parameters", None) or {}
+    for told in (rotary, *(part for part in rotary.values() if isinstance(part, dict))):
+        if told.get("rope_type") in ("dynamic", "longrope"):  # further on all frequencies depend on the longest row
+            original = told.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+            limits.append((original or limits[0][0], "the context up to which the rotary embedding keeps its frequencies"))
     return min(limits, key=lambda pair: pair[0])

@@ -21,8 +21,25 @@ _SHARE = 0.25
 def check_trees(model: PreTrainedModel) -> None:
     """Run x and y behind a text and z behind x, as a tree and as plain texts.
 
-    :raises UserError: when they differ by more than rounding can explain.
+    :raises UserError: when that fails, or when they differ by more than rounding can explain.
     """
+    cure = "use a decoder such as Llama, Qwen3, Mistral, Gemma, GPT-NeoX or GPT-2"
+    try:
+        difference, scale = tree_error(model)
+    except (torch.OutOfMemoryError, UserError):
+        raise
+    except Exception as error:  # whatever a family's own code may raise
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+        raise UserError(f"{type(model).__name__} cannot run a tree with a cache, a mask and positions ({told}); {cure}") from error
+    if difference > scale:
+        raise UserError(
+            f"{type(model).__name__} gives other numbers in a tree than in plain text (logits differ by {difference:.2g}), "
+            f"so it does not follow an attention mask and positions; {cure}"
+        )
+
+
+def tree_error(model: PreTrainedModel) -> tuple[float, float]:
+    """By how much logits in a tree differ from plain text, and how much rounding may explain."""
     cached = CachedModel(model, capacity=8)
     text, x, y, z = [1, 2, 3, 4], 5, 6, 7
     cached.prefill(_row(cached, text), logits="none")
@@ -36,11 +53,7 @@ def check_trees(model: PreTrainedModel) -> None:
     right = plain(x, z)
     wrong_parent = (plain(y, z) - right).abs().max()
     difference = torch.maximum((found[1] - plain(y)).abs().max(), (found[2] - right).abs().max())
-    if difference > _SHARE * wrong_parent + 1e-3 * right.abs().max():
-        raise UserError(
-            f"{type(model).__name__} gives other numbers in a tree than in plain text (logits differ by {float(difference):.2g}), "
-            "so it does not follow an attention mask and positions; use a decoder such as Llama, Qwen3, Mistral or GPT-NeoX"
-        )
+    return float(difference), float(_SHARE * wrong_parent + 1e-3 * right.abs().max())
 
 
 def _row(cached: CachedModel, tokens: list[int]) -> Tensor:
