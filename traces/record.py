@@ -40,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
         "--cut-loops", action=argparse.BooleanOptionalAction, help="end texts at verbatim loops (default: for the reference)"
     )
     parse.add_argument("--revision", help="hub revision of the target")
-    parse.add_argument("--trust-remote-code", action="store_true")
+    parse.add_argument("--trust-remote-code", action="store_true", help="run the model's own code (default: never)")
+    parse.add_argument("--device-map", metavar="MAP", help="auto: spread the target over several GPUs (needs accelerate)")
     parse.add_argument("--resume", action="store_true", help="go on with an interrupted recording")
     parse.add_argument("--overwrite", action="store_true", help="replace the recording in the folder")
     parse.add_argument("--dry-run", action="store_true", help="say what it would take: time, disk, memory")
@@ -78,7 +79,7 @@ def record(args: argparse.Namespace) -> None:
     if later := sum(bool(prompt.later_turns) for prompt in prompts):
         print(f"note: {later} prompts have later turns; only their first turns are recorded", file=sys.stderr)
     settings = capture_settings(args)  # before the models: loading them may take minutes
-    hub = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    hub = {"revision": args.revision, "trust_remote_code": args.trust_remote_code, "device_map": args.device_map}
     pair = load_pair(args.target, args.draft, args.dtype, args.device, **hub)
     encoded = encode(pair, prompts, settings)
     plan = shard_plan(prompts, args.batch)
@@ -186,6 +187,8 @@ def record_shards(
     import torch
     from tqdm import tqdm
 
+    from traces.selftest import warn_near_chance
+
     pending = writer.pending()
     total = sum(len(plan.sequences) for plan in pending)
     seconds = {"generate": 0.0, "target": 0.0, "forest": 0.0, "write": 0.0}
@@ -193,6 +196,8 @@ def record_shards(
         for plan in pending:
             bar.set_postfix_str(plan.domain)
             tables = capture_shard(pair, prompts, encoded, plan, settings, seconds, bar.update)
+            if plan.index == 0:
+                warn_near_chance(*tables[1:], pair.description["drafters"])
             started = time.perf_counter()
             writer.write_shard(plan.index, *tables)
             seconds["write"] += time.perf_counter() - started
