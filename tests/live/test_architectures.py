@@ -66,10 +66,12 @@ def test_fidelity_of_every_architecture(family, tmp_path):
     recording = open_recording(trace, verify=True)
     pair = load_pair(target, [eagle3, draft], "float64")
     assert check_texts(recording, pair, exact=True)["identical"] == 2
-    for drafter in ("eagle3", "draft"):
-        accepted = 0
+    cycles = {"eagle3": 0, "draft": 0}
+    for drafter in cycles:
         for spec in POLICIES:
             report = check_policy(recording, pair, load_policy(spec), drafter, 1000)
-            assert report.identical == report.cycles > 8 and not report.notes
-            accepted += 46 - report.cycles  # plain decoding takes one cycle for each of the 2 x 23 tokens behind prefill
-        assert drafter == "eagle3" or accepted > 20  # the draft LM is right often enough to prove something
+            assert report.identical == report.cycles > 0 and not report.notes
+            cycles[drafter] += report.cycles
+    plain = len(POLICIES) * 46  # cycles of plain decoding: 2 texts of 23 tokens behind prefill
+    assert plain >= cycles["eagle3"] > cycles["draft"]  # trained on nothing, it is mostly wrong
+    assert cycles["draft"] < 0.75 * plain  # right often enough to prove something

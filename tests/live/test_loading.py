@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from live import hub, identity, loading
@@ -112,6 +112,38 @@ def test_tokenizers_are_compared_by_content():
     for other, said in ((tokenizer("a b d c"), "'c' is numbered 3 and 4"), (tokenizer(lower=True), "normalisation")):
         with pytest.raises(UserError, match=said):
             identity.check_same_tokenizer(tokenizer(), other)
+
+
+def byte_pairs(merges: list[tuple[str, str]] = (("a", "b"), ("c", "d")), added: tuple[str, ...] = ("<end>",)):
+    """BPE over four letters and the pairs ab and cd, however they are merged, with added special tokens."""
+    inner = Tokenizer(models.BPE({word: i for i, word in enumerate(["a", "b", "c", "d", "ab", "cd", "abcd"])}, list(merges)))
+    inner.add_special_tokens([AddedToken(word, special=True) for word in added])
+    return PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+@pytest.mark.parametrize(
+    ("draft", "said"),
+    [
+        (byte_pairs([("c", "d"), ("a", "b")]), "merges differ"),  # the same words, met in another order
+        (byte_pairs([("a", "b"), ("c", "d"), ("ab", "cd")]), "merges differ"),
+        (byte_pairs(added=("<stop>",)), "number 7 is '<end>' and '<stop>'"),
+        (byte_pairs(added=("<stop>", "<end>")), "'<end>' is numbered 7 and 8"),
+        (tokenizer(), "'a' is numbered 0 and 1"),
+    ],
+)
+def test_tokenizers_that_number_text_differently(draft, said):
+    with pytest.raises(UserError, match=said):
+        identity.check_same_tokenizer(byte_pairs(), draft)
+    with pytest.raises(UserError, match="different tokenizers"):
+        identity.check_same_tokenizer(draft, byte_pairs())
+
+
+def test_tokens_that_only_one_has_added_are_no_hindrance():
+    """As with chat models of one family: one knows a few more special tokens behind the shared ones."""
+    more = byte_pairs(added=("<end>", "<tool>", "<image>"))
+    identity.check_same_tokenizer(byte_pairs(), more)
+    identity.check_same_tokenizer(more, byte_pairs())
+    assert identity.tokenizer_hash(more) != identity.tokenizer_hash(byte_pairs())
 
 
 def test_weights_hash_follows_the_weights(folder):
