@@ -46,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
         "--cut-loops", action=argparse.BooleanOptionalAction, help="end texts at verbatim loops (default: for the reference)"
     )
     parse.add_argument("--revision", help="hub revision of the target")
-    parse.add_argument("--trust-remote-code", action="store_true")
+    parse.add_argument("--trust-remote-code", action="store_true", help="run the model's own code (default: never)")
+    parse.add_argument("--device-map", metavar="MAP", help="auto: spread the target over several GPUs (needs accelerate)")
     parse.add_argument("--resume", action="store_true", help="go on with an interrupted recording")
     parse.add_argument("--overwrite", action="store_true", help="replace the recording in the folder")
     parse.add_argument("--dry-run", action="store_true", help="say what it would take: time, disk, memory")
@@ -89,7 +90,7 @@ def record(args: argparse.Namespace) -> None:
     prompts = load_prompts(args.prompts or sample_specs(), limit=args.limit, seed=args.prompt_seed)
     prompts = prompts if args.system is None else with_system(prompts, args.system)
     settings = capture_settings(args)  # before the models: loading them may take minutes
-    hub = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    hub = {"revision": args.revision, "trust_remote_code": args.trust_remote_code, "device_map": args.device_map}
     pair = load_pair(args.target, args.draft, args.dtype, args.device, **hub)
     encoded = encode(pair, prompts, settings, args.chat_template)
     turns = turns_of(prompts, len(samplings))
@@ -212,6 +213,7 @@ def record_shards(
     import torch
     from tqdm import tqdm
 
+    from traces.selftest import warn_near_chance
     from traces.shard import ShardRecorder
 
     pending = writer.pending()
@@ -223,6 +225,8 @@ def record_shards(
         for plan in pending:
             bar.set_postfix_str(plan.domain)
             tables = recorder.record(plan)
+            if plan.index == 0:
+                warn_near_chance(*tables[1:], pair.description["drafters"])
             started = time.perf_counter()
             writer.write_shard(plan.index, *tables)
             spent_writing += time.perf_counter() - started
