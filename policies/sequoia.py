@@ -134,7 +134,8 @@ def best_trees(rates: np.ndarray, tokens: int, depth: int) -> tuple[np.ndarray, 
         grown = np.full((branches + 1, tokens + 1), -np.inf)
         grown[0, 1] = 1.0
         for child in range(1, branches + 1):
-            subtree = rates[child - 1] * value[level - 1]
+            subtree = value[level - 1].copy()
+            subtree[np.isfinite(subtree)] *= rates[child - 1]  # a rate of 0 leaves "there is none" as it is
             for size in range(child + 1, tokens + 1):
                 options = grown[child - 1, size - 1 : 0 : -1] + subtree[1:size]  # y = 1 .. size - 1
                 best = int(np.argmax(options))
