@@ -104,8 +104,8 @@ class Policy:
     """Whether a row's decision looks at the other rows of its group."""
     fits_on_nodes: ClassVar[bool] = False
     """Whether :meth:`fit` reads the table of tested nodes besides the table of positions."""
-    fits_on_untested: ClassVar[int] = 0
-    """Of the nodes that the truth does not test, every so many-th stands in that table too, as not accepted; 0 = none."""
+    fits_on_whole_trees: ClassVar[int] = 0
+    """0: that table lists the tested nodes. k: it lists the accepted ones and, tested or not, every k-th of the others."""
     source: ClassVar[str] = ""
     """FILE.py:Class of a policy from outside this folder; it stands for the name in JSON."""
 

@@ -31,7 +31,7 @@ SETTINGS: dict[str, list[str]] = {
         "dyspec(nodes=64, threshold=0.03, depth=3)",
     ],
     "c2t": [
-        "c2t(depth=4, top_k=3, units_=((1.5, -0.01, -0.1, 0.2), (0.5, 0.02, -0.3, 0.1)), output_=(2.0, 0.5, -0.7))",
+        "c2t(depth=4, top_k=3, width=9, units_=((1.5, -0.01, -0.1, 0.2), (0.5, 0.02, -0.3, 0.1)), output_=(2.0, 0.5, -0.7))",
         "c2t(beta=0.2, depth=3, top_k=6, units_=((4.0, 0.01, -0.5, 0.0),), output_=(1.0, -2.0))",
     ],
     "sequoia": [

@@ -312,8 +312,9 @@ def c2t(token, of, entropy_of, policy: C2T, reach: int):
     tree, layer = nodes[:], nodes[:]
     for _ in range(policy.depth):
         children = grow(nodes, inside(layer, reach), of, lambda node: policy.top_k)
-        passed = [node for node in children if 1 / (1 + math.exp(-float(logit(node)))) >= policy.beta]
-        layer = by_total_order(passed, logit)[: policy.top_k]
+        looked_at = by_total_order(children)[: policy.width]
+        passed = [node for node in looked_at if 1 / (1 + math.exp(-float(logit(node)))) >= policy.beta]
+        layer = sorted(passed, key=lambda node: -float(logit(node)))[: policy.top_k]  # stable: then by probability
         tree += layer
         if not layer:
             break
@@ -326,18 +327,19 @@ WEIGHTS = st.floats(-2, 2).map(lambda weight: round(weight, 3))
 @settings(max_examples=60, deadline=None)
 @given(
     LANGUAGES,
-    st.lists(st.tuples(WEIGHTS, st.floats(-0.03, 0.03), WEIGHTS, WEIGHTS), min_size=1, max_size=5),
+    st.lists(st.tuples(WEIGHTS, st.floats(-0.03, 0.03), WEIGHTS, WEIGHTS), min_size=1, max_size=3),
     st.data(),
     st.sampled_from([0.2, 0.4321, 0.7]),
     st.integers(1, 5),
     st.integers(1, 4),
+    st.sampled_from([2, 4, 25]),
     REACHES,
 )
-def test_c2t(language, units, data, beta, top_k, depth, reaches):
+def test_c2t(language, units, data, beta, top_k, depth, width, reaches):
     output = data.draw(st.lists(WEIGHTS, min_size=len(units) + 1, max_size=len(units) + 1))
     if abs(output[-1] - math.log(beta / (1 - beta))) < 1e-3:  # every unit may be off
         output[-1] += 0.01
-    policy = C2T(beta, top_k, depth, units_=tuple(units), output_=tuple(output))
+    policy = C2T(beta, top_k, depth, width, units_=tuple(units), output_=tuple(output))
     row = iter(range(ROWS))
 
     def build(token, of, reach):
