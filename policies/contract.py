@@ -123,6 +123,8 @@ class Policy:
     """Whether :meth:`fit` reads the table of tested nodes besides the table of positions."""
     selecting: ClassVar[frozenset[str]] = frozenset()
     """Parameters that only :meth:`select` reads: policies that differ in nothing else draft the same trees."""
+    fits_on_whole_trees: ClassVar[int] = 0
+    """0: that table lists the tested nodes. k: it lists the accepted ones and, tested or not, every k-th of the others."""
     source: ClassVar[str] = ""
     """FILE.py:Class of a policy from outside this folder; it stands for the name in JSON."""
 

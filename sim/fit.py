@@ -57,7 +57,9 @@ def fit(
         recording, policy, drafter, split.train, nodes=policy.fits_on_nodes, on_positions=progress.advance
     )
     fitted = policy.fit(train)
-    held_out = build_samples(recording, policy, drafter, split.held_out, on_positions=progress.advance)
+    held_out = build_samples(
+        recording, policy, drafter, split.held_out, nodes=policy.fits_on_nodes, on_positions=progress.advance
+    )
     progress.finish()
     how = {
         "recording": str(recording.folder),

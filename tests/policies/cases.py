@@ -18,6 +18,26 @@ SETTINGS: dict[str, list[str]] = {
         "heterospec(total_tokens=30, depth=3, top_k=4, first_index=1, confidence=local, thresholds_=(3.3, 3.6))",
         "heterospec(total_tokens=12, depth=2, top_k=3, prune=False, thresholds_=(1.75,))",
     ],
+    "opt_tree": ["opt_tree(nodes=8, depth=4, width=3)", "opt_tree(nodes=30, threshold=0.05, depth=5, width=5)"],
+    "ddd": ["ddd(total_tokens=12, depth=5, top_k=3, checks=(1, 2, 4))", "ddd(depth=4, checks=(2,), threshold=0.5)"],
+    "talon": [
+        "talon(total_tokens=12, top_k=3, mu=0.3, width=3, branching=4, depth=4)",
+        "talon(total_tokens=40, top_k=6, width=5, branching=3, depth=6)",
+        "talon(total_tokens=1)",
+    ],
+    "dyspec": [
+        "dyspec(nodes=12, width=3, top_k=4, depth=4)",
+        "dyspec(nodes=9, threshold=0.1, width=9, top_k=9, depth=9)",
+        "dyspec(nodes=64, threshold=0.03, depth=3)",
+    ],
+    "c2t": [
+        "c2t(depth=4, top_k=3, width=9, units_=((1.5, -0.01, -0.1, 0.2), (0.5, 0.02, -0.3, 0.1)), output_=(2.0, 0.5, -0.7))",
+        "c2t(beta=0.2, depth=3, top_k=6, units_=((4.0, 0.01, -0.5, 0.0),), output_=(1.0, -2.0))",
+    ],
+    "sequoia": [
+        "sequoia(acceptance_=(0.5, 0.2, 0.1), tree_=((0,), (1,), (0, 0), (1, 0), (0, 0, 0)))",
+        "sequoia(acceptance_=(0.0,), tree_=())",
+    ],
 }
 """A policy that is not listed runs with its defaults; one that must be fitted has to be listed."""
 
