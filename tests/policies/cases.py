@@ -38,6 +38,24 @@ SETTINGS: dict[str, list[str]] = {
         "sequoia(acceptance_=(0.5, 0.2, 0.1), tree_=((0,), (1,), (0, 0), (1, 0), (0, 0, 0)))",
         "sequoia(acceptance_=(0.0,), tree_=())",
     ],
+    "kangaroo": ["kangaroo", "kangaroo(threshold=0.9, most=3)"],
+    "svip": ["svip(threshold=2.5, most=5)", "svip(threshold=0)"],
+    "adaedl": ["adaedl(gamma=0.01, start=0.3, step=0.5, most=5)", "adaedl(gamma=0.01, goal=0.2, step=0.5, most=3)"],
+    "survival": ["survival", "survival(threshold=0.6, most=4)"],
+    "hf_heuristic": ["hf_heuristic(start=2, most=6)"],
+    "hf_confidence": ["hf_confidence(most=4)", "hf_confidence(threshold=0.9, few=2, miss_weight=1, most=5)"],
+    "gammatune": ["gammatune", "gammatune(start=1, smoothing=0.7, widen=1, most=4)"],
+    "specdec_pp": ["specdec_pp(weights_=(0.5, 0.6, -0.01, -0.2))", "specdec_pp(threshold=0.7, most=4, weights_=(1, 0.3, 0, 0))"],
+    "expected_value": [
+        "expected_value(draft_share=0.2, weights_=(0.5, 0.6, -0.01, -0.2), next_=0.7)",
+        "expected_value(draft_share=0.05, verify_share=0.3, most=5, weights_=(1, 0.3, 0, 0), next_=0.6)",
+        "expected_value(draft_share=1.0, weights_=(1, 0.3, 0, 0), next_=0.6)",
+    ],
+    "online_acceptance": ["online_acceptance(warm_up=0, refit=3, most=5)", "online_acceptance(warm_up=1, refit=4, threshold=0.5)"],
+    "ucbspec": ["ucbspec", "ucbspec(exploration=0.1, arms=((4, 2, 2), (9, 3, 3), (2, 1, 1)))"],
+    "exp3spec": ["exp3spec", "exp3spec(seed=3, arms=((4, 2, 2), 5, (9, 3, 3)))"],
+    "hedgespec": ["hedgespec", "hedgespec(seed=3, arms=((4, 2, 3), (9, 3, 3), (6, 3, 3)))"],
+    "tapout": ["tapout(most=5)", "tapout(arms=('survival', 'kangaroo'), exploration=0.2)"],
 }
 """A policy that is not listed runs with its defaults; one that must be fitted has to be listed."""
 
