@@ -51,7 +51,10 @@ def open_profile(path: str | Path, recording: Recording, drafter: str, other_mod
     """
     profile = load_profile(path)
     if not other_models:
-        check_profile(profile, recording.manifest)
+        try:
+            check_profile(profile, recording.manifest)
+        except UserError as error:
+            raise UserError(f"{error}, or say --other-models for a what-if") from None
     profile.cost(drafter)
     return profile
 

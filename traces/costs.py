@@ -171,8 +171,18 @@ def load_profile(path: str | Path) -> Profile:
 def check_profile(profile: Profile, manifest: Mapping[str, Any]) -> None:
     """Make sure that the profile was measured on the models of a recording (its manifest); what has no hash passes.
 
-    :raises UserError: naming both models, when their weights differ.
+    An analytic profile was made from a shape: it fits every target of that size (parameters within 2%).
+
+    :raises UserError: naming both models, when their weights or sizes differ.
     """
+    shape, recorded = profile.content.get("target", {}), manifest.get("target", {})
+    if profile.content.get("kind") == "analytic" and "parameters" in shape and "parameters" in recorded:
+        a, b = shape["parameters"], recorded["parameters"]
+        if abs(a - b) > 0.02 * b:
+            raise UserError(
+                f"{profile.source} is of {shape.get('id', '?')} ({a / 1e9:.3g} billion parameters), the recording was made "
+                f"with {recorded.get('id', '?')} ({b / 1e9:.3g} billion): make one with python -m traces.analytic --model"
+            )
     ours = {drafter["name"]: drafter for drafter in profile.content.get("drafters", ())}
     pairs = [("target", profile.content.get("target", {}), manifest.get("target", {}))]
     pairs += [("drafter", ours[d["name"]], d) for d in manifest["drafters"] if d["name"] in ours]
