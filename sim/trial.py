@@ -43,6 +43,11 @@ def run_trial(recording: Recording, policy: Policy, setting: Setting, cost: Cost
     return tally(recording, log, cycle_ms, plain, step)
 
 
+def run_trials(recording: Recording, policies: list[Policy], setting: Setting, cost: CostModel | None = None) -> list[Tally]:
+    """Several policies of one kind under one setting. Settings that draft the same trees could share one replay here."""
+    return [run_trial(recording, policy, setting, cost) for policy in policies]
+
+
 def texts_at(recording: Recording, temperature: float | None) -> Tensor | None:
     """Indices int64 of the texts sampled at a temperature; None (all) when none is asked for.
 
