@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # the command: it stands in sim.contest, and begins here so that --help need not load torch
+    import runpy
+
+    runpy.run_module("sim.contest", run_name="__main__")
+
 from dataclasses import dataclass
 from itertools import zip_longest
 

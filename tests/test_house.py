@@ -14,8 +14,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("policies", "traces", "sim", "live", "app")
 COMMANDS = (
-    "policies", "traces.record", "traces.inspect", "traces.profile", "sim.fit", "live.generate", "live.bench",
-    "live.fidelity", "live.reference.train",
+    "policies", "traces.record", "traces.inspect", "traces.profile", "traces.analytic", "sim.fit", "sim.replay", "sim.sweep",
+    "sim.curves", "sim.compare", "sim.validate", "sim.export", "sim.report",
+    "live.generate", "live.bench", "live.fidelity", "live.reference.train",
 )  # fmt: skip
 MEASURING = {"record", "shard", "capture", "forest", "fill", "estimate", "profile", "measure", "grid", "overhead", "campaign"}
 """Files of traces/ that record or profile models, and so may import live."""
