@@ -30,8 +30,11 @@ PAGES = {  # file in dashboard/: title, icon
     "pareto": ("Pareto", ":material/scatter_plot:"),
     "cost": ("Cost", ":material/timer:"),
 }
+# a draft tree; drawn here, since an icon by name would be fetched from a server of others
+ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path d="M3 8h4l5-5M7 8l5 5M7 8h6" fill="none"
+stroke="#0072B2" stroke-width="2" stroke-linecap="round"/></svg>"""
+# two charts side by side need the width
 NARROW_MARGINS = "<style>[data-testid=stMainBlockContainer] {padding: 3rem 2.5rem 4rem}</style>"
-"""Two charts side by side need the width."""
 EMPTY = """No recording to show yet. Make one of the shipped model pair and open it (some minutes on two cores):
 
     python -m traces.record --out my_recording
@@ -39,7 +42,7 @@ EMPTY = """No recording to show yet. Make one of the shipped model pair and open
 
 
 def main() -> None:
-    st.set_page_config(page_title="SpecReplay", layout="wide")
+    st.set_page_config(page_title="SpecReplay", page_icon=ICON, layout="wide")
     st.html(NARROW_MARGINS)
     pages = [
         st.Page(HERE / "dashboard" / f"{name}.py", title=title, icon=icon, url_path=name, default=name == "recording")

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = ("recording", "entropy", "lab", "explorer", "compare", "pareto", "cost")
 STATE = "document.querySelector('[data-testid=stApp]')?.getAttribute('data-test-script-state')"
 BOXES = "[...document.querySelectorAll('[data-testid=stException], [data-testid=stAlertContentError]')].map(e => e.innerText)"
-HEIGHT = "Math.max(...[...document.querySelectorAll('[data-testid=stMain], [data-testid=stSidebarContent]')].map(e => e.scrollHeight))"
+SCROLLED = "document.querySelectorAll('[data-testid=stMain], [data-testid=stSidebarContent]')"
+HEIGHT = f"Math.max(...[...{SCROLLED}].map(e => e.scrollHeight))"
 
 
 def parser() -> argparse.ArgumentParser:

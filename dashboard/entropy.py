@@ -99,9 +99,7 @@ def who_is_there(view: View, table: pl.DataFrame, x: str, outcome: str) -> None:
     name = f"range_{x}"
 
     def brushed() -> None:
-        found = st.session_state["chart_samples"].selection["range"].get(x) or st.session_state["chart_samples"].selection[
-            "range"
-        ].get("left")
+        found = st.session_state["chart_samples"].selection["range"].get("left")
         st.session_state[name] = (max(low, min(found)), min(high, max(found))) if found else (low, high)
 
     found = curves.histogram(table, x)
@@ -124,7 +122,11 @@ def who_is_there(view: View, table: pl.DataFrame, x: str, outcome: str) -> None:
             show_chart(charts.share_chart(part, by, 190), part, f"inside_by_{by}", caption)
     chosen = roots(table).filter(pl.col(x).is_between(low, high))
     st.markdown(f"**{len(chosen):,} positions inside**" + (f", {SHOWN_TOKENS} of them:" if len(chosen) > SHOWN_TOKENS else ":"))
-    show_table(tokens_of(view, chosen, outcome), "tokens_inside", {"draft_entropy": NUMBER(format="%.2f"), "top1_probability": NUMBER("draft's probability", format="%.3f")})
+    names = {
+        "top1_probability": NUMBER("draft's probability", format="%.3f"),
+        "draft_entropy": NUMBER("draft entropy (nats)", format="%.2f"),
+    }
+    show_table(tokens_of(view, chosen, outcome), "tokens_inside", names)
 
 
 def tokens_of(view: View, chosen: pl.DataFrame, outcome: str) -> pl.DataFrame:
@@ -229,11 +231,14 @@ def trust(view: View, table: pl.DataFrame) -> None:
     left, right = st.columns(2)
     with left:
         st.subheader("Does the draft mean what it says?", anchor=False)
-        by = st.segmented_control("One curve", ["all", "domain"], default="all", required=True, key="reliability", bind="query-params")
-        found = calibration.reliability(roots(table), by=None if by == "all" else "domain")
+        by = st.segmented_control(
+            "One curve for", ["all texts", "each domain"], default="all texts", required=True, key="curve", bind="query-params"
+        )
+        by = "domain" if by == "each domain" else None
+        found = calibration.reliability(roots(table), by=by)
         error = calibration.calibration_error(calibration.reliability(roots(table)))
         show_chart(
-            charts.reliability_chart(found, None if by == "all" else "domain"),
+            charts.reliability_chart(found, by),
             found,
             "reliability",
             f"At the roots, in bins of 10%. On the dashed line the draft is accepted as often as it says; the mean gap (expected "

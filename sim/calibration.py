@@ -48,7 +48,8 @@ def terminal_ranks(everywhere: pl.DataFrame, bins: int = 20) -> pl.DataFrame:
     """
     some = everywhere.filter(pl.col("terminal_rank") > 0)
     if some.is_empty():
-        return pl.DataFrame(schema={"from": pl.Int64, "to": pl.Int64, "share": pl.Float64, "accepted": pl.Float64, "cumulative": pl.Float64})
+        shares = dict.fromkeys(("share", "accepted", "cumulative"), pl.Float64)
+        return pl.DataFrame(schema={"from": pl.Int64, "to": pl.Int64} | shares)
     last = int(some["kept"].max())
     width = max(1, -(-last // bins))
     first = np.arange(1, last + 1, width)

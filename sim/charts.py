@@ -67,7 +67,8 @@ def domain_chart(table: pl.DataFrame, value: str, mean: str = "mean") -> alt.Lay
     parts, means = table.filter(pl.col("domain") != mean), table.filter(pl.col("domain") == mean)
     y = alt.Y("domain:N", title=None, sort=parts["domain"].to_list())
     x = alt.X(f"{value}:Q", title=VALUE_TITLES[value])
-    tooltip = [alt.Tooltip("domain:N"), *(alt.Tooltip(f"{name}:Q", format=".3f") for name in (value, f"{value}_low", f"{value}_high"))]
+    numbers = (value, f"{value}_low", f"{value}_high")
+    tooltip = [alt.Tooltip("domain:N"), *(alt.Tooltip(f"{name}:Q", format=".3f") for name in numbers)]
     bars = alt.Chart(parts).mark_bar(color=PALETTE[0], opacity=0.75, height={"band": 0.6}).encode(x, y, tooltip=tooltip)
     spans = _spans(parts, value, y)
     rule = alt.Chart(means).mark_rule(color=PALETTE[1], strokeWidth=2, strokeDash=[6, 3])
@@ -153,7 +154,8 @@ def strata_chart(curve: pl.DataFrame, edges: list[float], height: int = 320) -> 
     band = base.mark_area(opacity=0.2, color=PALETTE[0]).encode(alt.Y("ci_low:Q", title=title), alt.Y2("ci_high:Q"))
     line = base.mark_line(color=PALETTE[0]).encode(alt.Y("accepted:Q", title=title))
     points = base.mark_point(filled=True, size=40, color=PALETTE[0]).encode(alt.Y("accepted:Q", title=title), tooltip=tooltip)
-    marks = pl.DataFrame({"edge": edges, "name": [f"threshold {n}" for n in range(1, len(edges) + 1)]}, schema_overrides={"edge": pl.Float64})
+    names = [f"threshold {number}" for number in range(1, len(edges) + 1)]
+    marks = pl.DataFrame({"edge": edges, "name": names}, schema={"edge": pl.Float64, "name": pl.String})
     rules = alt.Chart(marks).mark_rule(color=PALETTE[5], strokeWidth=2, strokeDash=[6, 3])
     rules = rules.encode(alt.X("edge:Q"), tooltip=[alt.Tooltip("name:N"), alt.Tooltip("edge:Q", title="nats", format=".2f")])
     labels = alt.Chart(marks).mark_text(color=PALETTE[5], dx=4, align="left", baseline="top", fontWeight="bold")
@@ -170,7 +172,8 @@ def reliability_chart(found: pl.DataFrame, by: str | None = None, height: int = 
     diagonal = alt.Chart(ends).mark_line(color=GREY, strokeDash=[4, 4]).encode(x, y)
     colour, shape = _signs(by) if by else (alt.value(PALETTE[0]), alt.value(SHAPES[0]))
     tooltip = [alt.Tooltip(f"{by}:N")] if by else []
-    tooltip += [alt.Tooltip("probability:Q", format=".1%"), alt.Tooltip("accepted:Q", format=".1%"), alt.Tooltip("count:Q", format=",")]
+    tooltip += [alt.Tooltip("probability:Q", format=".1%"), alt.Tooltip("accepted:Q", format=".1%")]
+    tooltip += [alt.Tooltip("count:Q", title="samples", format=",")]
     base = alt.Chart(found)
     lines = base.mark_line().encode(x, y, color=colour)
     spans = base.mark_rule(opacity=0.6).encode(x, alt.Y("ci_low:Q"), alt.Y2("ci_high:Q"), color=colour)

@@ -134,7 +134,9 @@ def histogram(table: pl.DataFrame, x: Measure, bins: int = 60) -> pl.DataFrame:
     return pl.DataFrame({"left": edges[:-1], "right": edges[1:], "count": count})
 
 
-def inside(table: pl.DataFrame, x: Measure, low: float, high: float, by: Literal["depth", "domain"], outcome: Outcome) -> pl.DataFrame:
+def inside(
+    table: pl.DataFrame, x: Measure, low: float, high: float, by: Literal["depth", "domain"], outcome: Outcome
+) -> pl.DataFrame:
     """Acceptance of the samples with low <= x <= high, by depth or domain.
 
     Columns: by, acceptance, ci_low, ci_high (Wilson 95%), count, samples (share of the group's samples that is inside).
