@@ -196,6 +196,30 @@ def replayed(view: View, policy: Policy) -> pl.DataFrame:
         raise UserError(f"{policy.source} failed ({type(error).__name__}: {error}): mend it and replay it again") from error
 
 
+@st.cache_data(max_entries=100, show_spinner=False)
+def _rows(key: str, _tables: dict[str, pl.DataFrame]) -> pl.DataFrame:
+    return intervals.rows(_tables)
+
+
+def rows_of(view: View, tables: dict[str, pl.DataFrame]) -> pl.DataFrame:
+    """`sim.intervals.rows` of what :func:`replayed` gave, by spec."""
+    return _rows(_results_key(view, tables), tables)
+
+
+@st.cache_data(max_entries=400, show_spinner=False)
+def _differences(key: str, _ours: pl.DataFrame, _theirs: pl.DataFrame) -> pl.DataFrame:
+    return intervals.differences(_ours, _theirs)
+
+
+def differences_of(view: View, ours: pl.DataFrame, theirs: pl.DataFrame) -> pl.DataFrame:
+    """`sim.intervals.differences` of what :func:`replayed` gave for two policies."""
+    return _differences(_results_key(view, {"ours": ours, "theirs": theirs}), ours, theirs)
+
+
+def _results_key(view: View, tables: dict[str, pl.DataFrame]) -> str:
+    return f"{view.key} {[(name, table.columns, int(table.hash_rows().sum())) for name, table in tables.items()]}"
+
+
 def policy_key(policy: Policy) -> str:
     """The policy and its parameters, and for one from outside the text of its file."""
     source = Path(policy.source.rpartition(":")[0]).read_text() if policy.source else ""

@@ -11,6 +11,7 @@ from dashboard.common import (
     FITTED,
     View,
     current,
+    differences_of,
     escaped,
     friendly,
     nothing_drafted,
@@ -210,7 +211,7 @@ def thresholds(view: View) -> None:
 def against_base(view: View, policy: HeteroSpec) -> None:
     """The thresholds' policy replayed beside its own base, EAGLE-3."""
     base = replace(policy, thresholds_=())
-    table = intervals.differences(replayed(view, policy), replayed(view, base))
+    table = differences_of(view, replayed(view, policy), replayed(view, base))
     names = {"tau": "tau", "kept": "verified nodes per cycle", "levels": "draft levels per cycle", "ms_per_token": "ms per token"}
     mean = table.filter((pl.col("domain") == intervals.ALL) & pl.col("figure").is_in(list(names)))
     st.markdown("With these thresholds, replayed on every text:")

@@ -14,12 +14,13 @@ from dashboard.common import (
     nothing_drafted,
     policy_of,
     replayed,
+    rows_of,
     show_chart,
     show_table,
     title,
     words,
 )
-from sim import charts, glance, intervals
+from sim import charts, glance
 from sim.finding import hardware
 
 NUMBER = st.column_config.NumberColumn
@@ -77,7 +78,7 @@ def tau(view: View) -> None:
     specs = known_specs()
     start = specs.index("eagle3") if "eagle3" in specs else 0
     spec = st.selectbox("Policy", specs, index=start, key="glance", bind="query-params")
-    table = intervals.rows({spec: replayed(view, policy_of(spec))})
+    table = rows_of(view, {spec: replayed(view, policy_of(spec))})
     partly = table["coverage"].min() < 1.0
     note = " The recording lacks some of what this policy wanted, so its tau is a lower bound." if partly else ""
     show_chart(

@@ -76,6 +76,23 @@ def domain_chart(table: pl.DataFrame, value: str, mean: str = "mean") -> alt.Lay
     return (bars + spans + rule).properties(height=alt.Step(34))
 
 
+def difference_chart(table: pl.DataFrame, title: str, by: str) -> alt.LayerChart:
+    """Differences with their 95% intervals, one line per value of ``by``; zero is drawn in.
+
+    :param table: rows of `sim.intervals.differences` of one figure, and the column ``by``.
+    """
+    y = alt.Y(f"{by}:N", title=None, sort=None, axis=alt.Axis(labelLimit=320))
+    numbers = ("ours", "theirs", "difference", "low", "high")
+    tooltip = [alt.Tooltip(f"{by}:N"), *(alt.Tooltip(f"{name}:Q", format=".3f") for name in numbers)]
+    x = alt.X("difference:Q", title=title)
+    zero = alt.Chart(pl.DataFrame({"difference": [0.0]})).mark_rule(color=GREY, strokeDash=[4, 4]).encode(x)
+    known = table.filter(pl.col("low").is_not_null())
+    spans = alt.Chart(known).mark_rule(strokeWidth=3, color=PALETTE[0], opacity=0.5)
+    spans = spans.encode(alt.X("low:Q", title=title), alt.X2("high:Q"), y)
+    points = alt.Chart(table).mark_point(filled=True, size=80, color=PALETTE[0], opacity=1).encode(x, y, tooltip=tooltip)
+    return (zero + spans + points).properties(height=max(100, 28 * len(table) + 60))
+
+
 def _spans(table: pl.DataFrame, value: str, y: alt.Y) -> alt.Chart:
     """The 95% intervals, where there are any."""
     known = table.filter(pl.col(f"{value}_low").is_not_null())
@@ -85,7 +102,7 @@ def _spans(table: pl.DataFrame, value: str, y: alt.Y) -> alt.Chart:
 def policy_chart(table: pl.DataFrame, value: str = "tau", mean: str = "mean") -> alt.LayerChart:
     """Bars of the mean over domains, best first, and the domains themselves as points.
 
-    :param table: rows of `sim.glance.policy_rows`, of any number of policies.
+    :param table: rows of `sim.intervals.rows` or `sim.glance.policy_rows`, of any number of policies.
     """
     table = table.drop_nulls(value)
     best_first = "ascending" if value == "ms_per_token" else "descending"
@@ -99,7 +116,10 @@ def policy_chart(table: pl.DataFrame, value: str = "tau", mean: str = "mean") ->
     points = alt.Chart(domains).mark_point(filled=True, size=60)
     colour, shape = _signs("domain")
     points = points.encode(x, y, color=colour, shape=shape, tooltip=tooltip)
-    return (bars + points).properties(height=alt.Step(30))
+    layers = bars + points
+    if f"{value}_low" in table.columns:
+        layers += _spans(means, value, y)
+    return layers.properties(height=34 * len(means) + 150)
 
 
 def _signs(column: str) -> tuple[alt.Color, alt.Shape]:
@@ -196,3 +216,33 @@ def rank_chart(found: pl.DataFrame, height: int = 320) -> alt.Chart:
         )
         .properties(height=height)
     )
+
+
+def count_chart(table: pl.DataFrame, x: str, title: str, height: int = 260) -> alt.Chart:
+    """How many positions there are with each whole number ``x``. :param table: ``x`` and positions."""
+    bars = alt.Chart(table).mark_bar(color=PALETTE[0], opacity=0.8)
+    axis = alt.Axis(labelAngle=0)
+    tooltip = [alt.Tooltip(f"{x}:O"), alt.Tooltip("positions:Q", format=",")]
+    return bars.encode(
+        alt.X(f"{x}:O", title=title, axis=axis), alt.Y("positions:Q", title="positions"), tooltip=tooltip
+    ).properties(height=height)
+
+
+def pareto_chart(table: pl.DataFrame, x: str, y: str, x_title: str, y_title: str, height: int = 460) -> alt.LayerChart:
+    """A cloud of settings and its front; the selection "setting" takes one.
+
+    :param table: ``x``, ``y``, setting, kind (of policy), front.
+    """
+    pick = alt.selection_point(name="setting", fields=["setting"], empty=False)
+    across = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False))
+    up = alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(zero=False))
+    colour, shape = _signs("kind")
+    tooltip = [alt.Tooltip("setting:N"), alt.Tooltip(f"{x}:Q", format=".3f"), alt.Tooltip(f"{y}:Q", format=".3f")]
+    line = alt.Chart(table.filter("front").sort(x)).mark_line(color=GREY, interpolate="step-after", strokeDash=[5, 3])
+    line = line.encode(across, up)
+    points = alt.Chart(table).mark_point(filled=True, cursor="pointer").encode(
+        across, up, color=colour, shape=shape, tooltip=tooltip,
+        size=alt.condition("datum.front", alt.value(110), alt.value(45)),
+        opacity=alt.condition("datum.front", alt.value(1), alt.value(0.45)),
+    )  # fmt: skip
+    return (line + points.add_params(pick)).properties(height=height)

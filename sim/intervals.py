@@ -6,6 +6,9 @@ cycles. Every policy is judged on the same draws: the interval of a difference i
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 import polars as pl
 import torch
@@ -125,14 +128,17 @@ def differences(ours: pl.DataFrame, theirs: pl.DataFrame, draws: int = DRAWS, se
 
 
 def _draws(table: pl.DataFrame, draws: int, seed: int) -> dict[str, np.ndarray]:
-    """How often each text of a domain is drawn: int64 [draws, texts of the domain]; the first row: once each."""
+    """How often each text of a domain is drawn: float64 [1 + draws, texts of the domain]; the first row: once each."""
     weights = {}
     for domain in table["domain"].unique(maintain_order=True):
-        count = int((table["domain"] == domain).sum())
-        rng = np.random.default_rng([seed, count])
-        drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws)
-        weights[domain] = np.concatenate([np.ones((1, count), np.int64), drawn])
+        weights[domain] = _drawn(int((table["domain"] == domain).sum()), draws, seed)
     return weights
+
+
+@lru_cache(maxsize=64)
+def _drawn(texts: int, draws: int, seed: int) -> np.ndarray:
+    drawn = np.random.default_rng([seed, texts]).multinomial(texts, np.full(texts, 1 / texts), size=draws)
+    return np.concatenate([np.ones((1, texts)), drawn])
 
 
 def _figures(table: pl.DataFrame, weights: dict[str, np.ndarray]) -> dict[str, tuple[dict, dict, int]]:
@@ -160,3 +166,20 @@ def _interval(drawn: np.ndarray) -> tuple[float | None, float | None]:
         return None, None
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(low), float(high)
+
+
+def partners(ours: Recording, theirs: Recording) -> dict[int, int]:
+    """Texts of the other recording -> texts of ours with the same domain and prompt id (and temperature)."""
+    index = {_identity(row): place for place, row in enumerate(ours.sequences())}
+    found = {place: index.get(_identity(row)) for place, row in enumerate(theirs.sequences())}
+    return {place: text for place, text in found.items() if text is not None}
+
+
+def _identity(row: dict[str, Any]) -> tuple:
+    return row["domain"], row["prompt_id"], round(float(row["temperature"]), 4)
+
+
+def relabelled(table: pl.DataFrame, partner: dict[int, int]) -> pl.DataFrame:
+    """The sums of another recording under our numbers of the texts; those without a partner are left out."""
+    kept = table.filter(pl.col("text").is_in(list(partner)))
+    return kept.with_columns(text=pl.Series([partner[text] for text in kept["text"]], dtype=pl.Int64))
