@@ -36,7 +36,13 @@ def choose(view: View) -> Path | None:
     beside = [*folder.glob("*sweep*.parquet"), *folder.parent.glob("*sweep*.parquet"), *Path.cwd().glob("*sweep*.parquet")]
     known = list(dict.fromkeys(str(path) for path in [*view.sweeps, *sorted(beside)]))
     name = st.selectbox(
-        "Sweep", known, 0 if known else None, key="sweep", bind="query-params", accept_new_options=True, placeholder="a Parquet file"
+        "Sweep",
+        known,
+        0 if known else None,
+        key="sweep",
+        bind="query-params",
+        accept_new_options=True,
+        placeholder="a Parquet file that sim.sweep wrote",
     )
     if name is None:
         return None

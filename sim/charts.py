@@ -31,6 +31,12 @@ VALUE_TITLES = {
     "levels": "draft forwards per cycle",
     "coverage": "share of cycles whose every expansion was recorded",
 }
+AXIS_TITLES = {
+    "tokens": "tokens per request",
+    "width": "frontier nodes per request",
+    "context": "context (tokens before the root)",
+    "levels": "draft levels of the cycle",
+}
 GREY = "#8c8c8c"
 """Rules and bars that carry no category; seen in both themes."""
 
@@ -246,3 +252,35 @@ def pareto_chart(table: pl.DataFrame, x: str, y: str, x_title: str, y_title: str
         opacity=alt.condition("datum.front", alt.value(1), alt.value(0.45)),
     )  # fmt: skip
     return (line + points.add_params(pick)).properties(height=height)
+
+
+def latency_chart(points: pl.DataFrame, lines: pl.DataFrame, axis: str, by: str | None, height: int = 360) -> alt.LayerChart:
+    """Measured points and the cost model's lines along ``axis``, one colour per value of ``by``."""
+    x = alt.X(f"{axis}:Q", title=AXIS_TITLES[axis])
+    y = alt.Y("ms:Q", title="milliseconds", scale=alt.Scale(zero=True))
+    if by:
+        points, lines = (table.with_columns(pl.col(by).cast(pl.String)) for table in (points, lines))
+    order = points[by].unique(maintain_order=True).to_list() if by else None
+    colour = alt.Color(f"{by}:N", sort=order, scale=alt.Scale(range=list(PALETTE)), legend=LEGEND) if by else alt.value(PALETTE[0])
+    shape = alt.Shape(f"{by}:N", sort=order, scale=alt.Scale(range=list(SHAPES)), legend=LEGEND) if by else alt.value("circle")
+    tooltip = [alt.Tooltip(f"{axis}:Q"), alt.Tooltip("ms:Q", format=".3f")] + ([alt.Tooltip(f"{by}:N")] if by else [])
+    layers = alt.Chart(lines).mark_line().encode(x, y, color=colour)
+    if "spread_ms" in points.columns:
+        ends = points.with_columns(low=pl.col("ms") - pl.col("spread_ms") / 2, high=pl.col("ms") + pl.col("spread_ms") / 2)
+        low = alt.Y("low:Q", title="milliseconds")
+        layers += alt.Chart(ends).mark_rule(opacity=0.6).encode(x, low, alt.Y2("high:Q"), color=colour)
+    layers += alt.Chart(points).mark_point(filled=True, size=50).encode(x, y, color=colour, shape=shape, tooltip=tooltip)
+    return layers.properties(height=height)
+
+
+def prediction_chart(table: pl.DataFrame, height: int = 360) -> alt.LayerChart:
+    """`sim.surfaces.read_bench`: predicted against measured; on the diagonal the prediction came true."""
+    top = float(max(table["predicted_ms"].max(), table["measured_ms"].max())) * 1.05
+    ends = pl.DataFrame({"predicted_ms": [0.0, top], "measured_ms": [0.0, top]})
+    x = alt.X("predicted_ms:Q", title="predicted milliseconds per token")
+    y = alt.Y("measured_ms:Q", title="measured milliseconds per token")
+    diagonal = alt.Chart(ends).mark_line(color=GREY, strokeDash=[4, 4]).encode(x, y)
+    tooltip = [alt.Tooltip("policy:N"), *(alt.Tooltip(f"{name}:Q", format=".2f") for name in ("predicted_ms", "measured_ms"))]
+    points = alt.Chart(table).mark_point(filled=True, size=90, color=PALETTE[0], opacity=1).encode(x, y, tooltip=tooltip)
+    words = alt.Chart(table).mark_text(align="left", dx=8, color=GREY, fill=GREY).encode(x, y, alt.Text("policy:N"))
+    return (diagonal + points + words).properties(height=height)

@@ -10,7 +10,15 @@ import polars as pl
 from policies.errors import UserError
 
 NEEDED = ("policy", "domain", "tau")
-COSTS = {"ms_per_token": False, "speedup": True, "tokens_per_second": True, "tau": True, "kept": False, "verified": False, "levels": False}
+COSTS = {
+    "ms_per_token": False,
+    "speedup": True,
+    "tokens_per_second": True,
+    "tau": True,
+    "kept": False,
+    "verified": False,
+    "levels": False,
+}
 """Figures that an axis can show, and whether more of one is better."""
 
 
