@@ -26,6 +26,7 @@ from traces.recording import Recording, open_recording
 
 HERE = Path(__file__).parent.parent
 FITTED = HERE / "policies" / "fitted"
+POLICY_HELP = "name, name(parameter=value), FILE.json or FILE.py:Class; type your own"
 SHIPPED_TARGET = HERE / "live" / "reference" / "target"
 
 
@@ -124,9 +125,8 @@ def show_chart(
     """
     more = {"on_select": on_select} if on_select else {}
     st.altair_chart(chart, key=f"chart_{name}", width=width, alt=caption, **more)
-    left, right = st.columns([6, 1], vertical_alignment="top")
-    left.caption(caption)
-    with right:
+    with st.container(horizontal=True):
+        st.caption(caption, width="stretch")
         download(data, name)
 
 
@@ -256,6 +256,26 @@ def allowed(path: Path) -> Path:
         f"{path} lies outside the folder the dashboard was started in: copy it there, start the dashboard there, "
         "or start it with --anywhere"
     )
+
+
+def choose_policy(label: str, key: str, start: str) -> str:
+    """A field for one policy: those that can run as they are, and whatever is typed. ``start``: part of the first name."""
+    specs = known_specs()
+    typed = st.session_state.get(key) or st.query_params.get(key)
+    if typed and typed not in specs:
+        specs.append(typed)
+    index = next((place for place, spec in enumerate(specs) if spec == start), None)
+    if index is None:
+        index = next((place for place, spec in enumerate(specs) if start in spec), 0)
+    return st.selectbox(label, specs, index, key=key, bind="query-params", accept_new_options=True, help=POLICY_HELP)
+
+
+def choose_policies(label: str, key: str, start: list[str]) -> list[str]:
+    """The same for several."""
+    specs = known_specs()
+    typed = st.session_state.get(key) or st.query_params.get_all(key)
+    specs += [spec for spec in typed if spec not in specs]
+    return st.multiselect(label, specs, start, key=key, bind="query-params", accept_new_options=True, help=POLICY_HELP)
 
 
 def known_specs() -> list[str]:

@@ -7,11 +7,11 @@ import streamlit as st
 
 from dashboard.common import (
     View,
+    choose_policy,
     current,
     differences_of,
     escaped,
     friendly,
-    known_specs,
     nothing_drafted,
     opened,
     policy_key,
@@ -40,21 +40,18 @@ def page() -> None:
     ways = ["two policies", "two recordings"]
     way = st.segmented_control("Compare", ways, default=ways[0], required=True, key="way", bind="query-params")
     with friendly():
-        two_policies(view) if way == ways[0] else two_recordings(view)
-
-
-def choose(label: str, key: str, start: str) -> str:
-    specs = known_specs()
-    index = next((place for place, spec in enumerate(specs) if start in spec), 0)
-    return st.selectbox(label, specs, index, key=key, bind="query-params", accept_new_options=True)
+        if way == ways[0]:
+            two_policies(view)
+        else:
+            two_recordings(view)
 
 
 def two_policies(view: View) -> None:
     left, right = st.columns(2)
     with left:
-        ours = choose("Policy A", "a", "eagle3")
+        ours = choose_policy("Policy A", "a", "eagle3")
     with right:
-        theirs = choose("Policy B", "b", "static")
+        theirs = choose_policy("Policy B", "b", "static")
     one, other = policy_of(ours), policy_of(theirs)
     table = differences_of(view, replayed(view, one), replayed(view, other))
     by_domain(table, "A", "B")
@@ -98,7 +95,7 @@ def places(view: View, one: Policy, other: Policy) -> None:
     left, right = st.columns([2, 3])
     with left:
         show_chart(
-            charts.count_chart(counts, "difference", "accepted by A minus accepted by B, if a cycle began here"),
+            charts.count_chart(counts, "difference", "accepted by A minus accepted by B"),
             counts,
             "accepted_differences",
             f"All {len(both):,} positions; each policy drafts there afresh, whether or not one of its cycles begins there.",
@@ -151,7 +148,7 @@ def two_recordings(view: View) -> None:
     left, right = st.columns(2)
     name = left.selectbox("Compared with the recording", list(view.others), key="other", bind="query-params")
     with right:
-        spec = choose("Policy", "both", "eagle3")
+        spec = choose_policy("Policy", "both", "eagle3")
     folder = view.others[name]
     theirs = opened(str(folder), files_of(folder))
     drafter = view.drafter if view.drafter in theirs.drafters else theirs.drafters[0]

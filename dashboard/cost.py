@@ -90,8 +90,8 @@ def bench(view: View) -> None:
             charts.prediction_chart(both),
             table,
             "prediction",
-            "Milliseconds per token, prefill excluded; on the dashed line the prediction came true. Predictions are for the whole "
-            "recording, measurements for the texts that were decoded.",
+            "Prefill excluded; the shorter the line, the truer the prediction. Predictions are for the whole recording, "
+            "measurements for the texts that were decoded.",
         )
     number = st.column_config.NumberColumn
     columns = {"predicted_ms": number("predicted ms per token", format="%.2f")}

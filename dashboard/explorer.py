@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+import polars as pl
 import streamlit as st
 
 from dashboard.common import (
     View,
+    choose_policy,
     current,
     escaped,
     friendly,
-    known_specs,
     nothing_drafted,
     policy_key,
     policy_of,
@@ -38,20 +40,16 @@ def page() -> None:
         return
     at = choose_position(view, text, last)
     whole = st.toggle("Draw every drafted node, also those not sent to verification", key="whole", bind="query-params")
-    specs = known_specs()
     sides = []
     for column, name, start in zip(st.columns(2, gap="medium"), "ab", (FIRST, SECOND), strict=True):
         with column, friendly():
-            index = next((place for place, spec in enumerate(specs) if start in spec), 0)
-            spec = st.selectbox(
-                f"Policy {name.upper()}", specs, index, key=name, bind="query-params", accept_new_options=True, help=HELP
-            )
-            policy = policy_of(spec)
+            policy = policy_of(choose_policy(f"Policy {name.upper()}", name, start))
             st.caption(escaped((type(policy).__doc__ or "").strip().split("\n")[0]))
             sides.append((column, name, policy, walked(view.key, policy_key(policy), text, view, policy)))
     for column, name, _, shown in sides:
         with column:
             told(view, name, shown, text, at, last)
+    jump_to_difference(view, text, at, [policy for _, _, policy, _ in sides])
     trees = [(column, name, policy, cycle_here(view, policy, shown, text, at)) for column, name, policy, shown in sides]
     deepest = max((int(here.step.done.draft.tree.depth.max()) for *_, here in trees), default=0)
     for column, name, _, here in trees:
@@ -64,7 +62,6 @@ KEY = " ".join(
     f"{token_charts.SOURCE_NAMES[name]}</span>"
     for name, colour in token_charts.SOURCES.items()
 )
-HELP = "a name, name(parameter=value), FILE.json or FILE.py:Class; type your own"
 
 
 def choose_text(view: View) -> int:
@@ -121,7 +118,7 @@ def told(view: View, name: str, shown: list[Shown], text: int, at: int, last: in
             st.session_state["at"] = min(int(found[0]["position"]), last)
 
     st.html(KEY)
-    with st.container(height=min(330, 20 * int(lines["line"].max()) + 170), border=True):
+    with st.container(height=min(330, 20 * int(lines["line"].max()) + 140), border=True):
         show_chart(
             token_charts.text_chart(lines, at),
             lines,
@@ -136,6 +133,24 @@ def told(view: View, name: str, shown: list[Shown], text: int, at: int, last: in
     for place, label, where in ((left, "← previous cycle", before[-1:]), (right, "next cycle →", after[:1])):
         jump = {"on_click": go_to, "args": (where[0],)} if where else {}
         place.button(label, key=f"{label}{name}", disabled=not where, width="stretch", **jump)
+
+
+@st.cache_data(max_entries=40, show_spinner=False)
+def everywhere(key: str, policy_key: str, text: int, _view: View, _policy: Policy) -> pl.DataFrame:
+    return walkthrough.accepted_everywhere(_view.recording, _policy, _view.drafter, np.array([text]), _view.cost(_policy.name))
+
+
+def jump_to_difference(view: View, text: int, at: int, policies: list[Policy]) -> None:
+    """A button to the next position (round the text) at which the two would draft or verify differently."""
+    if len(policies) < 2:
+        return
+    one, other = (everywhere(view.key, policy_key(policy), text, view, policy) for policy in policies)
+    columns = ["kept", "levels", "accepted"]
+    differ = one["position"].filter((one.select(columns) != other.select(columns)).select(pl.any_horizontal(columns)).to_series())
+    ahead = [place for place in differ if place > at] or list(differ)
+    label = f"Jump to the next of the {len(differ)} positions where the two differ" if len(differ) else "The two never differ here"
+    jump = {"on_click": go_to, "args": (int(ahead[0]),)} if ahead else {}
+    st.button(label, key="differ", disabled=not ahead, icon=":material/difference:", **jump)
 
 
 def go_to(position: int) -> None:

@@ -10,6 +10,8 @@ import streamlit as st
 
 from dashboard.common import (
     View,
+    choose_policies,
+    choose_policy,
     current,
     differences_of,
     download,
@@ -55,15 +57,7 @@ def page() -> None:
     specs = known_specs()
     with right:
         start = [spec for spec in specs if any(lab.head_of(spec) == name or f"{name}.json" in spec for name in START)]
-        against = st.multiselect(
-            "Compared with",
-            specs,
-            start,
-            key="against",
-            bind="query-params",
-            accept_new_options=True,
-            help="type your own: name(parameter=value), FILE.json or FILE.py:Class",
-        )
+        against = choose_policies("Compared with", "against", start)
         tables = replay_all(view, [study, *against] if study else against)
         if tables:
             results(view, tables, study)
@@ -77,9 +71,7 @@ def page() -> None:
 
 def turn() -> str | None:
     """The spec under study and a control for each of its parameters; None when it cannot be read."""
-    specs = known_specs()
-    start = next((place for place, spec in enumerate(specs) if spec == "eagle3"), 0)
-    spec = st.selectbox("Policy under study", specs, start, key="study", bind="query-params", accept_new_options=True)
+    spec = choose_policy("Policy under study", "study", "eagle3")
     try:
         policy = policy_of(spec)
     except UserError as error:

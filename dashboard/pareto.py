@@ -56,7 +56,7 @@ def cloud(table: pl.DataFrame) -> None:
     ask = {"format_func": lambda name: names.get(name, name), "bind": "query-params"}
     x = columns[0].selectbox("Across", figures, figures.index("kept") if "kept" in figures else 0, key="across", **ask)
     rest = [name for name in figures if name != x]
-    y = columns[1].selectbox("Up", rest, 0, key="up", **ask)
+    y = columns[1].selectbox("Up", rest, rest.index("tau") if "tau" in rest else 0, key="up", **ask)
     domains = table["domain"].unique(maintain_order=True).to_list()
     domain = columns[2].selectbox(
         "Texts", domains, domains.index("mean") if "mean" in domains else 0, key="swept", bind="query-params"

@@ -7,10 +7,10 @@ import streamlit as st
 
 from dashboard.common import (
     View,
+    choose_policy,
     current,
     escaped,
     friendly,
-    known_specs,
     nothing_drafted,
     policy_of,
     replayed,
@@ -75,9 +75,7 @@ def tau(view: View) -> None:
     st.subheader("tau by domain", anchor=False)
     if nothing_drafted(view):
         return
-    specs = known_specs()
-    start = specs.index("eagle3") if "eagle3" in specs else 0
-    spec = st.selectbox("Policy", specs, index=start, key="glance", bind="query-params")
+    spec = choose_policy("Policy", "glance", "eagle3")
     table = rows_of(view, {spec: replayed(view, policy_of(spec))})
     partly = table["coverage"].min() < 1.0
     note = " The recording lacks some of what this policy wanted, so its tau is a lower bound." if partly else ""

@@ -87,7 +87,7 @@ def difference_chart(table: pl.DataFrame, title: str, by: str) -> alt.LayerChart
 
     :param table: rows of `sim.intervals.differences` of one figure, and the column ``by``.
     """
-    y = alt.Y(f"{by}:N", title=None, sort=None, axis=alt.Axis(labelLimit=320))
+    y = alt.Y(f"{by}:N", title=None, sort=None, axis=alt.Axis(labelLimit=320, labelFlush=False, labelBound=False))
     numbers = ("ours", "theirs", "difference", "low", "high")
     tooltip = [alt.Tooltip(f"{by}:N"), *(alt.Tooltip(f"{name}:Q", format=".3f") for name in numbers)]
     x = alt.X("difference:Q", title=title)
@@ -273,14 +273,19 @@ def latency_chart(points: pl.DataFrame, lines: pl.DataFrame, axis: str, by: str 
     return layers.properties(height=height)
 
 
-def prediction_chart(table: pl.DataFrame, height: int = 360) -> alt.LayerChart:
-    """`sim.surfaces.read_bench`: predicted against measured; on the diagonal the prediction came true."""
-    top = float(max(table["predicted_ms"].max(), table["measured_ms"].max())) * 1.05
-    ends = pl.DataFrame({"predicted_ms": [0.0, top], "measured_ms": [0.0, top]})
-    x = alt.X("predicted_ms:Q", title="predicted milliseconds per token")
-    y = alt.Y("measured_ms:Q", title="measured milliseconds per token")
-    diagonal = alt.Chart(ends).mark_line(color=GREY, strokeDash=[4, 4]).encode(x, y)
-    tooltip = [alt.Tooltip("policy:N"), *(alt.Tooltip(f"{name}:Q", format=".2f") for name in ("predicted_ms", "measured_ms"))]
-    points = alt.Chart(table).mark_point(filled=True, size=90, color=PALETTE[0], opacity=1).encode(x, y, tooltip=tooltip)
-    words = alt.Chart(table).mark_text(align="left", dx=8, color=GREY, fill=GREY).encode(x, y, alt.Text("policy:N"))
-    return (diagonal + points + words).properties(height=height)
+def prediction_chart(table: pl.DataFrame) -> alt.LayerChart:
+    """`sim.surfaces.read_bench`: per policy the predicted and the measured time, joined; short lines are good predictions."""
+    table = table.sort("measured_ms")
+    names = {"predicted_ms": "predicted", "measured_ms": "measured"}
+    long = table.unpivot(list(names), index="policy", variable_name="what", value_name="ms")
+    long = long.with_columns(pl.col("what").replace_strict(names))
+    y = alt.Y("policy:N", title=None, sort=table["policy"].to_list(), axis=alt.Axis(labelLimit=320, labelFlush=False))
+    title = "milliseconds per token"
+    numbers = [alt.Tooltip(f"{name}:Q", title=f"{names[name]} ms per token", format=".2f") for name in names]
+    gaps = alt.Chart(table).mark_rule(strokeWidth=3, color=GREY, opacity=0.6)
+    gaps = gaps.encode(alt.X("predicted_ms:Q", title=title), alt.X2("measured_ms:Q", title=title), y, tooltip=numbers)
+    colour, shape = _signs("what")
+    tooltip = [alt.Tooltip("policy:N"), alt.Tooltip("what:N"), alt.Tooltip("ms:Q", format=".2f")]
+    points = alt.Chart(long).mark_point(filled=True, size=90, opacity=1)
+    points = points.encode(alt.X("ms:Q", title=title), y, color=colour, shape=shape, tooltip=tooltip)
+    return (gaps + points).properties(height=30 * len(table) + 110)

@@ -60,7 +60,6 @@ def text_lines(tokens: pl.DataFrame, vocabulary: Vocabulary, columns: int = 58) 
 def text_chart(lines: pl.DataFrame, at: int, columns: int = 58) -> alt.LayerChart:
     """A text coloured by who gave each token; the selection "token" takes the position of one."""
     lines = lines.with_columns(
-        label=pl.col("label").str.replace_all(" ", "\u00a0"),  # a browser would swallow blanks at the ends
         bottom=pl.col("line") + 0.92,
         by=pl.col("source").replace_strict(SOURCE_NAMES),
     )
@@ -73,8 +72,10 @@ def text_chart(lines: pl.DataFrame, at: int, columns: int = 58) -> alt.LayerChar
     )
     count = int(lines["line"].max() or 0) + 1
     down = {"axis": None, "scale": alt.Scale(domain=[0, count], reverse=True, nice=False)}
-    x = alt.X("left:Q", axis=None, scale=alt.Scale(domain=[0, columns], nice=False))
-    y = alt.Y("line:Q", **down)
+    across = {"axis": None, "scale": alt.Scale(domain=[0, columns], nice=False)}
+    x, y = alt.X("left:Q", **across), alt.Y("line:Q", **down)
+    word = pl.col("label").str.strip_chars_start(" ")  # a browser would swallow leading blanks: begin behind them
+    blanks = pl.col("label").str.len_chars() - word.str.len_chars()
     tooltip = [
         alt.Tooltip("label:N", title="token"),
         alt.Tooltip("position:Q"),
@@ -87,10 +88,10 @@ def text_chart(lines: pl.DataFrame, at: int, columns: int = 58) -> alt.LayerChar
     boxes = boxes.encode(x, y, alt.X2("right:Q"), alt.Y2("bottom:Q"), color=colour, tooltip=tooltip).add_params(pick)
     here = alt.Chart(lines.filter(pl.col("position") == at)).mark_rect(fillOpacity=0, stroke=PALETTE[5], strokeWidth=2.5)
     here = here.encode(x, y, alt.X2("right:Q"), alt.Y2("bottom:Q"))
-    words = alt.Chart(lines.with_columns(middle=pl.col("line") + 0.48)).mark_text(
+    words = alt.Chart(lines.with_columns(middle=pl.col("line") + 0.48, word=word, start=pl.col("left") + blanks)).mark_text(
         align="left", baseline="middle", font="DejaVu Sans Mono, Menlo, Consolas, monospace", fontSize=12, color=DARK, fill=DARK
     )
-    words = words.encode(x, alt.Y("middle:Q", **down), alt.Text("label:N"), tooltip=alt.value(None))
+    words = words.encode(alt.X("start:Q", **across), alt.Y("middle:Q", **down), alt.Text("word:N"), tooltip=alt.value(None))
     size = {"width": round(columns * CHARACTER), "height": count * LINE}
     return (boxes + here + words).properties(padding=0, **size).configure_view(stroke=None)
 
