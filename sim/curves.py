@@ -15,7 +15,7 @@ import polars as pl
 
 from traces.recording import Forest, Recording
 
-Measure = Literal["draft_entropy", "target_entropy", "path_entropy", "top1_logprob", "path_score"]
+Measure = Literal["draft_entropy", "target_entropy", "path_entropy", "top1_logprob", "path_score", "top1_probability"]
 Outcome = Literal["top1", "topk"]
 Z95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95% interval."""
@@ -35,6 +35,7 @@ def samples(recording: Recording, drafter: str | None = None) -> pl.DataFrame:
                     root to this node, each over its recorded top K, renormalised, summed
     path_score      log-probability of the path from the root to the first choice
     temperature     of the text
+    token, choice   ids of the target's token at this place and of the draft's first choice
     top1            the first choice is the target's token
     topk            one of the recorded top-K children is the target's token
 
@@ -61,6 +62,8 @@ def samples(recording: Recording, drafter: str | None = None) -> pl.DataFrame:
             "path_entropy": path_entropy[place],
             "path_score": path_score[place] + forest.child_logprob[row, 0],
             "temperature": recording.temperature[sequence],
+            "token": recording.token[behind],
+            "choice": forest.child_token[row, 0],
             "top1": hit[:, 0],
             "topk": hit.any(axis=1),
         }
@@ -161,6 +164,31 @@ def _equal_count_edges(x: np.ndarray, bins: int) -> np.ndarray:
         return np.zeros(0)
     last = np.arange(1, bins) * len(x) // bins - 1  # the last sample of each bin but the final one
     return np.unique(np.partition(x, last)[last])
+
+
+def histogram(table: pl.DataFrame, x: Measure, bins: int = 60) -> pl.DataFrame:
+    """Samples by ``x`` in bins of equal width: left, right, count."""
+    count, edges = np.histogram(table[x].to_numpy(), bins=bins)
+    return pl.DataFrame({"left": edges[:-1], "right": edges[1:], "count": count})
+
+
+def inside(
+    table: pl.DataFrame, x: Measure, low: float, high: float, by: Literal["depth", "domain"], outcome: Outcome
+) -> pl.DataFrame:
+    """Acceptance of the samples with low <= x <= high, by depth or domain.
+
+    Columns: by, acceptance, ci_low, ci_high (Wilson 95%), count, samples (share of the group's samples that is inside).
+    """
+    chosen = pl.col(x).is_between(low, high)
+    numbers = [
+        (pl.col(outcome) & chosen).sum().alias("accepted"),
+        chosen.sum().cast(pl.Int64).alias("count"),
+        chosen.mean().alias("samples"),
+    ]
+    found = table.group_by(by).agg(numbers).sort(by).filter(pl.col("count") > 0)
+    low_, high_ = wilson(found["accepted"].to_numpy(), found["count"].to_numpy())
+    share = (pl.col("accepted") / pl.col("count")).alias("acceptance")
+    return found.select(by, share, pl.Series("ci_low", low_), pl.Series("ci_high", high_), "count", "samples")
 
 
 def wilson(accepted: np.ndarray, count: np.ndarray, z: float = Z95) -> tuple[np.ndarray, np.ndarray]:

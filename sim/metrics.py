@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from policies.contract import Policy
 from sim.setting import Setting
 from sim.tally import FIGURES, Tally

@@ -1,0 +1,126 @@
+"""The dashboard in a real browser: ``python -m benchmarks.dashboard [TRACE ...]``.
+
+Opens every page, clicks through the main flow, looks for exception boxes, error messages and console errors, times first
+paint and interactions, and writes pictures. Exits 1 when something was wrong. Needs a Chromium (apt-get install chromium).
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from benchmarks.browser import Browser, wait
+from policies.errors import run_command
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("recording", "entropy", "lab", "explorer", "compare", "pareto", "cost")
+STATE = "document.querySelector('[data-testid=stApp]')?.getAttribute('data-test-script-state')"
+BOXES = "[...document.querySelectorAll('[data-testid=stException], [data-testid=stAlertContentError]')].map(e => e.innerText)"
+SCROLLED = "document.querySelectorAll('[data-testid=stMain], [data-testid=stSidebarContent]')"
+HEIGHT = f"Math.max(...[...{SCROLLED}].map(e => e.scrollHeight))"
+
+
+def parser() -> argparse.ArgumentParser:
+    parse = argparse.ArgumentParser(prog="python -m benchmarks.dashboard", description=__doc__.split("\n")[0])
+    parse.add_argument("arguments", nargs="*", metavar="TRACE", help="what the app is opened with (default: nothing)")
+    parse.add_argument("--option", action="append", default=[], metavar="WORD", help="further words for the app")
+    parse.add_argument("--out", type=Path, default=Path("build/dashboard"), help="where pictures go")
+    parse.add_argument("--page", action="append", default=[], choices=PAGES, help="may be repeated (default: all)")
+    parse.add_argument("--query", default="", help="query parameters for every page, for example 'recording=mine'")
+    parse.add_argument("--dark", action="store_true", help="take pictures in the dark theme too")
+    return parse
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parser().parse_args(arguments)
+    port = free_port()
+    server = start_server(port, [*args.arguments, *args.option])
+    wrong: list[str] = []
+    try:
+        browser = Browser()
+        try:
+            for page in args.page or PAGES:
+                wrong += [f"{page}: {trouble}" for trouble in visit(browser, port, page, args)]
+        finally:
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+    print("\n".join(wrong) if wrong else "no exception box, no error message, no console error")
+    if wrong:
+        sys.exit(1)
+
+
+def visit(browser: Browser, port: int, page: str, args: argparse.Namespace) -> list[str]:
+    """Open one page twice (the second opening finds everything remembered) and picture it; what was wrong with it.
+
+    Streamlit looks for its own address below the page's before it finds it; those 404 are no trouble.
+    """
+    times = []
+    for _ in range(2):
+        browser.resize(browser.height)
+        browser.go("about:blank")
+        started = time.perf_counter()
+        browser.go(f"http://localhost:{port}/{'' if page == PAGES[0] else page}?{args.query}")
+        wait(lambda: browser.run("!!document.querySelector('[data-testid=stMain] h1')"), f"{page} did not appear")
+        painted = time.perf_counter() - started
+        settle(browser)
+        times.append((painted, time.perf_counter() - started))
+    print(f"{page:10} first paint {times[1][0]:.1f} s, complete {times[1][1]:.1f} s (nothing remembered: {times[0][1]:.1f} s)")
+    for theme in ("light", "dark") if args.dark else ("light",):
+        browser.theme(theme)
+        whole_page(browser, args.out / f"{page}-{theme}.png")
+    browser.theme("light")
+    wrong = [*browser.run(BOXES), *(told for told in browser.troubles if "/_stcore/" not in told)]
+    browser.troubles.clear()
+    return wrong
+
+
+def settle(browser: Browser) -> float:
+    """Wait until the script has run and has stayed so for a moment; seconds until it first had."""
+    seconds = wait(lambda: browser.run(STATE) == "notRunning", "the page never finished")
+    for _ in range(5):
+        time.sleep(0.1)
+        if browser.run(STATE) != "notRunning":
+            return seconds + settle(browser)
+    return seconds
+
+
+def whole_page(browser: Browser, path: Path) -> None:
+    """A picture of all of the page, not only of what fits the window."""
+    for _ in range(2):  # charts follow the width, and the height follows the charts
+        browser.resize(min(8000, max(browser.height, int(browser.run(HEIGHT)) + 20)))
+        time.sleep(0.6)
+    browser.picture(path)
+    print(f"           {path}")
+
+
+def start_server(port: int, words: list[str]) -> subprocess.Popen:
+    command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "app.py"), "--server.headless", "true"]
+    command += ["--server.port", str(port), "--server.fileWatcherType", "none", "--", *words]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def up() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://localhost:{port}/_stcore/health", timeout=1) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    wait(up, "the dashboard's server did not start")
+    return server
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+if __name__ == "__main__":
+    run_command(main)
