@@ -1,7 +1,7 @@
 """EXP3Spec of BanditSpec: play settings at random, the ones that lost little more often.
 
 Hou et al. 2025, "BanditSpec: Adaptive Speculative Decoding via Bandit Algorithms" (https://arxiv.org/abs/2505.15141),
-section 5: for rewards that need not come from a fixed distribution. Draws are counter-based (policies/random.py), so that
+section 5: for rewards that need not come from a fixed distribution. Draws are counter-based (policies/philox.py), so that
 replay and live decoding play the same arms.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from policies.arms import GAINS, Arms, emitted
 from policies.contract import Cycle, Expansion, Outcome, Policy, State, require
-from policies.random import draw, uniform
+from policies.philox import draw, uniform
 from policies.registry import policy
 from policies.tree import DraftTree
 

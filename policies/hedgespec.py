@@ -21,7 +21,7 @@ from policies.arms import GAINS, Arms
 from policies.contract import Cycle, Expansion, Outcome, Policy, State, require
 from policies.exp3spec import STREAM, normalised
 from policies.order import best
-from policies.random import draw, uniform
+from policies.philox import draw, uniform
 from policies.registry import policy
 from policies.tree import DraftTree
 

@@ -31,6 +31,19 @@ def uniform(seed: int | Tensor, sequence: Tensor, position: Tensor, purpose: int
     return bits.to(torch.float64) * 2.0**-_MANTISSA
 
 
+def draw(probability: Tensor, number: Tensor) -> Tensor:
+    """Index int64 [B] into ``probability`` float64 [B, K] (rows sum to 1) by the inverse of its cumulative sum.
+
+    :param number: float64 [B] in [0, 1). The sum runs in index order, one addition at a time: the same bits everywhere.
+    """
+    chosen = torch.zeros_like(number, dtype=torch.int64)
+    below = torch.zeros_like(number)
+    for index in range(probability.shape[1] - 1):  # rounding never leads past the last
+        below = below + probability[:, index]
+        chosen = chosen + (number >= below)
+    return chosen
+
+
 def philox4x32(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Four random 32-bit words for four counter words and two key words, all int64 [...] from 0 to 2^32 - 1."""
     a, b, c, d = torch.broadcast_tensors(*counter)

@@ -226,7 +226,7 @@ def record_shards(
             bar.set_postfix_str(plan.domain)
             tables = recorder.record(plan)
             if plan.index == 0:
-                warn_near_chance(*tables[1:], pair.description["drafters"])
+                warn_near_chance(tables.positions, tables.nodes, pair.description["drafters"])
             started = time.perf_counter()
             writer.write_shard(plan.index, *tables)
             spent_writing += time.perf_counter() - started

@@ -17,7 +17,7 @@ from policies.drafting import draft
 from policies.errors import UserError
 from policies.hedgespec import normal_hedge
 from policies.loop import run_cycle
-from policies.random import uniform
+from policies.philox import uniform
 from policies.registry import load_policy
 from tests.policies.row_by_row import Reference, check
 from tests.policies.synthetic import Language, SyntheticDrafter, SyntheticVerifier, cycle_at, fresh

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from policies.philox import philox4x32, uniform
+from policies.philox import draw, philox4x32, uniform
 
 # Random123's known answers for philox4x32-10: counter, key, output (kat_vectors of the reference distribution)
 KNOWN = [
@@ -69,7 +69,16 @@ def test_they_are_uniform():
     assert abs(float(torch.corrcoef(pairs)[0, 1])) < 0.02
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_draws_the_same():
-    sequence, position = torch.arange(100)[:, None], torch.arange(1000)
-    assert torch.equal(uniform(5, sequence.cuda(), position.cuda()).cpu(), uniform(5, sequence, position))
+def test_draws_by_the_inverse_of_the_sum():
+    share = torch.tensor([[0.25, 0.5, 0.25]], dtype=torch.float64)
+    for number, wanted in ((0.0, 0), (0.2499, 0), (0.25, 1), (0.7499, 1), (0.75, 2), (0.9999, 2)):
+        assert int(draw(share, torch.tensor([number], dtype=torch.float64))) == wanted
+    short = torch.tensor([[0.1] * 3], dtype=torch.float64)  # a sum that rounding left short of one
+    assert int(draw(short, torch.tensor([0.99], dtype=torch.float64))) == 2
+
+
+if torch.cuda.is_available():
+
+    def test_a_gpu_draws_the_same():
+        sequence, position = torch.arange(100)[:, None], torch.arange(1000)
+        assert torch.equal(uniform(5, sequence.cuda(), position.cuda()).cpu(), uniform(5, sequence, position))

@@ -124,8 +124,10 @@ def test_dask_needs_its_address(trace, tmp_path, refused):
     assert "belong together" in refused(lambda: main([*words, "--scheduler", "tcp://x:1"]))
 
 
+@pytest.mark.long
 def test_a_dask_cluster_gives_the_same_bits(trace, tmp_path):
-    distributed = pytest.importorskip("distributed")
+    import distributed
+
     cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1")
     try:
         address = ["--backend", "dask", "--scheduler", cluster.scheduler_address]
