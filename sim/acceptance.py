@@ -70,6 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         "command": shlex.join(["python", "-m", "sim.curves", *given]),
         "about": about(recording, None),
         "drafter": drafter,
+        "outcome": args.outcome,
         "samples": table.height,
         "certainty": certainty(table, args.outcome),
         "curves": every,
