@@ -123,7 +123,7 @@ def place(browser: Browser, selector: str, number: int = 0) -> tuple[float, floa
 
 
 def brush(browser: Browser) -> None:
-    x, y, width, height = place(browser, ".st-key-chart_samples canvas, .st-key-chart_samples svg")
+    x, y, width, height = place(browser, ".st-key-chart_samples .marks")
     browser.drag((x + 0.3 * width, y + 0.2 * height), (x + 0.6 * width, y + 0.25 * height))
 
 
@@ -133,7 +133,7 @@ def turn(browser: Browser) -> None:
 
 
 def click_token(browser: Browser) -> None:
-    x, y, _, _ = place(browser, "[class*=st-key-chart_text_a] canvas, [class*=st-key-chart_text_a] svg")
+    x, y, _, _ = place(browser, "[class*=st-key-chart_text_a] .marks")
     browser.click(x + 90, y + 12)
 
 
@@ -141,7 +141,7 @@ def next_cycle(browser: Browser) -> None:
     """Tab to the first button that goes on, and press it: everything can be reached without a mouse."""
     for _ in range(80):
         browser.press("Tab")
-        if "next cycle" in (browser.run("document.activeElement.innerText") or ""):
+        if browser.run("document.activeElement.tagName + document.activeElement.innerText").startswith("BUTTONnext cycle"):
             browser.press("Enter")
             return
     raise RuntimeError("80 presses of Tab do not reach 'next cycle'")
