@@ -120,7 +120,7 @@ def told(view: View, name: str, shown: list[Shown], text: int, at: int, last: in
             st.session_state["at"] = min(int(found[0]["position"]), last)
 
     st.html(KEY)
-    with st.container(height=min(330, 20 * int(lines["line"].max()) + 140), border=True):
+    with st.container(height=min(330, 20 * int(lines["line"].max()) + 165), border=True):
         show_chart(
             token_charts.text_chart(lines, at),
             lines,
