@@ -108,11 +108,12 @@ class Browser:
         self.send("Input.dispatchMouseEvent", type="mouseReleased", x=end[0], y=end[1], button="left", clickCount=1)
 
     def press(self, key: str) -> None:
-        """A named key, for example Tab or Enter."""
-        text = {"Enter": "\r"}.get(key, "")
-        code = {"Enter": 13, "Tab": 9}.get(key, 0)
-        self.send("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code, text=text)
-        self.send("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code)
+        """Tab or Enter."""
+        told = {"key": key, "code": key, "windowsVirtualKeyCode": {"Enter": 13, "Tab": 9}[key]}
+        if key == "Enter":
+            told["text"] = told["unmodifiedText"] = "\r"
+        self.send("Input.dispatchKeyEvent", type="keyDown" if "text" in told else "rawKeyDown", **told)
+        self.send("Input.dispatchKeyEvent", type="keyUp", **told)
 
     def picture(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -46,6 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             for page in args.page or PAGES:
                 wrong += [f"{page}: {trouble}" for trouble in visit(browser, port, page, args)]
+            if not args.page:
+                wrong += [f"main flow: {trouble}" for trouble in main_flow(browser, port, args)]
         finally:
             browser.close()
     finally:
@@ -79,6 +81,70 @@ def visit(browser: Browser, port: int, page: str, args: argparse.Namespace) -> l
     wrong = [*browser.run(BOXES), *(told for told in browser.troubles if "/_stcore/" not in told)]
     browser.troubles.clear()
     return wrong
+
+
+def main_flow(browser: Browser, port: int, args: argparse.Namespace) -> list[str]:
+    """What a reader does first, with mouse and keyboard: each step timed from the input to the finished page."""
+    steps = {
+        "brush a range of entropies": ("entropy", brush, "range_draft_entropy="),
+        "turn a policy's parameter": ("lab", turn, "study="),
+        "click a token": ("explorer", click_token, "at="),
+        "go on by keyboard": ("explorer", next_cycle, "at="),
+    }
+    wrong = []
+    for name, (page, act, mark) in steps.items():
+        browser.resize(browser.height)
+        browser.go(f"http://localhost:{port}/{page}?{args.query}")
+        wait(lambda: browser.run("!!document.querySelector('[data-testid=stMain] h1')"), f"{page} did not appear")
+        settle(browser)
+        time.sleep(1.0)  # charts are drawn after the script has ended
+        act(browser)
+        started = time.perf_counter()
+        try:
+            wait(lambda mark=mark: mark in browser.run("location.search"), f"{name}: the address did not change", 15)
+            wait(lambda: browser.run(STATE) == "notRunning", f"{name}: the page never finished")
+            print(f"{name}: {time.perf_counter() - started:.2f} s")
+        except RuntimeError as error:
+            wrong.append(str(error))
+        settle(browser)
+        browser.picture(args.out / f"flow-{name.replace(' ', '-')}.png")
+        wrong += [*browser.run(BOXES), *(told for told in browser.troubles if "/_stcore/" not in told)]
+        browser.troubles.clear()
+    return wrong
+
+
+def place(browser: Browser, selector: str, number: int = 0) -> tuple[float, float, float, float]:
+    """Left, top, width and height of an element, scrolled into view."""
+    element = f"document.querySelectorAll({selector!r})[{number}]"
+    browser.run(f"{element}.scrollIntoView({{block: 'center'}})")
+    time.sleep(0.3)
+    box = browser.run(f"(b => [b.x, b.y, b.width, b.height])({element}.getBoundingClientRect())")
+    return tuple(box)
+
+
+def brush(browser: Browser) -> None:
+    x, y, width, height = place(browser, ".st-key-chart_samples .marks")
+    browser.drag((x + 0.3 * width, y + 0.2 * height), (x + 0.6 * width, y + 0.25 * height))
+
+
+def turn(browser: Browser) -> None:
+    x, y, width, height = place(browser, "[data-testid=stNumberInputStepDown]")
+    browser.click(x + width / 2, y + height / 2)
+
+
+def click_token(browser: Browser) -> None:
+    x, y, _, _ = place(browser, "[class*=st-key-chart_text_a] .marks")
+    browser.click(x + 90, y + 12)
+
+
+def next_cycle(browser: Browser) -> None:
+    """Tab to the first button that goes on, and press it: everything can be reached without a mouse."""
+    for _ in range(80):
+        browser.press("Tab")
+        if browser.run("document.activeElement.tagName + document.activeElement.innerText").startswith("BUTTONnext cycle"):
+            browser.press("Enter")
+            return
+    raise RuntimeError("80 presses of Tab do not reach 'next cycle'")
 
 
 def settle(browser: Browser) -> float:

@@ -39,7 +39,8 @@ def page() -> None:
         st.info("This text has no second token, so nothing was ever drafted.")
         return
     at = choose_position(view, text, last)
-    whole = st.toggle("Draw every drafted node, also those not sent to verification", key="whole", bind="query-params")
+    left, right = st.columns(2, vertical_alignment="center")
+    whole = left.toggle("Draw every drafted node, also those not sent to verification", key="whole", bind="query-params")
     sides = []
     for column, name, start in zip(st.columns(2, gap="medium"), "ab", (FIRST, SECOND), strict=True):
         with column, friendly():
@@ -49,7 +50,8 @@ def page() -> None:
     for column, name, _, shown in sides:
         with column:
             told(view, name, shown, text, at, last)
-    jump_to_difference(view, text, at, [policy for _, _, policy, _ in sides])
+    with right:
+        jump_to_difference(view, text, at, [policy for _, _, policy, _ in sides])
     trees = [(column, name, policy, cycle_here(view, policy, shown, text, at)) for column, name, policy, shown in sides]
     deepest = max((int(here.step.done.draft.tree.depth.max()) for *_, here in trees), default=0)
     for column, name, _, here in trees:
@@ -118,7 +120,7 @@ def told(view: View, name: str, shown: list[Shown], text: int, at: int, last: in
             st.session_state["at"] = min(int(found[0]["position"]), last)
 
     st.html(KEY)
-    with st.container(height=min(330, 20 * int(lines["line"].max()) + 140), border=True):
+    with st.container(height=min(330, 20 * int(lines["line"].max()) + 165), border=True):
         show_chart(
             token_charts.text_chart(lines, at),
             lines,
@@ -176,10 +178,9 @@ def tree(view: View, name: str, here: Shown, text: int, at: int, whole: bool, de
     end = int(view.recording.offset[text + 1])
     nodes = token_charts.with_bonus(nodes, int(view.recording.token[following]) if following < end else -1)
     layout = token_charts.tree_layout(nodes, whole)
-    ink = "#e8e8e8" if st.context.theme.type == "dark" else "#262626"
     own = at == 0 or int(here.step.cycle.number[0]) > 0  # a tree drawn for the asking is its text's first cycle
     show_chart(
-        token_charts.tree_chart(layout, words(), ink, depth),
+        token_charts.tree_chart(layout, words(), depth),
         layout,
         f"tree_{name}",
         ("" if own else "No cycle of this policy begins here; this is what it would draft. ")

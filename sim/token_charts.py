@@ -29,6 +29,8 @@ STATES = {
     "not verified": ("#c4c4c4", "cross"),
 }
 """What became of a drafted node: its colour and its shape."""
+INK = "#808080"
+"""Of words on the page's own ground: as readable in the dark theme as in the light one."""
 LEAF, LEVEL_LABEL = 16, 8
 """Pixels from leaf to leaf; characters of a token that fit between two levels."""
 
@@ -159,11 +161,10 @@ def with_bonus(tree: pl.DataFrame, token: int) -> pl.DataFrame:
     return pl.concat([tree, pl.DataFrame([node], schema=tree.schema)])
 
 
-def tree_chart(layout: pl.DataFrame, vocabulary: Vocabulary, ink: str, depth: int | None = None) -> alt.LayerChart:
+def tree_chart(layout: pl.DataFrame, vocabulary: Vocabulary, depth: int | None = None) -> alt.LayerChart:
     """One draft tree, the root at the left, a column per depth.
 
-    :param layout: of :func:`tree_layout`. :param ink: colour of the tokens. :param depth: of the deepest level drawn, to
-        give two trees one scale.
+    :param layout: of :func:`tree_layout`. :param depth: of the deepest level drawn, to give two trees one scale.
     """
     labels = [vocabulary.label(token) or "∅" for token in layout["token"]]
     short = [label if len(label) <= LEVEL_LABEL else label[: LEVEL_LABEL - 1] + "…" for label in labels]
@@ -199,7 +200,7 @@ def tree_chart(layout: pl.DataFrame, vocabulary: Vocabulary, ink: str, depth: in
     )  # fmt: skip
     base = alt.Chart(layout)
     points = base.mark_point(filled=True, opacity=1, size=60).encode(x, y, color=colour, shape=shape, tooltip=tooltip)
-    words = base.mark_text(align="left", dx=5, dy=-6, fontSize=11, color=ink, fill=ink).encode(
+    words = base.mark_text(align="left", dx=5, dy=-6, fontSize=11, color=INK, fill=INK).encode(
         x, y, alt.Text("short:N"), tooltip=tooltip, opacity=alt.condition("datum.kept || datum.true", alt.value(1), alt.value(0.6)),
     )  # fmt: skip
     height = int(np.ceil((last + 1) * LEAF)) + 130  # the axis and the legend take their part
