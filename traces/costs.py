@@ -176,12 +176,13 @@ def check_profile(profile: Profile, manifest: Mapping[str, Any]) -> None:
     :raises UserError: naming both models, when their weights or sizes differ.
     """
     shape, recorded = profile.content.get("target", {}), manifest.get("target", {})
-    if profile.content.get("kind") == "analytic" and "parameters" in shape and "parameters" in recorded:
-        a, b = shape["parameters"], recorded["parameters"]
-        if abs(a - b) > 0.02 * b:
+    if profile.content.get("kind") == "analytic" and "parameters" in shape:
+        a, b = shape["parameters"], recorded.get("parameters")
+        if b is None or abs(a - b) > 0.02 * b:
+            size = "unknown size" if b is None else f"{b / 1e9:.3g} billion"
             raise UserError(
                 f"{profile.source} is of {shape.get('id', '?')} ({a / 1e9:.3g} billion parameters), the recording was made "
-                f"with {recorded.get('id', '?')} ({b / 1e9:.3g} billion): make one with python -m traces.analytic --model"
+                f"with {recorded.get('id', '?')} ({size}): make one with python -m traces.analytic --model"
             )
     ours = {drafter["name"]: drafter for drafter in profile.content.get("drafters", ())}
     pairs = [("target", profile.content.get("target", {}), manifest.get("target", {}))]
