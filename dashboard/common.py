@@ -26,6 +26,7 @@ from traces.recording import Recording, open_recording
 
 HERE = Path(__file__).parent.parent
 FITTED = HERE / "policies" / "fitted"
+MOST_POSITIONS = 20_000
 POLICY_HELP = "name, name(parameter=value), FILE.json or FILE.py:Class; type your own"
 SHIPPED_TARGET = HERE / "live" / "reference" / "target"
 
@@ -60,6 +61,11 @@ class View:
     def texts(self) -> np.ndarray:
         """Indices int64 of the texts to look at."""
         return intervals.texts_at(self.recording, self.temperature)
+
+    @cached_property
+    def some_texts(self) -> np.ndarray:
+        """As many of them as can be drafted on at every position while one waits."""
+        return intervals.some_texts(self.recording, self.texts, MOST_POSITIONS)
 
     def cost(self, policy: str) -> CostModel | None:
         """The cost model of the chosen profile, with the named policy's own overhead where it was measured."""

@@ -82,7 +82,7 @@ def by_domain(table: pl.DataFrame, ours: str, theirs: str) -> None:
 
 @st.cache_resource(max_entries=20, show_spinner="Drafting at every position")
 def everywhere(key: str, policy_key: str, _view: View, _policy: Policy) -> pl.DataFrame:
-    return walkthrough.accepted_everywhere(_view.recording, _policy, _view.drafter, _view.texts, _view.cost(_policy.name))
+    return walkthrough.accepted_everywhere(_view.recording, _policy, _view.drafter, _view.some_texts, _view.cost(_policy.name))
 
 
 def places(view: View, one: Policy, other: Policy) -> None:
@@ -98,7 +98,7 @@ def places(view: View, one: Policy, other: Policy) -> None:
             charts.count_chart(counts, "difference", "accepted by A minus accepted by B"),
             counts,
             "accepted_differences",
-            f"All {len(both):,} positions; each policy drafts there afresh, whether or not one of its cycles begins there.",
+            f"{len(both):,} positions; each policy drafts there afresh, whether or not one of its cycles begins there.",
         )
     with right:
         worst = both.sort(pl.col("difference").abs(), descending=True, maintain_order=True).head(MOST)

@@ -156,6 +156,11 @@ def tokens_of(view: View, chosen: pl.DataFrame, outcome: str) -> pl.DataFrame:
 # --- HeteroSpec's strata
 
 
+def partly(view: View) -> str:
+    """What to add where a large recording was not looked at whole."""
+    return f" of {len(view.some_texts):,} texts, evenly spread" if len(view.some_texts) < len(view.texts) else ""
+
+
 def fitted() -> HeteroSpec:
     path = FITTED / "heterospec.json"
     return load_policy(str(path) if path.is_file() else "heterospec(thresholds_=[9, 10, 11])")
@@ -163,7 +168,7 @@ def fitted() -> HeteroSpec:
 
 @st.cache_data(max_entries=10, show_spinner="Drafting the base tree at every position")
 def paths_of(key: str, _view: View) -> pl.DataFrame:
-    return strata.meta_paths(_view.recording, fitted(), _view.drafter, _view.texts)
+    return strata.meta_paths(_view.recording, fitted(), _view.drafter, _view.some_texts)
 
 
 def thresholds(view: View) -> None:
@@ -192,8 +197,8 @@ def thresholds(view: View) -> None:
             charts.strata_chart(curve, list(policy.thresholds_)),
             curve,
             "strata",
-            f"How many nodes of the base tree ({policy.total_tokens} tokens, {policy.depth} levels) the target accepts, at all "
-            f"{len(paths):,} positions; bands are 95% intervals.",
+            f"How many nodes of the base tree ({policy.total_tokens} tokens, {policy.depth} levels) the target accepts, at "
+            f"{len(paths):,} positions{partly(view)}; bands are 95% intervals.",
         )
     with right:
         names = {
@@ -225,7 +230,7 @@ def against_base(view: View, policy: HeteroSpec) -> None:
 
 @st.cache_data(max_entries=10, show_spinner="Verifying EAGLE-3's tree at every position")
 def ranks_of(key: str, spec: str, _view: View) -> pl.DataFrame:
-    return walkthrough.accepted_everywhere(_view.recording, policy_of(spec), _view.drafter, _view.texts)
+    return walkthrough.accepted_everywhere(_view.recording, policy_of(spec), _view.drafter, _view.some_texts)
 
 
 def trust(view: View, table: pl.DataFrame) -> None:
@@ -256,7 +261,7 @@ def trust(view: View, table: pl.DataFrame) -> None:
             found,
             "terminal_ranks",
             f"Terminal confidence rank (HeteroSpec, section 3) at every position where something was accepted; nothing was at "
-            f"{nothing:.0%} of positions.",
+            f"{nothing:.0%} of {len(everywhere):,} positions{partly(view)}.",
         )
 
 

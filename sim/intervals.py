@@ -40,6 +40,13 @@ def texts_at(recording: Recording, temperature: float | None) -> np.ndarray:
     return np.flatnonzero(np.isclose(recording.temperature, temperature, atol=1e-4))
 
 
+def some_texts(recording: Recording, texts: np.ndarray, positions: int) -> np.ndarray:
+    """Texts evenly spread over the given ones (indices int64) that hold about ``positions`` positions; all, if fewer."""
+    total = int(recording.length[texts].sum())
+    count = max(1, len(texts) * positions // max(total, 1))
+    return texts if count >= len(texts) else texts[np.arange(count) * len(texts) // count]
+
+
 def per_text(
     recording: Recording,
     policy: Policy,

@@ -171,3 +171,11 @@ def test_words_of_the_shipped_target():
     unknown = find_vocabulary({"target": {"id": "nobody/nothing", "vocabulary": 9}}, root / "nowhere")
     assert not unknown.known and unknown.label(7) == "#7" and Vocabulary().text([1, 2, -1]) == "#1 #2"
     assert not find_vocabulary({"target": {"id": "reference", "vocabulary": 9}}, root / "live" / "reference" / "target").known
+
+
+def test_some_texts_are_spread_over_all(recording: Recording):
+    texts = np.arange(len(recording.length))
+    assert intervals.some_texts(recording, texts, 10**6).tolist() == texts.tolist()
+    half = intervals.some_texts(recording, texts, int(recording.length.sum()) // 2)
+    assert half.tolist() == [0, 2, 4, 6]
+    assert intervals.some_texts(recording, texts, 1).tolist() == [0]
