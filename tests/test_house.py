@@ -108,7 +108,6 @@ def test_nobody_imports_the_dashboard():
     assert not offenders(others, {"app", "dashboard", "streamlit"})
 
 
-<<<<<<< HEAD
 def test_recording_replay_and_live_decoding_need_no_table_or_chart_library():
     """A GPU box often has neither polars nor altair: what runs there never loads them, whatever it imports in turn."""
     names = ("sim.replay", "sim.metrics", "sim.fit", "sim.contest", "sim.sweep", "sim.samples")
@@ -121,14 +120,6 @@ def test_recording_replay_and_live_decoding_need_no_table_or_chart_library():
             ahead += [other for other in _top_level(module) if other in modules()]
     offending = {m: found for m in seen if (found := {i for i in _top_level(m) if room(i) in {"polars", "altair", "streamlit"}})}
     assert not offending
-=======
-def test_only_tables_charts_and_the_app_need_their_libraries():
-    others = [module for module in modules() if room(module) not in ("app", "dashboard")]
-    at_top = {m for m in others for i in _top_level(m) if room(i) in {"polars", "altair", "streamlit"}}
-    tables = {"curves", "glance", "intervals", "calibration", "strata", "surfaces", "sweeps", "walkthrough"}
-    charts = {"charts", "token_charts"}
-    assert not at_top - {f"sim.{name}" for name in tables | charts}
->>>>>>> dashboard
 
 
 def _top_level(module: str) -> set[str]:
