@@ -113,12 +113,13 @@ class SpeculativeDecoder:
         state: State | None = None,
         sampling: Sampling = GREEDY,
         text: Tensor | None = None,
+        told_limit: int | None = None,
     ) -> None:
         """Run the prompts through target and draft, ready for :meth:`step`; ``sampling`` and ``text`` as in :meth:`generate`.
 
         The other optional arguments resume texts in mid-generation: the root tokens int64 [R], the sequences' numbers, the roots'
         places among the generated tokens (``prompts`` then hold all that stands before the roots), cycles done, and the
-        policy's state.
+        policy's state. ``told_limit`` is the limit that the policy hears of, where it must not know the true one.
         """
         rows = len(prompts)
         limits = [max_new_tokens] * rows if isinstance(max_new_tokens, int) else list(max_new_tokens)
@@ -140,7 +141,9 @@ class SpeculativeDecoder:
         self._entropy, self._logprob = entropy_of(logprob), logprob.gather(1, self._root[:, None])[:, 0].float()
         self._context = counts
         fits = self.context_limit - counts + 1  # the last token need not be run
-        self._limit = torch.tensor(limits, device=device).minimum(fits if position is None else fits + position)
+        fits = fits if position is None else fits + position
+        self._limit = torch.tensor(limits, device=device).minimum(fits)
+        self._told_limit = self._limit if told_limit is None else fits.clamp(max=told_limit).maximum(self._limit)
         self._sequence = self._row if sequence is None else sequence
         self._position = torch.zeros_like(self._row) if position is None else position
         self._number = torch.zeros_like(self._row) if number is None else number
@@ -161,7 +164,7 @@ class SpeculativeDecoder:
             number=self._number,
             position=self._position,
             context_length=self._context,
-            room=self._limit - 1 - self._position,
+            room=self._told_limit - 1 - self._position,
             reach=self.context_limit - 1 - self._context,
             root_entropy=self._entropy,
             root_logprob=self._logprob,
@@ -171,10 +174,11 @@ class SpeculativeDecoder:
         )
         done = run_cycle(self.policy, self.asked, self.verifier, cycle, self.state)
         tokens, counts = self.verifier.committed(done.kept, done.walk)
-        gained = emitted(done.walk, cycle.room)
+        left = self._limit - 1 - self._position
+        gained = emitted(done.walk, left)
         step = LiveStep(cycle, done, gained, self._row, tokens)
         ended = (done.walk.bonus < 0) | torch.isin(done.walk.bonus, self.verifier.end_tokens)
-        self._going = (gained < cycle.room) & ~ended
+        self._going = (gained < left) & ~ended
         if bool(self._going.any()):
             self.drafter.commit(tokens, self.verifier.features, counts)
             self.verifier.sampler.commit(tokens, counts)
@@ -195,7 +199,7 @@ class SpeculativeDecoder:
         self.target.gather_rows(keep)
         self.drafter.gather_rows(keep)
         self.verifier.sampler.gather_rows(keep)
-        for name in ("row", "sequence", "position", "number", "limit", "context", "entropy", "logprob", "going"):
+        for name in ("row", "sequence", "position", "number", "limit", "told_limit", "context", "entropy", "logprob", "going"):
             setattr(self, f"_{name}", getattr(self, f"_{name}")[keep])
         return True
 

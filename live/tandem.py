@@ -71,6 +71,7 @@ class Tandem:
         self.decoder.prefill(
             [self.recording.prompt_tokens(sequence).tolist() + tokens[:-1]],
             int(text.length[sequence]),
+            told_limit=int(text.limit[sequence]),
             root=torch.tensor(tokens[-1:], device=self.decoder.target.device),
             sequence=replay.sequence,
             position=replay.position,

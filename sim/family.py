@@ -98,7 +98,7 @@ def _cycle(text: RecordedText, sequence: Tensor, position: Tensor, context_limit
         number=torch.zeros_like(sequence),
         position=position,
         context_length=text.context_length[at],
-        room=text.length[sequence] - 1 - position,
+        room=text.limit[sequence] - 1 - position,
         reach=context_limit - 1 - text.context_length[at],
         root_entropy=text.entropy[at],
         root_logprob=text.logprob[at],

@@ -36,6 +36,8 @@ class RecordedText:
         self.length = tensor(recording.length)
         self.top_tokens = tensor(recording.top_tokens)
         self.top_logprobs = tensor(recording.top_logprobs)
+        self.limit = _limits(recording, self)
+        """Token limit int64 [S] that decoding was told, the first token included: no text's own end can be read off it."""
         self.sampling = _sampling(recording)
         """Its fields are tensors [S]."""
         ends = torch.tensor(recording.manifest.get("end_tokens", []), dtype=torch.int64)
@@ -46,6 +48,15 @@ class RecordedText:
     def at(self, cycle: Cycle) -> Tensor:
         """Flat position int64 [B] of each row's root."""
         return self.offset[cycle.sequence] + cycle.position
+
+
+def _limits(recording: Recording, text: RecordedText) -> Tensor:
+    """The recorder's limit, or less where the context is full; texts of a recording that names none end at their own."""
+    limit, context = recording.manifest.get("max_new_tokens"), recording.manifest["context_limit"]
+    if limit is None:
+        return text.length
+    fits = context - text.context_length[text.offset[:-1]] + 1  # the last token need not be run
+    return fits.clamp(max=limit).maximum(text.length)
 
 
 def _sampling(recording: Recording) -> Sampling:

@@ -144,7 +144,7 @@ class ReplayRun:
             number=self.number,
             position=self.position,
             context_length=text.context_length[at],
-            room=text.length[sequence] - 1 - self.position,
+            room=text.limit[sequence] - 1 - self.position,
             reach=self.context_limit - 1 - text.context_length[at],
             root_entropy=text.entropy[at],
             root_logprob=text.logprob[at],
@@ -153,14 +153,15 @@ class ReplayRun:
             cost=self.cost,
         )
         done = run_cycle(self.policy, self.drafter, self.verifier, cycle, self.state)
-        gained = emitted(done.walk, cycle.room)
+        left = text.length[sequence] - 1 - self.position  # where the text ends is not the policy's to know
+        gained = emitted(done.walk, left)
         drafted = done.draft.widths.sum(1) > 0
         self.caught_up = torch.where(drafted, self.pending, 0)
         self.pending = torch.where(drafted, 0, self.pending) + done.walk.accepted + 1
         step = Step(cycle, done, gained, self.row)
         self.state = done.state
         self.position, self.number = self.position + gained, self.number + 1
-        keep = ((gained < cycle.room) & (done.walk.bonus >= 0)).nonzero()[:, 0]
+        keep = ((gained < left) & (done.walk.bonus >= 0)).nonzero()[:, 0]
         if len(keep) < len(sequence):
             self.state = gather_rows(done.state, keep, len(sequence), self.policy.scope)
             for name in ("sequence", "row", "group", "position", "number", "pending"):
