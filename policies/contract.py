@@ -104,6 +104,8 @@ class Policy:
     """Whether a row's decision looks at the other rows of its group."""
     fits_on_nodes: ClassVar[bool] = False
     """Whether :meth:`fit` reads the table of tested nodes besides the table of positions."""
+    fits_on_cost: ClassVar[bool] = False
+    """Whether fitting weighs time: it then needs a cost model."""
     source: ClassVar[str] = ""
     """FILE.py:Class of a policy from outside this folder; it stands for the name in JSON."""
 
@@ -152,6 +154,17 @@ class Policy:
     def fit(self, samples: Any) -> Policy:
         """A fitted copy, from the table of samples that ``sim.fit`` builds out of a recording's training split."""
         raise UserError(f"policy '{self.name}' has nothing to fit: run it as it is")
+
+    def variants(self, ms_per_token: float) -> list[Policy]:
+        """Settings near this one, among which ``sim.fit`` chooses by predicted time, again and again until none is faster.
+
+        :param ms_per_token: what this one is predicted to take on the training texts.
+        """
+        return []
+
+    def expected_acceptance(self, samples: Any) -> Any:
+        """float64 [n]: the chance that each of ``samples.nodes`` is accepted, given that its parent is; None: no estimate."""
+        return None
 
     def describe_fit(self, samples: Any) -> list[str]:
         """Lines that say what was learned and how it does on ``samples`` held out from fitting."""

@@ -8,6 +8,8 @@ path probabilities are taken at their word, and time is not looked at.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +36,8 @@ class Threshold(Policy):
     top_k: int = 10
     total_tokens: int = 80
 
+    fits_on_cost = True
+
     def __post_init__(self):
         for name in ("mass", "probability"):
             value = getattr(self, name)
@@ -52,6 +56,15 @@ class Threshold(Policy):
     def select(self, tree: DraftTree, cycle: Cycle, state: State) -> Tensor:
         least = math.log(self.probability) if self.probability else -math.inf
         return most_probable(tree, self.total_tokens - 1) & (tree.score >= least)
+
+    def fit(self, samples: Any) -> Threshold:
+        """Nothing to learn from samples; :meth:`variants` are tried by predicted time."""
+        return self
+
+    def variants(self, ms_per_token: float) -> list[Threshold]:
+        """One parameter larger or smaller by half."""
+        steps = [(1.0, 1.5), (1.0, 1 / 1.5), (1.5, 1.0), (1 / 1.5, 1.0)]
+        return [replace(self, mass=self.mass * a, probability=self.probability * b) for a, b in steps]
 
 
 def frontier_mass(tree: DraftTree, frontier: Tensor) -> Tensor:
