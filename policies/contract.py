@@ -183,7 +183,7 @@ class Policy:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name.endswith("_"):
-                if value is not None:
+                if value is not None and "fitted" not in changed:
                     changed.append("fitted")
             elif value != field.default:
                 changed.append(f"{field.name}={value}")

@@ -115,7 +115,7 @@ class Goodput(Policy):
         ms = self._ms[1].to(nodes.device)[tree.levels]
         width = most_worth(self._value(state) * self.patience_, chance, ms)
         chosen = open_ & (torch.arange(nodes.shape[1], device=nodes.device) < width[:, None])
-        state["passed"] = torch.maximum(state["passed"], score.masked_fill(chosen, -torch.inf).amax(1))
+        state["passed"] = torch.cat([state["passed"][:, None], score.masked_fill(chosen, -torch.inf)], 1).amax(1)
         state["planned"] = state["planned"] + ms[chosen.sum(1)]
         return Expansion(nodes.masked_fill(~chosen, NONE), self.top_k)
 
@@ -194,10 +194,10 @@ class Goodput(Policy):
         )
 
     def variants(self, ms_per_token: float) -> list[Goodput]:
-        """The rate that was reached; around it, steps of markup and patience, and the fixed rate of the training texts."""
-        here = replace(self, rate_=ms_per_token)
-        steps = [(1.0, 1.0), (0.85, 1.0), (1.18, 1.0), (1.0, 0.85), (1.0, 1.18), (0.85, 1.18), (1.18, 0.85)]
-        near = [replace(here, markup_=self.markup_ * a, patience_=self.patience_ * b) for a, b in steps]
+        """Around the present worth of a token and patience; the rate is the one that was reached, adaptive or not."""
+        here = replace(self, rate_=ms_per_token, markup_=self.markup_ * self.rate_ / ms_per_token)
+        steps = [(0.8, 1.0), (1.25, 1.0), (1.0, 0.8), (1.0, 1.25), (0.8, 1.25), (1.25, 0.8)]
+        near = [replace(here, markup_=here.markup_ * a, patience_=here.patience_ * b) for a, b in steps]
         return near + [replace(here, adaptive_=not self.adaptive_)]
 
     def expected_acceptance(self, samples: Any) -> Any:

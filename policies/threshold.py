@@ -71,7 +71,7 @@ def frontier_mass(tree: DraftTree, frontier: Tensor) -> Tensor:
     """Sum float64 [B] of the path probabilities of the ``frontier`` nodes int64 [B, W], best first, one by one."""
     score = tree.score.gather(1, frontier.clamp(min=0)).masked_fill(frontier < 0, -torch.inf)
     probability = torch.exp(score.to(torch.float64))
-    mass = torch.zeros_like(probability[:, 0])
+    mass = probability.new_zeros(tree.rows)  # the frontier may be empty
     for place in range(frontier.shape[1]):  # a sum of fixed order: the same bits at every batch shape
         mass = mass + probability[:, place]
     return mass

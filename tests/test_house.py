@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("policies", "traces", "sim", "live", "app")
 COMMANDS = (
-    "policies", "traces.record", "traces.inspect", "traces.profile", "sim.fit", "live.generate", "live.bench",
+    "policies", "traces.record", "traces.inspect", "traces.profile", "sim.fit", "sim.bounds", "live.generate", "live.bench",
     "live.fidelity", "live.reference.train",
 )  # fmt: skip
 MEASURING = {"record", "capture", "forest", "fill", "estimate", "profile", "measure", "grid", "overhead", "campaign"}

@@ -6,13 +6,13 @@ from policies.contract import Policy
 from policies.registry import all_policies, load_policy
 
 _ODDS = tuple(
-    tuple(tuple(0.9 * row - 0.4 * group + 0.2 * column for column in range(3)) for row in range(3)) for group in range(5)
+    tuple(tuple(0.9 * row - 0.4 * group + 0.4 * column - 1.6 for column in range(3)) for row in range(3)) for group in range(5)
 )
 _FITTED = (
     "rate_=1.2, markup_=1.1, patience_=0.8, logprob_edges_=(-1.5, -0.5), entropy_edges_=(30.0, 60.0), "
     f"odds_={_ODDS}, slopes_=((-0.1, 1.5), (0.1, -0.5)), plain_ms_=2.0, verify_ms_={tuple(0.15 * n for n in range(1, 20))}"
 )
-_LEVELS = "level_ms_=" + str(tuple(tuple(0.3 + 0.05 * width for width in range(4)) for _ in range(4)))
+_LEVELS = "level_ms_=" + str(tuple(tuple(0.2 + 0.15 * level + 0.05 * width for width in range(4)) for level in range(4)))
 
 SETTINGS: dict[str, list[str]] = {
     "chain": ["chain(k=3)", "chain(k=0)"],
