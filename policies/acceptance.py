@@ -12,6 +12,7 @@ Look-ups and elementwise float64: the same bits at every batch shape, and cheap.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -56,17 +57,18 @@ class Acceptance:
         if tuple(values.shape) != shape or tuple(slopes.shape) != (2, 2) or not bool(values.isfinite().all()):
             raise UserError(f"an acceptance table must hold log-odds in the shape {shape} and 2 x 2 slopes: write it with sim.fit")
         edges = [torch.tensor(edges, dtype=torch.float32) for edges in (self.logprob_edges, self.entropy_edges)]
-        object.__setattr__(self, "_held", (values.reshape(-1), slopes, *edges))
+        kinds = [min(group, 1) for group in range(len(RANK_EDGES) + 1)]
+        object.__setattr__(self, "_held", (values.reshape(-1), slopes[kinds], torch.tensor(RANK_EDGES), *edges))
 
     def __call__(self, rank: Tensor, depth: Tensor, logprob: Tensor, entropy: Tensor, history: Tensor) -> Tensor:
         """Probability float64 [...] of nodes with these ranks and depths (int64), log-probabilities and entropies (float32,
         nats), in a text with this ``history`` (float64, see :func:`remember`)."""
-        values, slopes, logprob_edges, entropy_edges = (part.to(rank.device) for part in self._held)
-        group = torch.bucketize(rank, torch.tensor(RANK_EDGES, device=rank.device), right=True)
+        values, slopes, rank_edges, logprob_edges, entropy_edges = (part.to(rank.device) for part in self._held)
+        group = torch.bucketize(rank.contiguous(), rank_edges, right=True)
         row = torch.bucketize(logprob.contiguous(), logprob_edges)
         column = torch.bucketize(entropy.contiguous(), entropy_edges)
         odds = values[(group * (len(logprob_edges) + 1) + row) * (len(entropy_edges) + 1) + column]
-        slope = slopes[(group > 0).to(torch.int64)]
+        slope = slopes[group]
         odds = odds + slope[..., 0] * depth + slope[..., 1] * history
         return 1 / (1 + torch.exp(-odds.contiguous()))
 
@@ -81,8 +83,12 @@ def remember(history: Tensor, surprise: Tensor, tested: Tensor) -> Tensor:
 
 def fading(base: float, exponent: Tensor) -> Tensor:
     """base ** exponent float64, for exponents int64 from 0 to 99: looked up, so the same bits at every batch shape."""
-    powers = [base**power for power in range(100)]
-    return torch.tensor(powers, dtype=torch.float64, device=exponent.device)[exponent.clamp(max=99)]
+    return _powers(base).to(exponent.device)[exponent.clamp(max=99)]
+
+
+@cache
+def _powers(base: float) -> Tensor:
+    return torch.tensor([base**power for power in range(100)], dtype=torch.float64)
 
 
 def fit_acceptance(nodes: Any, sequence: np.ndarray, bins: int = BINS, prior: float = PRIOR) -> Acceptance:
