@@ -25,7 +25,7 @@ from dashboard.common import (
 )
 from policies.heterospec import HeteroSpec
 from policies.registry import load_policy
-from sim import calibration, charts, curves, intervals, strata, walkthrough
+from sim import charts, curves, intervals, reliability, strata, walkthrough
 
 MEASURES = {
     "draft_entropy": "draft entropy",
@@ -241,8 +241,8 @@ def trust(view: View, table: pl.DataFrame) -> None:
             "One curve for", ["all texts", "each domain"], default="all texts", required=True, key="curve", bind="query-params"
         )
         by = "domain" if by == "each domain" else None
-        found = calibration.reliability(roots(table), by=by)
-        error = calibration.calibration_error(calibration.reliability(roots(table)))
+        found = reliability.reliability(roots(table), by=by)
+        error = reliability.calibration_error(reliability.reliability(roots(table)))
         show_chart(
             charts.reliability_chart(found, by),
             found,
@@ -254,7 +254,7 @@ def trust(view: View, table: pl.DataFrame) -> None:
         st.subheader("How deep in the ranking does the truth end?", anchor=False)
         spec = st.text_input("Tree", "eagle3", key="ranked", bind="query-params", help="any policy: its verified nodes are ranked")
         everywhere = ranks_of(view.key, spec, view)
-        found = calibration.terminal_ranks(everywhere)
+        found = reliability.terminal_ranks(everywhere)
         nothing = (everywhere["terminal_rank"] == 0).mean()
         show_chart(
             charts.rank_chart(found),

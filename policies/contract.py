@@ -125,6 +125,8 @@ class Policy:
     """Parameters that only :meth:`select` reads: policies that differ in nothing else draft the same trees."""
     fits_on_whole_trees: ClassVar[int] = 0
     """0: that table lists the tested nodes. k: it lists the accepted ones and, tested or not, every k-th of the others."""
+    fits_on_cost: ClassVar[bool] = False
+    """Whether fitting weighs time: it then needs a cost model."""
     source: ClassVar[str] = ""
     """FILE.py:Class of a policy from outside this folder; it stands for the name in JSON."""
 
@@ -174,6 +176,17 @@ class Policy:
         """A fitted copy, from the table of samples that ``sim.fit`` builds out of a recording's training split."""
         raise UserError(f"policy '{self.name}' has nothing to fit: run it as it is")
 
+    def variants(self, ms_per_token: float) -> list[Policy]:
+        """Settings near this one, among which ``sim.fit`` chooses by predicted time, again and again until none is faster.
+
+        :param ms_per_token: what this one is predicted to take on the training texts.
+        """
+        return []
+
+    def expected_acceptance(self, samples: Any) -> Any:
+        """float64 [n]: the chance that each of ``samples.nodes`` is accepted, given that its parent is; None: no estimate."""
+        return None
+
     def describe_fit(self, samples: Any) -> list[str]:
         """Lines that say what was learned and how it does on ``samples`` held out from fitting."""
         return []
@@ -191,7 +204,7 @@ class Policy:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name.endswith("_"):
-                if value is not None:
+                if value is not None and "fitted" not in changed:
                     changed.append("fitted")
             elif value != field.default:
                 changed.append(f"{field.name}={value}")

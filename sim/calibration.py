@@ -1,69 +1,87 @@
-"""Does the draft mean what it says? Reliability of its probabilities, and where in its ranking the truth ends."""
+"""How far to trust a probability of acceptance: reliability diagram, expected calibration error, AUC, log-loss.
+
+Reliability diagram and expected calibration error with equal-width bins: Guo et al. 2017, "On Calibration of Modern Neural
+Networks" (https://arxiv.org/abs/1706.04599), section 2, for the event "accepted".
+"""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+from typing import Any
+
 import numpy as np
-import polars as pl
 
-from sim.curves import wilson
+BINS = 10
+SMALLEST = 1e-7
+"""Probabilities are kept this far from 0 and 1 in the log-loss."""
 
 
-def reliability(table: pl.DataFrame, bins: int = 10, by: str | None = None) -> pl.DataFrame:
-    """Accepted share against the draft's probability of its first choice, in bins of equal width over [0, 1].
+@dataclass(frozen=True)
+class Calibration:
+    """Expected chances against what came true, over n nodes.
 
-    :param table: `sim.curves.samples` with ``top1_probability``.
-
-    Columns: (by,) probability (mean in the bin), accepted (share), ci_low, ci_high (Wilson 95%), count.
+    nodes      n
+    accepted   share of them that was accepted
+    ece        expected calibration error: the mean gap |accepted - expected| over the bins, weighted by their nodes
+    auc        chance that an accepted node was given a higher probability than a rejected one; None without both kinds
+    log_loss   mean of -log(probability given to what happened), nats
+    bins       the reliability diagram: per non-empty bin {low, high, nodes, expected, accepted}
     """
-    keys = [] if by is None else [by]
-    place = (pl.col("top1_probability").clip(0, 1) * bins).floor().clip(0, bins - 1).cast(pl.Int64).alias("bin")
-    numbers = [
-        pl.col("top1_probability").mean().alias("probability"),
-        pl.col("top1").mean().alias("accepted"),
-        pl.len().cast(pl.Int64).alias("count"),
-    ]
-    found = table.with_columns(place).group_by([*keys, "bin"]).agg(numbers).sort([*keys, "bin"]).drop("bin")
-    low, high = wilson(found["accepted"].to_numpy() * found["count"].to_numpy(), found["count"].to_numpy())
-    return found.with_columns(ci_low=pl.Series(low), ci_high=pl.Series(high))
+
+    nodes: int
+    accepted: float
+    ece: float
+    auc: float | None
+    log_loss: float
+    bins: tuple[dict[str, float], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
-def calibration_error(found: pl.DataFrame) -> float:
-    """Expected calibration error of :func:`reliability`: the mean gap between said and seen, weighted by samples.
-
-    Naeini, Cooper and Hauskrecht (2015), "Obtaining Well Calibrated Probabilities Using Bayesian Binning".
-    """
-    gap = (found["probability"] - found["accepted"]).abs()
-    total = found["count"].sum()
-    return float((gap * found["count"]).sum() / total) if total else float("nan")
-
-
-def terminal_ranks(everywhere: pl.DataFrame, bins: int = 20) -> pl.DataFrame:
-    """Histogram of the terminal confidence rank (HeteroSpec, arXiv 2505.13254, section 3): where among the verified
-    nodes, ranked by path probability, the last accepted one stands.
-
-    :param everywhere: `sim.walkthrough.accepted_everywhere`.
-
-    Columns: from, to (ranks, 1 = best), share (of positions with an accepted node), accepted (their mean accepted
-    nodes), cumulative (share up to ``to``).
-    """
-    some = everywhere.filter(pl.col("terminal_rank") > 0)
-    if some.is_empty():
-        shares = dict.fromkeys(("share", "accepted", "cumulative"), pl.Float64)
-        return pl.DataFrame(schema={"from": pl.Int64, "to": pl.Int64} | shares)
-    last = int(some["kept"].max())
-    width = max(1, -(-last // bins))
-    first = np.arange(1, last + 1, width)
-    place = (some["terminal_rank"].to_numpy() - 1) // width
-    count = np.bincount(place, minlength=len(first))
-    accepted = np.bincount(place, weights=some["accepted"].to_numpy(), minlength=len(first))
-    with np.errstate(invalid="ignore"):
-        mean = accepted / count
-    return pl.DataFrame(
+def calibration(chance: np.ndarray, accepted: np.ndarray, bins: int = BINS) -> Calibration:
+    """:param chance: float [n], in 0..1. :param accepted: bool [n]. n must be 1 or more."""
+    chance, accepted = np.asarray(chance, dtype=np.float64), np.asarray(accepted, dtype=bool)
+    place = np.minimum((chance * bins).astype(np.int64), bins - 1)
+    count = np.bincount(place, minlength=bins)
+    expected = np.bincount(place, chance, minlength=bins)
+    found = np.bincount(place, accepted, minlength=bins)
+    diagram = tuple(
         {
-            "from": first,
-            "to": np.minimum(first + width - 1, last),
-            "share": count / count.sum(),
-            "accepted": pl.Series(mean, nan_to_null=True),
-            "cumulative": count.cumsum() / count.sum(),
+            "low": index / bins,
+            "high": (index + 1) / bins,
+            "nodes": int(count[index]),
+            "expected": float(expected[index] / count[index]),
+            "accepted": float(found[index] / count[index]),
         }
+        for index in np.flatnonzero(count)
     )
+    safe = np.clip(chance, SMALLEST, 1 - SMALLEST)
+    return Calibration(
+        nodes=len(chance),
+        accepted=float(accepted.mean()),
+        ece=float(np.abs(found - expected).sum() / len(chance)),
+        auc=area_under_curve(chance, accepted),
+        log_loss=float(-np.where(accepted, np.log(safe), np.log1p(-safe)).mean()),
+        bins=diagram,
+    )
+
+
+def area_under_curve(chance: np.ndarray, accepted: np.ndarray) -> float | None:
+    """AUC by mean ranks (Mann-Whitney U), ties counted half."""
+    positives = int(accepted.sum())
+    negatives = len(accepted) - positives
+    if not positives or not negatives:
+        return None
+    _, place, count = np.unique(chance, return_inverse=True, return_counts=True)
+    mean_rank = np.cumsum(count) - (count - 1) / 2
+    return float((mean_rank[place][accepted].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def calibration_lines(named: dict[str, Calibration]) -> list[str]:
+    """A small table: one line per estimate."""
+    lines = [f"{'acceptance estimate':<24} {'nodes':>8} {'ECE':>7} {'AUC':>7} {'log-loss':>9}"]
+    for name, one in named.items():
+        auc = "-" if one.auc is None else f"{one.auc:.4f}"
+        lines.append(f"{name:<24} {one.nodes:>8} {one.ece:>7.4f} {auc:>7} {one.log_loss:>9.4f}")
+    return lines

@@ -190,7 +190,7 @@ def strata_chart(curve: pl.DataFrame, edges: list[float], height: int = 320) -> 
 
 
 def reliability_chart(found: pl.DataFrame, by: str | None = None, height: int = 320) -> alt.LayerChart:
-    """`sim.calibration.reliability`: a draft that means what it says lies on the diagonal."""
+    """`sim.reliability.reliability`: a draft that means what it says lies on the diagonal."""
     unit = alt.Scale(domain=[0, 1])
     ends = pl.DataFrame({"probability": [0.0, 1.0], "accepted": [0.0, 1.0]})
     x = alt.X("probability:Q", title=X_TITLES["top1_probability"], scale=unit, axis=alt.Axis(format="%"))
@@ -208,7 +208,7 @@ def reliability_chart(found: pl.DataFrame, by: str | None = None, height: int = 
 
 
 def rank_chart(found: pl.DataFrame, height: int = 320) -> alt.Chart:
-    """`sim.calibration.terminal_ranks`."""
+    """`sim.reliability.terminal_ranks`."""
     tooltip = [alt.Tooltip("from:Q"), alt.Tooltip("to:Q"), alt.Tooltip("share:Q", format=".1%")]
     tooltip += [alt.Tooltip("cumulative:Q", title="up to here", format=".1%"), alt.Tooltip("accepted:Q", format=".2f")]
     return (

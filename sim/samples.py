@@ -55,8 +55,10 @@ class Samples:
     domain    int64 [P]  index of its domain
     accepted  int64 [P]  nodes on the true path among those the base policy keeps
     missing   int64 [P]  expansions that the base policy wanted and the recording does not hold
+    context   int64 [P]  tokens before the root
     columns   what the policy's ``measure`` returned, [P] each
     nodes     the tested nodes of the trees, when asked for
+    cost      what time costs, when known
     """
 
     sequence: np.ndarray
@@ -64,8 +66,10 @@ class Samples:
     domain: np.ndarray
     accepted: np.ndarray
     missing: np.ndarray
+    context: np.ndarray
     columns: dict[str, np.ndarray]
     nodes: Nodes | None = None
+    cost: Cost | None = None
 
 
 def build_samples(
@@ -113,8 +117,10 @@ def build_samples(
         domain=np.asarray(recording.domain_index)[sequence.numpy()],
         accepted=joined.pop("accepted"),
         missing=joined.pop("missing"),
+        context=text.context_length[text.offset[sequence] + position].numpy(),
         columns=joined,
         nodes=Nodes(**joined_nodes) if joined_nodes else None,
+        cost=cost,
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from policies.errors import UserError
 from policies.registry import load_policy
-from sim import calibration, intervals, lab, sweeps, token_charts, walkthrough
+from sim import intervals, lab, reliability, sweeps, token_charts, walkthrough
 from sim.metrics import replay_rows
 from sim.replay import replay
 from sim.surfaces import fitted, measured
@@ -112,17 +112,17 @@ def test_reliability_of_a_draft_that_means_what_it_says():
     rng = np.random.default_rng(0)
     said = rng.random(40_000)
     table = pl.DataFrame({"top1_probability": said, "top1": rng.random(len(said)) < said})
-    found = calibration.reliability(table)
+    found = reliability.reliability(table)
     assert len(found) == 10 and found["count"].sum() == len(said)
     assert (found["probability"] - found["accepted"]).abs().max() < 0.03
-    assert calibration.calibration_error(found) < 0.02
-    sure = calibration.reliability(table.with_columns(top1=pl.lit(True)))
-    assert calibration.calibration_error(sure) == pytest.approx(1 - said.mean())
+    assert reliability.calibration_error(found) < 0.02
+    sure = reliability.reliability(table.with_columns(top1=pl.lit(True)))
+    assert reliability.calibration_error(sure) == pytest.approx(1 - said.mean())
 
 
 def test_terminal_ranks_by_hand():
     everywhere = pl.DataFrame({"terminal_rank": [0, 1, 1, 2, 40], "kept": [40] * 5, "accepted": [0, 1, 3, 2, 5]})
-    found = calibration.terminal_ranks(everywhere, bins=20)
+    found = reliability.terminal_ranks(everywhere, bins=20)
     assert found["share"].sum() == 1 and found.row(0) == (1, 2, 0.75, 2.0, 0.75) and found["share"][-1] == 0.25
 
 
