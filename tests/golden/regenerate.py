@@ -24,6 +24,8 @@ SPECS = (
     "eagle3(total_tokens=16, depth=5, top_k=8)",
     "eagle3(total_tokens=8, depth=4, top_k=4)",
     str(FITTED / "heterospec.json"),
+    str(FITTED / "goodput.json"),
+    "threshold",
     "ddd",
     "dyspec",
     "opt_tree",
