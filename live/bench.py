@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--profile", metavar="FILE", help="what traces.profile measured on this machine")
     parse.add_argument("--policy", action="append", default=[], help="may be repeated (default: one of each kind)")
     parse.add_argument("--drafter", help="recorded drafter (default: the first)")
+    parse.add_argument("--temperature", type=float, help="which of the recording's texts (default: its lowest temperature)")
     parse.add_argument("--texts", type=int, default=1, help="texts per domain to decode live (default 1)")
     parse.add_argument("--rounds", type=int, default=1, help="times that each text is decoded by each policy (default 1)")
     parse.add_argument("--device", default="cpu")
@@ -71,31 +72,44 @@ def main(arguments: list[str] | None = None) -> None:
         profile = load_profile(args.profile)
         check_profile(profile, about)
         cost = profile.cost(drafter)
-    predicted = [predict(recording, policy, drafter, cost) for policy in policies]
+    members = at_temperature(recording, args.temperature)
+    predicted = [predict(recording, policy, drafter, cost, members) for policy in policies]
     pair = load_pair(about["target"]["id"], [entry["id"] for entry in about["drafters"]], about["dtype"], args.device)
     check_same_models(pair, about)
-    texts = chosen_texts(recording, args.texts)
+    texts = chosen_texts(recording, args.texts, members)
     measured = measure(recording, pair, policies, drafter, texts, args.rounds, cost)
-    print(report(recording, policies, predicted, measured, texts))
+    print(report(recording, policies, predicted, measured, texts, members))
     if args.json:
         content = {"recording": str(args.trace), "profile": args.profile, "drafter": drafter, "device": about["device"]}
         content |= {"predicted": [row.to_json() for rows in predicted for row in rows], "measured": measured}
         Path(args.json).write_text(json.dumps(content, indent=1) + "\n")
 
 
-def predict(recording: Recording, policy: Policy, drafter: str, cost: Any) -> list[ResultRow]:
-    """Replay a policy on the whole recording and price it."""
+def at_temperature(recording: Recording, temperature: float | None) -> list[int]:
+    """Indices of the texts at a temperature, by default the recording's lowest. Raises UserError when there are none."""
+    of_text = [recording.sampling(index)["temperature"] for index in range(len(recording.length))]
+    wanted = min(of_text) if temperature is None else temperature
+    if wanted not in of_text:
+        known = ", ".join(f"{known:g}" for known in sorted(set(of_text)))
+        raise UserError(f"the recording has no texts at temperature {wanted:g}: choose one of its own ({known})")
+    return [index for index, own in enumerate(of_text) if own == wanted]
+
+
+def predict(recording: Recording, policy: Policy, drafter: str, cost: Any, members: list[int]) -> list[ResultRow]:
+    """Replay a policy on the given texts of the recording and price it."""
+    import torch
+
     from sim.metrics import replay_rows
 
-    return replay_rows(recording, policy, drafter, cost)
+    return replay_rows(recording, policy, drafter, cost, torch.tensor(members))
 
 
-def chosen_texts(recording: Recording, per_domain: int) -> list[int]:
-    """Indices of the first ``per_domain`` texts of each domain that have at least two tokens."""
+def chosen_texts(recording: Recording, per_domain: int, members: list[int]) -> list[int]:
+    """Indices of the first ``per_domain`` texts of each domain among ``members`` that have at least two tokens."""
     texts: list[int] = []
     for domain in range(len(recording.domains)):
-        members = [index for index in (recording.domain_index == domain).nonzero()[0] if recording.length[index] > 1]
-        texts += [int(index) for index in members[:per_domain]]
+        mine = [index for index in members if recording.domain_index[index] == domain and recording.length[index] > 1]
+        texts += mine[:per_domain]
     return texts
 
 
@@ -135,8 +149,9 @@ def report(
     predicted: list[list[ResultRow]],
     measured: dict[str, list[dict[str, Any]]],
     texts: list[int],
+    members: list[int],
 ) -> str:
-    """The one table, means over domains, and which policy wins."""
+    """The one table, means over domains, and which policy wins. ``members`` were replayed, ``texts`` decoded live."""
     from sim.table import number, text_table
     from traces.schema import FINISHES
 
@@ -165,7 +180,9 @@ def report(
     header += ["predicted\nspeedup", "measured\nspeedup", "coverage"]
     drafting = {spec: speed for spec, speed in speeds.items() if spec != "autoregressive"}
     best = max(drafting or speeds, key=speeds.get)
-    loops = float((recording.finish == FINISHES.index("loop")).mean())
+    loops = float((recording.finish[members] == FINISHES.index("loop")).mean())
+    temperature = recording.sampling(members[0])["temperature"]
+    heat = f" at temperature {temperature:g}" if temperature else ""
     verdict = (
         f"fastest here: {best}, {speeds[best]:.2f}x plain decoding ({baseline})"
         if speeds[best] > 1
@@ -176,7 +193,7 @@ def report(
             "",
             text_table(header, rows),
             "",
-            f"Means over {len(recording.domains)} domains. Replay: {len(recording.length)} texts, {loops:.0%} ended at a loop. "
+            f"Means over {len(recording.domains)} domains. Replay: {len(members)} texts{heat}, {loops:.0%} ended at a loop. "
             f"Live: {len(texts)} of them, prefill excluded.",
             verdict,
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.generation.streamers import BaseStreamer
@@ -12,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 from live.decode import SpeculativeDecoder
 from live.decoding_plain import plain_decode
 from live.model import CachedModel
+from policies.contract import Sampling
 
 if TYPE_CHECKING:
     from live.pair import Pair
@@ -31,13 +32,17 @@ def contenders(
     def prompt(text: int) -> list[int]:
         return recording.prompt_tokens(text).tolist()
 
+    def sampling(text: int) -> Sampling:
+        return Sampling(**recording.sampling(text))
+
     def speculative(policy: Policy) -> Contender:
         limit = recording.manifest["context_limit"]
         network = pair.networks[drafter]
         decoder = SpeculativeDecoder(pair.target(), network, policy, pair.end_tokens, cost, limit)
 
         def decode(text: int) -> tuple[int, int, float]:
-            done = decoder.generate([prompt(text)], int(recording.length[text]))
+            number = torch.tensor([recording.sequence_ids[text]], device=pair.model.device)
+            done = decoder.generate([prompt(text)], int(recording.length[text]), sampling=sampling(text), text=number)
             return len(done.tokens[0]) - 1, done.cycles[0], done.decode_ms
 
         return decode
@@ -46,7 +51,15 @@ def contenders(
         clock: list[float] = []
         target.reset(1)
         limit = int(recording.length[text])
-        tokens = plain_decode(target, [prompt(text)], limit, pair.end_tokens, lambda *_: clock.append(time.perf_counter()))
+        tokens = plain_decode(
+            target,
+            [prompt(text)],
+            limit,
+            pair.end_tokens,
+            lambda *_: clock.append(time.perf_counter()),
+            sampling(text),
+            [int(recording.sequence_ids[text])],
+        )
         return len(tokens[0]) - 1, len(tokens[0]) - 1, 1e3 * (clock[-1] - clock[0])
 
     def generate(text: int) -> tuple[int, int, float]:
@@ -55,10 +68,10 @@ def contenders(
         pair.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            do_sample=False,
             max_new_tokens=int(recording.length[text]),
             pad_token_id=0,
             streamer=streamer,
+            **as_generate_takes_it(recording.sampling(text), int(recording.length[text])),
         )
         count = len(streamer.times) - 2  # the prompt comes first, then the token that prefill gives
         return count, count, 1e3 * (streamer.times[-1] - streamer.times[1])
@@ -66,6 +79,15 @@ def contenders(
     target = CachedModel(pair.model)
     everyone = {policy.spec(): speculative(policy) for policy in policies}
     return everyone | {"plain loop": plain_loop, "model.generate": generate}
+
+
+def as_generate_takes_it(sampling: dict[str, Any], length: int) -> dict[str, Any]:
+    """Options of ``generate``. A sampled text differs from ours (it draws other numbers), so it is held to the same length."""
+    penalty = {"repetition_penalty": sampling["repetition_penalty"]}
+    if sampling["temperature"] == 0:
+        return {"do_sample": False} | penalty
+    chosen = {name: sampling[name] for name in ("temperature", "top_k", "top_p")}
+    return {"do_sample": True, "min_new_tokens": length} | chosen | penalty
 
 
 class _Clock(BaseStreamer):

@@ -13,6 +13,7 @@ from live.distribution import entropy_of, log_probabilities
 from live.drafter import LiveDrafter
 from live.model import CachedModel
 from live.network import DraftNetwork
+from live.sampling import GREEDY, Sampler
 from live.verifier import LiveVerifier
 from policies.contract import Cycle, Policy, Sampling, State
 from policies.cost import Cost
@@ -45,7 +46,8 @@ class Decoded:
 
 
 class SpeculativeDecoder:
-    """Greedy speculative decoding of a batch of prompts with any policy. The text is the target's own, whatever the policy."""
+    """Speculative decoding of a batch of prompts with any policy. The text is the target's own, whatever the policy: greedy,
+    or sampled by uniform numbers that depend on seed, text and position alone."""
 
     def __init__(
         self,
@@ -72,15 +74,19 @@ class SpeculativeDecoder:
         max_new_tokens: int | Sequence[int],
         on_step: Callable[[LiveStep], None] | None = None,
         on_first: Callable[[Tensor], None] | None = None,
+        sampling: Sampling = GREEDY,
+        text: Tensor | None = None,
     ) -> Decoded:
         """Decode prompts (token ids) side by side.
 
         :param max_new_tokens: limit, or one per prompt; the first token counts.
         :param on_step: called behind each cycle, for streaming and for logs.
         :param on_first: called with the first tokens int64 [R], which prefill gave.
+        :param sampling: how tokens are chosen; its fields are numbers or tensors [R].
+        :param text: int64 [R], numbers of the texts, which key their uniform numbers; 0, 1, 2, ... by default.
         """
         started = time.perf_counter()
-        self.prefill(prompts, max_new_tokens)
+        self.prefill(prompts, max_new_tokens, sampling=sampling, text=text)
         texts = [[token] for token in self._root.tolist()]
         cycles = [0] * len(prompts)
         prefilled = time.perf_counter()
@@ -105,12 +111,15 @@ class SpeculativeDecoder:
         position: Tensor | None = None,
         number: Tensor | None = None,
         state: State | None = None,
+        sampling: Sampling = GREEDY,
+        text: Tensor | None = None,
+        told_limit: int | None = None,
     ) -> None:
-        """Run the prompts through target and draft, ready for :meth:`step`.
+        """Run the prompts through target and draft, ready for :meth:`step`; ``sampling`` and ``text`` as in :meth:`generate`.
 
-        The optional arguments resume texts in mid-generation: the root tokens int64 [R], the sequences' numbers, the roots'
+        The other optional arguments resume texts in mid-generation: the root tokens int64 [R], the sequences' numbers, the roots'
         places among the generated tokens (``prompts`` then hold all that stands before the roots), cycles done, and the
-        policy's state.
+        policy's state. ``told_limit`` is the limit that the policy hears of, where it must not know the true one.
         """
         rows = len(prompts)
         limits = [max_new_tokens] * rows if isinstance(max_new_tokens, int) else list(max_new_tokens)
@@ -122,14 +131,19 @@ class SpeculativeDecoder:
         self.target.reset(rows)
         output = self.target.prefill(tokens, counts, logits="last")
         logits = output.logits[:, 0]
-        self._root = logits.argmax(-1) if root is None else root
+        self._row = torch.arange(rows, device=device)
+        sampler = Sampler(sampling, self._row if text is None else text, tokens, counts, logits.shape[-1])
+        self._root = sampler.choose(output.logits, torch.zeros_like(counts)[:, None])[:, 0] if root is None else root
+        sampler.commit(self._root[:, None], torch.ones_like(counts))
+        self.verifier.sampler = sampler
         self.drafter.prefill(tokens, counts, output.captured, self._root)
         logprob = log_probabilities(logits)
         self._entropy, self._logprob = entropy_of(logprob), logprob.gather(1, self._root[:, None])[:, 0].float()
         self._context = counts
-        self._row = torch.arange(rows, device=device)
         fits = self.context_limit - counts + 1  # the last token need not be run
-        self._limit = torch.tensor(limits, device=device).minimum(fits if position is None else fits + position)
+        fits = fits if position is None else fits + position
+        self._limit = torch.tensor(limits, device=device).minimum(fits)
+        self._told_limit = self._limit if told_limit is None else fits.clamp(max=told_limit).maximum(self._limit)
         self._sequence = self._row if sequence is None else sequence
         self._position = torch.zeros_like(self._row) if position is None else position
         self._number = torch.zeros_like(self._row) if number is None else number
@@ -150,22 +164,24 @@ class SpeculativeDecoder:
             number=self._number,
             position=self._position,
             context_length=self._context,
-            room=self._limit - 1 - self._position,
+            room=self._told_limit - 1 - self._position,
             reach=self.context_limit - 1 - self._context,
             root_entropy=self._entropy,
             root_logprob=self._logprob,
             group=torch.zeros_like(self._row),
-            sampling=Sampling(),
+            sampling=self.verifier.sampler.sampling,
             cost=self.cost,
         )
         done = run_cycle(self.policy, self.asked, self.verifier, cycle, self.state)
         tokens, counts = self.verifier.committed(done.kept, done.walk)
-        gained = emitted(done.walk, cycle.room)
+        left = self._limit - 1 - self._position
+        gained = emitted(done.walk, left)
         step = LiveStep(cycle, done, gained, self._row, tokens)
         ended = (done.walk.bonus < 0) | torch.isin(done.walk.bonus, self.verifier.end_tokens)
-        self._going = (gained < cycle.room) & ~ended
+        self._going = (gained < left) & ~ended
         if bool(self._going.any()):
             self.drafter.commit(tokens, self.verifier.features, counts)
+            self.verifier.sampler.commit(tokens, counts)
             self._entropy, self._logprob = self.verifier.bonus_distribution(done.walk)
         self.state = done.state
         self._context = self._context + done.walk.accepted + 1
@@ -182,7 +198,8 @@ class SpeculativeDecoder:
         self.state = gather_rows(self.state, keep, len(self._row), self.policy.scope)
         self.target.gather_rows(keep)
         self.drafter.gather_rows(keep)
-        for name in ("row", "sequence", "position", "number", "limit", "context", "entropy", "logprob", "going"):
+        self.verifier.sampler.gather_rows(keep)
+        for name in ("row", "sequence", "position", "number", "limit", "told_limit", "context", "entropy", "logprob", "going"):
             setattr(self, f"_{name}", getattr(self, f"_{name}")[keep])
         return True
 

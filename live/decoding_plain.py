@@ -1,12 +1,16 @@
-"""Plain greedy decoding, one token per forward: the reference every speculative text must equal."""
+"""Plain decoding, one token per forward: the reference every speculative text must equal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from live.model import CachedModel
+from live.sampling import GREEDY, Sampler
+from policies.contract import Sampling
+from policies.errors import UserError
 
 
 @torch.no_grad()
@@ -16,15 +20,21 @@ def plain_decode(
     max_new_tokens: int,
     eos_ids: Sequence[int],
     on_token: Callable[[int, int], None] | None = None,
+    sampling: Sampling = GREEDY,
+    text: Sequence[int] | None = None,
+    on_nan: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
-    """Greedy continuations of several prompts, decoded as one batch (the argmax; of equals, the lowest id).
+    """Continuations of several prompts, decoded as one batch: greedy (of equals, the lowest id), or sampled.
 
     :param model: its cache is reset to one row per prompt.
     :param prompts: token ids; none may be empty.
     :param max_new_tokens: at most so many per prompt.
     :param eos_ids: a row stops after one of these, which is part of its text.
     :param on_token: called with (prompt index, token) as tokens come.
-    :raises UserError: when a text would exceed the model's context.
+    :param sampling: how tokens are chosen.
+    :param text: numbers of the texts, which key their uniform numbers; 0, 1, 2, ... by default.
+    :param on_nan: called with (prompt index, position) where a row's logits are not numbers; the row stops there.
+    :raises UserError: when a text would exceed the model's context, and for logits that are not numbers without ``on_nan``.
     """
     texts: list[list[int]] = [[] for _ in prompts]
     if not prompts or max_new_tokens < 1:
@@ -36,22 +46,44 @@ def plain_decode(
     longest = max(map(len, prompts))
     padded = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=model.device)
     counts = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
+    numbers = torch.tensor(list(range(len(prompts)) if text is None else text), device=model.device)
     active = list(range(len(prompts)))  # prompt index of each row
     logits = model.prefill(padded, counts, logits="last").logits
-    while True:
-        chosen = logits[:, -1].argmax(-1)
+    sampler = Sampler(sampling, numbers, padded, counts, logits.shape[-1])
+    for position in range(max_new_tokens):
+        chosen = sampler.choose(logits, torch.full_like(numbers, position)[:, None])[:, 0]
+        sampler.commit(chosen[:, None], torch.ones_like(chosen))
         staying = []
-        for row, token in enumerate(chosen.tolist()):
+        for row, (token, broken) in enumerate(zip(chosen.tolist(), _broken(logits), strict=True)):
             prompt = active[row]
+            if broken:
+                _tell_nan(on_nan, prompt, position)
+                continue
             texts[prompt].append(token)
             if on_token is not None:
                 on_token(prompt, token)
-            if token not in stop and len(texts[prompt]) < max_new_tokens:
+            if token not in stop and position + 1 < max_new_tokens:
                 staying.append(row)
         if not staying:
-            return texts
+            break
         if len(staying) < len(active):
             kept = torch.tensor(staying, device=model.device)
             model.gather_rows(kept)
-            chosen, active = chosen[kept], [active[row] for row in staying]
+            sampler.gather_rows(kept)
+            numbers, chosen, active = numbers[kept], chosen[kept], [active[row] for row in staying]
         logits = model.prefill(chosen[:, None], logits="last").logits
+    return texts
+
+
+def _broken(logits: Tensor) -> list[bool]:
+    """Whether each row's logits [R, 1, V] hold something that is not a number (a maximum passes NaN on)."""
+    return logits[:, 0].amax(-1).isnan().tolist()
+
+
+def _tell_nan(on_nan: Callable[[int, int], None] | None, prompt: int, position: int) -> None:
+    if on_nan is None:
+        raise UserError(
+            f"the target's logits for token {position} behind prompt {prompt} are not numbers (NaN): "
+            "use another --dtype, or check the model's weights"
+        )
+    on_nan(prompt, position)

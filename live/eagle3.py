@@ -13,65 +13,17 @@ known, and otherwise the output of the cell before. The caller brings the attent
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from live.eagle3_config import Eagle3Config, captured_layers
+from live.eagle3_weights import check_tensors, official_tensors, read_tensors, variant
 from policies.errors import UserError
 
-
-def captured_layers(layers: int) -> tuple[int, int, int]:
-    """Indices into the target's ``hidden_states`` (residuals entering those layers) that feed ``fuse``, low to high."""
-    return 2, layers // 2, layers - 3
-
-
-@dataclass(frozen=True)
-class Eagle3Config:
-    """Shape of a head; the names of the official config.json."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    vocab_size: int
-    draft_vocab_size: int
-    target_hidden_size: int
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    max_position_embeddings: int = 2048
-
-    @classmethod
-    def from_file(cls, path: Path) -> Eagle3Config:
-        """Read config.json; what the official files leave out takes the official default."""
-        if not path.is_file():
-            raise UserError(f"no {path.name} in {path.parent}: give the folder of an EAGLE-3 head")
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is not JSON ({error}); fetch the head again") from None
-        known = {field.name: found[field.name] for field in fields(cls) if found.get(field.name) is not None}
-        try:
-            known.setdefault("head_dim", found["hidden_size"] // found["num_attention_heads"])
-            known.setdefault("num_key_value_heads", found["num_attention_heads"])
-            known.setdefault("draft_vocab_size", found["vocab_size"])
-            known.setdefault("target_hidden_size", found["hidden_size"])
-            if found.get("rope_theta") is None and isinstance(found.get("rope_parameters"), dict):
-                known["rope_theta"] = found["rope_parameters"].get("rope_theta", 10000.0)
-            config = cls(**known)
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path} lacks {error}: it does not describe an EAGLE-3 head") from None
-        for key in ("rope_scaling", "rope_parameters"):
-            kind = (found.get(key) or {}).get("rope_type", (found.get(key) or {}).get("type", "default"))
-            if kind not in (None, "default"):
-                raise UserError(f"{path} asks for rotary scaling {kind!r}, which this loader does not know; use a head without it")
-        for key in ("norm_before_residual", "norm_before_fc", "norm_output", "attention_bias"):
-            if found.get(key):
-                raise UserError(f"{path} sets {key}, a variant this loader does not know; use a head in the official layout")
-        return config
+__all__ = ["Eagle3Config", "Eagle3Head", "RMSNorm", "captured_layers"]
 
 
 class RMSNorm(nn.Module):
@@ -91,11 +43,14 @@ class RMSNorm(nn.Module):
 class _Attention(nn.Module):
     def __init__(self, config: Eagle3Config):
         super().__init__()
-        double = 2 * config.hidden_size
-        self.q_proj = nn.Linear(double, config.num_attention_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(double, config.num_key_value_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(double, config.num_key_value_heads * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
+        double, bias = 2 * config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(double, config.num_attention_heads * config.head_dim, bias=bias)
+        self.k_proj = nn.Linear(double, config.num_key_value_heads * config.head_dim, bias=bias)
+        self.v_proj = nn.Linear(double, config.num_key_value_heads * config.head_dim, bias=bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=bias)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
 
 class _Mlp(nn.Module):
@@ -120,15 +75,18 @@ class _MidLayer(nn.Module):
 
 
 class Eagle3Head(nn.Module):
-    """The head; parameters bear the official names, the target's embeddings are a buffer that is not saved."""
+    """The head; parameters bear the official names, the target's embeddings are shared and not saved."""
 
-    embed_tokens: Tensor  # [V, H], the target's
+    embed_tokens: Tensor  # [V, H], the target's, or the head's own
     d2t: Tensor | None  # int64 [Vd], target id minus draft id; None: the two vocabularies are one
     t2d: Tensor | None  # bool [V], whether the target's token can be drafted
 
     def __init__(self, config: Eagle3Config, embed_tokens: Tensor):
+        """:param embed_tokens: [V, H], the target's; a head with embeddings of its own takes only V from them."""
         super().__init__()
-        if tuple(embed_tokens.shape) != (config.vocab_size, config.hidden_size):
+        if embed_tokens.shape[0] != config.vocab_size or (
+            not config.own_embeddings and embed_tokens.shape[1] != config.hidden_size
+        ):
             raise UserError(
                 f"the head embeds {config.vocab_size} tokens in {config.hidden_size} numbers, the target's is "
                 f"{list(embed_tokens.shape)}: give the target that this head was trained for"
@@ -136,50 +94,58 @@ class Eagle3Head(nn.Module):
         self.config = config
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim, self.hidden_size = config.head_dim, config.hidden_size
-        self.fc = nn.Linear(3 * config.target_hidden_size, config.hidden_size, bias=False)
+        width, features, eps = config.target_hidden_size, config.streams * config.target_hidden_size, config.rms_norm_eps
+        if config.fc_norm:
+            self.fc_norm = nn.ModuleList(RMSNorm(width, eps) for _ in range(config.streams))
+        if config.norm_before_fc:
+            self.input_norm = RMSNorm(features, eps)
+        self.fc = nn.Linear(features, config.hidden_size, bias=config.bias)
         self.midlayer = _MidLayer(config)
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
-        self.register_buffer("embed_tokens", embed_tokens.detach().clone(), persistent=False)
+        own = config.own_embeddings
+        self.register_buffer(
+            "embed_tokens", torch.zeros(config.vocab_size, config.hidden_size) if own else embed_tokens.detach(), persistent=own
+        )
         mapped = config.draft_vocab_size != config.vocab_size
         self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.int64) if mapped else None)
         self.register_buffer("t2d", torch.zeros(config.vocab_size, dtype=torch.bool) if mapped else None)
+        self._frequencies: tuple[Tensor, float] | None = None
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, embed_tokens: Tensor, dtype: torch.dtype = torch.float32) -> Eagle3Head:
-        """Load a folder (config.json, model.safetensors) on the device of ``embed_tokens`` [V, H], in ``dtype``.
+    def from_pretrained(
+        cls, folder: str | Path, embed_tokens: Tensor, dtype: torch.dtype = torch.float32, config: Eagle3Config | None = None
+    ) -> Eagle3Head:
+        """Load a checkpoint of any layout of :mod:`live.eagle3_config` onto the device of ``embed_tokens`` [V, H], in ``dtype``.
 
+        :param config: instead of what the folder's config.json says.
         :raises UserError: naming every tensor that is missing, unexpected or of another shape.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         folder = Path(folder)
-        path = folder / "model.safetensors"
-        config = Eagle3Config.from_file(folder / "config.json")
-        if not path.is_file():
-            raise UserError(f"no model.safetensors in {folder}: give the folder of an EAGLE-3 head")
-        try:
-            found = load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"{path} is not a whole safetensors file ({error}); fetch the head again") from None
-        head = cls(config, embed_tokens.to(dtype)).to(embed_tokens.device)
-        expected = head.state_dict()
-        wrong = [f"missing {name}" for name in expected if name not in found]
-        wrong += [f"unexpected {name}" for name in found if name not in expected]
-        wrong += [
-            f"{name} is {list(found[name].shape)} where {list(tensor.shape)} is expected"
-            for name, tensor in expected.items()
-            if name in found and found[name].shape != tensor.shape
-        ]
-        if wrong:
-            raise UserError(f"{path} is no official EAGLE-3 head: {'; '.join(wrong)}")
-        head.load_state_dict(found)
-        if head.d2t is not None:
-            target_ids = head.d2t + torch.arange(len(head.d2t), device=head.d2t.device)
+        config = Eagle3Config.from_file(folder / "config.json") if config is None else config
+        return cls.from_tensors(config, read_tensors(folder), embed_tokens, dtype, str(folder))
+
+    @classmethod
+    def from_tensors(
+        cls,
+        config: Eagle3Config,
+        tensors: dict[str, Tensor],
+        embed_tokens: Tensor,
+        dtype: torch.dtype = torch.float32,
+        what: str = "the checkpoint",
+    ) -> Eagle3Head:
+        """The head of these tensors under any layout's names; see :meth:`from_pretrained`. ``what``: its name in messages."""
+        found = official_tensors(tensors, config)
+        config = variant(config, found)
+        with torch.device("meta"):  # shapes only: the tensors that are there take their places
+            head = cls(config, embed_tokens)
+        check_tensors(found, head.state_dict(), what)
+        head.load_state_dict(found, assign=True)
+        if head.d2t is not None and not head.d2t.is_meta:
+            target_ids = head.d2t + torch.arange(len(head.d2t))
             if int(target_ids.min()) < 0 or int(target_ids.max()) >= config.vocab_size:
-                raise UserError(f"{path}: d2t points outside the target's vocabulary of {config.vocab_size} tokens")
-        return head.to(dtype).eval().requires_grad_(False)
+                raise UserError(f"{what}: d2t points outside the target's vocabulary of {config.vocab_size} tokens")
+        return head.to(embed_tokens.device, dtype).eval().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
         """Write config.json and model.safetensors (weights in ``dtype``; no embeddings) into ``folder``."""
@@ -191,10 +157,9 @@ class Eagle3Head(nn.Module):
             name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
             for name, tensor in self.state_dict().items()
         }
+        if "embed_tokens" in tensors:
+            tensors["embed_tokens.weight"] = tensors.pop("embed_tokens")
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        config = asdict(self.config)
-        if config["target_hidden_size"] == config["hidden_size"]:
-            del config["target_hidden_size"]  # official loaders read its presence as "brings its own embeddings"
         official = {
             "architectures": ["LlamaForCausalLMEagle3"],
             "model_type": "llama",
@@ -203,10 +168,15 @@ class Eagle3Head(nn.Module):
             "tie_word_embeddings": False,
             "torch_dtype": str(dtype).removeprefix("torch."),
         }
-        (folder / "config.json").write_text(json.dumps(official | config, indent=2) + "\n", encoding="utf-8")
+        (folder / "config.json").write_text(json.dumps(official | self.config.to_json(), indent=2) + "\n", encoding="utf-8")
 
     def fuse(self, features: Tensor) -> Tensor:
-        """The target's captured residuals, low to high, [..., 3 Ht] -> hidden [..., H]."""
+        """The target's captured residuals, low to high, [..., n Ht] (n = 3 by default) -> hidden [..., H]."""
+        if self.config.fc_norm:
+            parts = features.chunk(self.config.streams, dim=-1)
+            features = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
+        if self.config.norm_before_fc:
+            features = self.input_norm(features)
         return self.fc(features)
 
     def project(self, hidden: Tensor, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -220,6 +190,8 @@ class Eagle3Head(nn.Module):
         query = attention.q_proj(both).unflatten(-1, (self.num_heads, self.head_dim))
         key = attention.k_proj(both).unflatten(-1, (self.num_kv_heads, self.head_dim))
         value = attention.v_proj(both).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        if self.config.qk_norm:
+            query, key = attention.q_norm(query), attention.k_norm(key)
         return self._rotate(query, positions), self._rotate(key, positions), value
 
     def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
@@ -227,22 +199,50 @@ class Eagle3Head(nn.Module):
 
         hidden [B, T, H], the un-normed input of ``project``; attended [B, T, heads * d] -> [B, T, H].
         """
+        if self.config.norm_before_residual:
+            hidden = self.midlayer.hidden_norm(hidden)
         hidden = hidden + self.midlayer.self_attn.o_proj(attended)
-        return hidden + self.midlayer.mlp(self.midlayer.post_attention_layernorm(hidden))
+        hidden = hidden + self.midlayer.mlp(self.midlayer.post_attention_layernorm(hidden))
+        return self.norm(hidden) if self.config.return_hidden_post_norm else hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores over the draft vocabulary, [B, T, H] -> [B, T, Vd]."""
-        return self.lm_head(self.norm(hidden))
+        """Scores over the draft vocabulary from what :meth:`finish` gives, [B, T, H] -> [B, T, Vd]."""
+        return self.lm_head(hidden if self.config.return_hidden_post_norm else self.norm(hidden))
 
     def _rotate(self, heads: Tensor, positions: Tensor) -> Tensor:
         """Rotate-half rotary embedding of [B, T, n, d] at positions [B, T]."""
         work = _wide(heads)
         half = self.head_dim // 2
-        exponent = torch.arange(half, device=work.device, dtype=work.dtype) / half
-        angle = positions[..., None].to(work.dtype) * self.config.rope_theta**-exponent  # [B, T, d/2]
-        cos, sin = angle.cos()[:, :, None], angle.sin()[:, :, None]
+        frequencies, scale = self._rotary(work)
+        angle = positions[..., None].to(work.dtype) * frequencies  # [B, T, d/2]
+        cos, sin = (scale * angle.cos())[:, :, None], (scale * angle.sin())[:, :, None]
         low, high = work[..., :half], work[..., half:]
         return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(heads.dtype)
+
+    def _rotary(self, work: Tensor) -> tuple[Tensor, float]:
+        """Frequencies [d/2] in the dtype of ``work``, and what cosines and sines are multiplied by."""
+        config, half = self.config, self.head_dim // 2
+        if config.rope_scaling is None:
+            return config.rope_theta ** -(torch.arange(half, device=work.device, dtype=work.dtype) / half), 1.0
+        if self._frequencies is None:
+            self._frequencies = scaled_frequencies(config)
+        frequencies, scale = self._frequencies
+        return frequencies.to(work.device, work.dtype), scale
+
+
+def scaled_frequencies(config: Eagle3Config) -> tuple[Tensor, float]:
+    """Frequencies float32 [d/2] and attention factor of a scaled rotary embedding, by Hugging Face's own formulas."""
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    like = LlamaConfig(
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_position_embeddings,
+        rope_parameters={**config.rope_scaling, "rope_theta": config.rope_theta},
+    )
+    return ROPE_INIT_FUNCTIONS[config.rope_scaling["rope_type"]](like, torch.device("cpu"))
 
 
 def _wide(x: Tensor) -> Tensor:

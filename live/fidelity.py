@@ -2,7 +2,8 @@
 
 Compared are, for every cycle: where it starts, the kept nodes (tokens and parents, in order) and the accepted path. In
 float64 every cycle must be identical. In float32 every difference must be explained (live/explain.py); the live run then
-goes on from the replay's position and state. The texts are compared with ``model.generate(do_sample=False)`` as well.
+goes on from the replay's position and state. Greedy texts are compared with ``model.generate`` as well, sampled ones, whose
+uniform numbers nobody else draws, with our own plain decoding.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ FOUNDATION = ("autoregressive", "chain(k=5)", "static", "eagle3", "eagle3(total_
 
 @dataclass
 class Report:
-    """Counts for one policy with one drafter.
+    """Counts for one policy with one drafter at one temperature.
 
     cycles       compared
     identical    the same start, kept nodes and accepted path
@@ -39,6 +41,7 @@ class Report:
 
     policy: str
     drafter: str
+    temperature: float = 0.0
     cycles: int = 0
     identical: int = 0
     explained: int = 0
@@ -52,9 +55,9 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("trace", metavar="TRACE")
     parse.add_argument("--policy", action="append", default=[], help="policy to check; may be repeated (default: the foundation's)")
     parse.add_argument("--drafter", action="append", default=[], help="recorded drafter; may be repeated (default: all)")
-    parse.add_argument("--cycles", type=int, default=2000, help="cycles to compare per policy and drafter (default 2000)")
+    parse.add_argument("--cycles", type=int, default=2000, help="cycles to compare per policy, drafter, temperature (default 2000)")
     parse.add_argument("--device", default="cpu")
-    parse.add_argument("--skip-generate", action="store_true", help="do not compare the texts with model.generate")
+    parse.add_argument("--skip-generate", action="store_true", help="do not compare the texts with plain decoding")
     parse.add_argument("--witness", type=int, default=4, help="prompts for the comparison with assisted generation (default 4)")
     parse.add_argument("--json", metavar="FILE", help="write the report there as well")
     return parse
@@ -78,12 +81,12 @@ def main(arguments: list[str] | None = None) -> int:
     exact = about["dtype"] == "float64"
     failures = 0
     reports, texts, witness = [], None, None
-    for drafter in args.drafter or recording.drafters:
-        for policy in policies:
-            report = check_policy(recording, pair, policy, drafter, args.cycles)
-            reports.append(report)
-            print(line(report, exact), flush=True)
-            failures += report.unexplained + (report.explained if exact else 0)
+    temperatures = sorted({recording.sampling(sequence)["temperature"] for sequence in range(len(recording.length))})
+    for drafter, policy, temperature in product(args.drafter or recording.drafters, policies, temperatures):
+        report = check_policy(recording, pair, policy, drafter, args.cycles, temperature)
+        reports.append(report)
+        print(line(report, exact), flush=True)
+        failures += report.unexplained + (report.explained if exact else 0)
     if not args.skip_generate:
         texts = check_texts(recording, pair, exact)
         print(texts["line"])
@@ -92,7 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
         from live.witness import check_witness
 
         witness = check_witness(recording, pair, models[0]["name"], args.witness)
-        print(witness["line"])
+        if witness["texts"]:
+            print(witness["line"])
         failures += witness["unexplained"]
     if args.json:
         content = {"recording": str(args.trace), "dtype": about["dtype"], "policies": [asdict(report) for report in reports]}
@@ -121,14 +125,17 @@ def check_same_models(pair: Pair, about: dict[str, Any]) -> None:
 def line(report: Report, exact: bool) -> str:
     """One line for the terminal."""
     verdict = "ok" if not report.unexplained and not (exact and report.explained) else "BROKEN"
+    heat = f" T={report.temperature:g}" if report.temperature else ""
     return (
-        f"{report.drafter:10} {report.policy:48} {report.cycles:6} cycles, {report.identical} identical, "
+        f"{report.drafter:10} {report.policy + heat:48} {report.cycles:6} cycles, {report.identical} identical, "
         f"{report.explained} explained, {report.unexplained} unexplained, largest difference {report.largest:.1e}  {verdict}"
     )
 
 
-def check_policy(recording: Recording, pair: Pair, policy: Policy, drafter: str, cycles: int) -> Report:
-    """Compare at least ``cycles`` cycles (whole texts, in recorded order), or all there are."""
+def check_policy(
+    recording: Recording, pair: Pair, policy: Policy, drafter: str, cycles: int, temperature: float = 0.0
+) -> Report:
+    """Compare at least ``cycles`` cycles of the texts at a temperature (whole texts, in recorded order), or all there are."""
     import torch
     from tqdm import tqdm
 
@@ -137,11 +144,13 @@ def check_policy(recording: Recording, pair: Pair, policy: Policy, drafter: str,
 
     limit = recording.manifest["context_limit"]
     decoder = SpeculativeDecoder(pair.target(), pair.networks[drafter], policy, pair.end_tokens, context_limit=limit)
-    report = Report(policy.spec(), drafter)
+    report = Report(policy.spec(), drafter, temperature)
     tandem = Tandem(recording, drafter, decoder, report)
     progress = tqdm(total=cycles, desc=f"{drafter} {policy.name}", unit="cycle", file=sys.stderr, leave=False)
     with torch.inference_mode(), progress as bar:
         for sequence in (recording.length > 1).nonzero()[0].tolist():
+            if recording.sampling(sequence)["temperature"] != temperature:
+                continue
             if report.cycles >= cycles:
                 break
             before = report.cycles
@@ -151,23 +160,22 @@ def check_policy(recording: Recording, pair: Pair, policy: Policy, drafter: str,
 
 
 def check_texts(recording: Recording, pair: Pair, exact: bool) -> dict[str, Any]:
-    """Compare the recorded texts with ``model.generate(do_sample=False)``, token for token.
+    """Compare the recorded texts with plain decoding, token for token: greedy ones with ``model.generate(do_sample=False)``,
+    sampled ones with our own loop.
 
     In float32 a first difference is explained when the target's margin there is below the tolerance.
     """
-    import torch
     from tqdm import tqdm
 
     from live.explain import TOLERANCE
 
     counts = {"texts": 0, "identical": 0, "explained": 0, "unexplained": 0}
-    for sequence in tqdm(range(len(recording.length)), desc="model.generate", unit="text", file=sys.stderr, leave=False):
-        prompt = torch.tensor([recording.prompt_tokens(sequence).tolist()], device=pair.model.device)
+    sampled = 0
+    for sequence in tqdm(range(len(recording.length)), desc="plain decoding", unit="text", file=sys.stderr, leave=False):
         first, length = int(recording.offset[sequence]), int(recording.length[sequence])
         recorded = recording.token[first : first + length].tolist()
-        generated = pair.model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=length, pad_token_id=0
-        )[0, prompt.shape[1] :].tolist()
+        generated = plain_text(recording, pair, sequence)
+        sampled += int(recording.temperature[sequence] > 0)
         counts["texts"] += 1
         if generated == recorded:
             counts["identical"] += 1
@@ -176,11 +184,29 @@ def check_texts(recording: Recording, pair: Pair, exact: bool) -> dict[str, Any]
         place = next(differs, min(len(generated), len(recorded)))
         margin = float(recording.margin[first + place]) if place < length else 1.0
         counts["explained" if margin < TOLERANCE and not exact else "unexplained"] += 1
+    judges = ["model.generate"] * (sampled < counts["texts"]) + ["our plain decoding"] * (sampled > 0)
     counts["line"] = (
-        f"texts against model.generate: {counts['texts']} texts, {counts['identical']} identical, "
+        f"texts against {' and '.join(judges)}: {counts['texts']} texts, {counts['identical']} identical, "
         f"{counts['explained']} explained by a margin below {TOLERANCE}, {counts['unexplained']} unexplained"
     )
     return counts
+
+
+def plain_text(recording: Recording, pair: Pair, sequence: int) -> list[int]:
+    """A recorded text decoded again without drafts, alone: by ``model.generate`` when greedy, else by our own loop."""
+    import torch
+
+    from live.decoding_plain import plain_decode
+    from policies.contract import Sampling
+
+    sampling = Sampling(**recording.sampling(sequence))
+    prompt, length = recording.prompt_tokens(sequence).tolist(), int(recording.length[sequence])
+    if sampling.temperature > 0:
+        number = int(recording.sequence_ids[sequence])
+        return plain_decode(pair.target(), [prompt], length, pair.end_tokens, sampling=sampling, text=[number])[0]
+    ids = torch.tensor([prompt], device=pair.model.device)
+    settings = {"do_sample": False, "max_new_tokens": length, "repetition_penalty": sampling.repetition_penalty}
+    return pair.model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **settings)[0, len(prompt) :].tolist()
 
 
 if __name__ == "__main__":

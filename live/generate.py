@@ -1,6 +1,7 @@
 """Answer one prompt with speculative decoding: ``python -m live.generate "Once upon a time"``.
 
-The text is what the target would write on its own, token for token, whatever the policy.
+The text is what the target would write on its own, token for token, whatever the policy; a sampled text depends on the
+prompt, the settings and the seed alone.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from live.options import add_sampling_options, sampling_of
 from policies.errors import UserError, run_command
 
 
@@ -18,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--draft", help="hub id or folder of the drafter (default: the shipped EAGLE-3 head)")
     parse.add_argument("--policy", default="eagle3(total_tokens=16, depth=5, top_k=8)", help="name, JSON file or file.py:Class")
     parse.add_argument("--max-new-tokens", type=int, default=128)
+    add_sampling_options(parse)
     parse.add_argument("--dtype", default="float32", help="float32, float64, bfloat16 or float16")
     parse.add_argument("--device", default="cpu")
     parse.add_argument("--profile", metavar="FILE", help="what traces.profile measured, for policies that weigh costs")
@@ -31,6 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError("the prompt is empty: say something")
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be 1 or more, not {args.max_new_tokens}")
+    sampling = sampling_of(args, args.temperature)
     from policies.registry import load_policy
 
     policy = load_policy(args.policy)
@@ -54,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         args.max_new_tokens,
         on_first=lambda first: printer.put(first.tolist()),
         on_step=lambda step: printer.put(step.tokens[0, : int(step.gained[0])].tolist()),
+        sampling=sampling,
     )
     print()
     count = len(done.tokens[0]) - 1

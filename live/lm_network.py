@@ -14,8 +14,13 @@ class LanguageModelNetwork:
     kind = "lm"
     needs_features = False
 
-    def __init__(self, model: CachedModel, name: str = "draft"):
+    def __init__(self, model: CachedModel, name: str = "draft", vocabulary: int | None = None):
+        """:param vocabulary: rows of the target's embeddings. Models pad theirs to different sizes over one tokenizer: what
+        only the draft has is never proposed, what only the target has reaches the draft as its last row.
+        """
         self.model, self.name = model, name
+        own = model.model.get_input_embeddings().weight.shape[0]
+        self.vocabulary, self._last = own if vocabulary is None else vocabulary, own - 1
 
     def reset(self, rows: int) -> None:
         self.model.reset(rows)
@@ -25,8 +30,9 @@ class LanguageModelNetwork:
 
     def advance(self, tokens: Tensor, features: Tensor | None, counts: Tensor, everywhere: bool = False) -> Tensor:
         self.model.drop_tree()
-        output = self.model.prefill(tokens.clamp(min=0), counts, logits="all" if everywhere else "last")
-        return output.logits if everywhere else output.logits[:, 0]
+        output = self.model.prefill(self._known(tokens), counts, logits="all" if everywhere else "last")
+        logits = output.logits[..., : self.vocabulary]
+        return logits if everywhere else logits[:, 0]
 
     def open(self, source: Tensor, context_length: Tensor, width: int) -> Ranked:
         self.model.drop_tree()
@@ -46,5 +52,9 @@ class LanguageModelNetwork:
         sees = torch.zeros((trees, count, slots + 1), dtype=torch.bool, device=parent.device)
         sees = sees.scatter(2, (above - 1).masked_fill(above < 0, slots), True)[:, :, :-1]
         prefix = self._prefix[:, None].expand(-1, count)
-        output = self.model.forward_tree(token.clamp(min=0), prefix, prefix + depth - 1, sees)
-        return ranked(output.logits, width)
+        output = self.model.forward_tree(self._known(token), prefix, prefix + depth - 1, sees)
+        return ranked(output.logits[..., : self.vocabulary], width)
+
+    def _known(self, tokens: Tensor) -> Tensor:
+        """Tokens that the draft can embed; padding becomes any of them."""
+        return tokens.clamp(min=0, max=self._last)

@@ -1,40 +1,28 @@
-"""Models and tokenizers from a hub id or a folder, and the hashes that say which ones they were."""
+"""Target and draft language models and their tokenizers, from a hub id or a folder."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import importlib.util
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from live.model import check_supported
+from live.hub import explain, first_line, resolve, weight_files
+from live.model import check_architecture, check_supported
 from live.precision import exact
+from live.probe import check_trees
 from policies.errors import UserError
 
-REFERENCE = Path(__file__).parent / "reference"
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-
-
-def resolve(name: str | Path, part: str = "target") -> str:
-    """Folder or hub id for ``name``; "reference" is the shipped pair's ``part`` (target, draft or eagle3).
-
-    :raises UserError: when the shipped part or a folder given as a path is not there.
-    """
-    if str(name) == "reference":
-        folder = REFERENCE / part
-        if not (folder / "config.json").is_file():
-            raise UserError(f"the reference {part} is not in {folder}; run the training script in live/reference first")
-        return str(folder)
-    looks_like_path = str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
-    path = Path(name).expanduser()
-    if looks_like_path and not path.is_dir():
-        raise UserError(f"there is no model folder {name}; check the path, or give a hub id such as org/model")
-    return str(path) if path.is_dir() else str(name)
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -80,15 +68,21 @@ def load_model(
     source, wanted = resolve(name_or_folder, part), parse_dtype(dtype)
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     _check_files(source)
+    if device_map and importlib.util.find_spec("accelerate") is None:
+        raise UserError(f"--device-map {device_map} needs the accelerate package: pip install accelerate, or leave it out")
     placed = {"device_map": device_map} if device_map else {}
     target = parse_device(device)
     try:
         config = AutoConfig.from_pretrained(source, **hub)
+        _check_before_loading(config)
+        _choose_attention(config)
         model, report = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=wanted, output_loading_info=True, **hub, **placed
         )
+    except UserError:
+        raise
     except Exception as error:  # the hub's, safetensors' and transformers' own kinds, too many to list
-        raise UserError(_explain(source, error)) from error
+        raise UserError(explain(source, error)) from error
     if missing := sorted(report["missing_keys"]):
         raise UserError(
             f"the weights of {source} lack {missing[0]} and {len(missing) - 1} more tensors; download the model again"
@@ -97,7 +91,26 @@ def load_model(
     if not device_map:
         model = model.to(target)
     check_supported(model)
-    return exact(model)
+    model = exact(model)
+    check_trees(model)
+    return model
+
+
+def _check_before_loading(config: PreTrainedConfig) -> None:
+    """Refuse what trees cannot follow while it costs nothing; unknown classes (remote code) are looked at once loaded."""
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        check_architecture(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config)
+    elif config.is_encoder_decoder:
+        raise UserError(f"{config.model_type} is an encoder-decoder model, which tree decoding does not cover; use a decoder")
+
+
+def _choose_attention(config: PreTrainedConfig) -> None:
+    """SDPA where the family has it, else eager, whatever the configuration file prefers: flash attention takes no tree mask.
+
+    Softcapped attention (Gemma 2) is eager: SDPA has no place for it.
+    """
+    capped = getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None)
+    config._attn_implementation = "eager" if capped else None
 
 
 def load_tokenizer(
@@ -112,7 +125,7 @@ def load_tokenizer(
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise UserError(
-            f"no tokenizer could be loaded from {source} ({_first_line(error)}); put its tokenizer.json there"
+            f"no tokenizer could be loaded from {source} ({first_line(error)}); put its tokenizer.json there"
         ) from error
 
 
@@ -145,100 +158,6 @@ def _check_files(source: str) -> None:
         return
     if not (folder / "config.json").is_file():
         raise UserError(f"{source} has no config.json, so it is not a Hugging Face model folder; check the path")
-    if not _weight_files(folder):
+    if not weight_files(folder):
         raise UserError(f"{source} has no weights (*.safetensors or *.bin); copy them there or give the hub id")
 
-
-def _explain(source: str, error: Exception) -> str:
-    reason = _first_line(error)
-    if Path(source).is_dir():
-        return f"the model in {source} cannot be loaded ({reason}); its files may be damaged, copy them again"
-    return f"no model {source!r} could be loaded ({reason}); check the id and the network, or give a local folder"
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200].rstrip(". ")
-
-
-# ---- identity --------------------------------------------------------------------------------------------------------
-
-
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 (hex) over all that decides which ids a text gets: vocabulary, merges, added tokens, normaliser, splitting.
-
-    Two tokenizers with equal hashes give equal ids, whatever their names; padding, truncation, templates do not count.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        content: Any = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    else:
-        whole = json.loads(backend.to_str())
-        added = sorted((token["id"], token["content"]) for token in whole.get("added_tokens", []))
-        content = [whole["model"], added, whole.get("normalizer"), whole.get("pre_tokenizer")]
-    text = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def check_same_tokenizer(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> None:
-    """Compare by content.
-
-    :raises UserError: when target and draft would number text differently.
-    """
-    if tokenizer_hash(target) == tokenizer_hash(draft):
-        return
-    ours, theirs = target.get_vocab(), draft.get_vocab()
-    differing = next((token for token in sorted(ours, key=ours.__getitem__) if theirs.get(token) != ours[token]), None)
-    detail = (
-        "their normalisation, splitting or merges differ"
-        if differing is None and len(ours) == len(theirs)
-        else f"{len(ours)} and {len(theirs)} tokens, {differing!r} is numbered {ours.get(differing)} and "
-        f"{theirs.get(differing)}"
-        if differing is not None
-        else f"{len(ours)} and {len(theirs)} tokens"
-    )
-    raise UserError(f"target and draft have different tokenizers ({detail}); choose a draft made for this target")
-
-
-def weights_hash(folder_or_model: str | Path | PreTrainedModel, revision: str | None = None) -> str:
-    """sha256 (hex) of a model's weights.
-
-    Of a folder or hub id: over its weight files (the same whatever dtype they are loaded as). Of a model in memory:
-    over names, dtypes, shapes and bytes of its tensors (so it changes with the dtype).
-    :raises UserError: when a folder has no weights.
-    """
-    digest = hashlib.sha256()
-    if isinstance(folder_or_model, PreTrainedModel):
-        for name, tensor in sorted(folder_or_model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(_bytes(tensor))
-        return digest.hexdigest()
-    folder = Path(resolve(folder_or_model))
-    if not folder.is_dir():
-        try:
-            folder = Path(cached_file(str(folder_or_model), "config.json", revision=revision)).parent
-        except Exception as error:
-            raise UserError(_explain(str(folder_or_model), error)) from error
-    files = _weight_files(folder)
-    if not files:
-        raise UserError(f"{folder} has no weights (*.safetensors or *.bin); copy them there")
-    for file in files:
-        digest.update(f"{file.name} {_file_sha256(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files a loader would read: safetensors when there are any, else pickled ones."""
-    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-
-
-def _file_sha256(file: Path) -> str:
-    blob = file.resolve().name  # in the hub's cache, large files are named by their own sha256
-    if file.is_symlink() and len(blob) == 64 and set(blob) <= set("0123456789abcdef"):
-        return blob
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

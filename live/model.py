@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from live.cache import TreeCache
 from policies.errors import UserError
@@ -19,6 +19,7 @@ from policies.errors import UserError
 _FULL = {"full_attention"}
 _WINDOWED = {"sliding_attention", "chunked_attention"}
 _NO_ATTENTION = {"moe", "mlp", "dense", "sparse"}
+_RECURRENT = {"rwkv", "xlstm", "recurrent_gemma"}
 
 
 class Output(NamedTuple):
@@ -210,8 +211,10 @@ class CachedModel:
                 handle.remove()
         if select is not None and self._head is None:
             logits = select(logits)
-        captured = torch.cat([streams[i] for i in self.layers_to_capture], -1) if self.layers_to_capture else None
-        return Output(logits, captured)
+        captured = None
+        if self.layers_to_capture:  # of a model spread over several devices, all on the first
+            captured = torch.cat([streams[i].to(self.device) for i in self.layers_to_capture], -1)
+        return Output(logits.to(self.device), captured)
 
     def _watch(self, layer: int, streams: dict[int, Tensor]):
         """Hook that keeps the residual stream entering ``layer``."""
@@ -253,7 +256,8 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     :raises UserError: when no such list is found.
     """
     count = model.config.get_text_config(decoder=True).num_hidden_layers
-    for module in model.modules():
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None  # not an image encoder of the same depth
+    for module in (decoder or model).modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise UserError(f"{type(model).__name__} keeps its decoder layers in an unknown place; capture no layers with it")
@@ -264,24 +268,31 @@ def check_supported(model: PreTrainedModel) -> tuple[int, str]:
 
     :raises UserError: naming the model and what it has that trees cannot follow.
     """
-    name, config = type(model).__name__, model.config.get_text_config(decoder=True)
+    if str(model.config.get_text_config(decoder=True)._attn_implementation).startswith(("flash", "kernels", "paged", "flex")):
+        raise UserError(
+            f"{type(model).__name__} runs {model.config._attn_implementation}, which takes no tree mask; "
+            "load it with attn_implementation='sdpa'"
+        )
+    return check_architecture(type(model), model.config)
+
+
+def check_architecture(architecture: type[PreTrainedModel], whole: PreTrainedConfig) -> tuple[int, str]:
+    """The same as :func:`check_supported` from class and configuration alone, before any weight is loaded."""
+    name, config = architecture.__name__, whole.get_text_config(decoder=True)
     cure = "use a decoder with full attention (Llama, Qwen3, Mistral, Gemma, GPT-NeoX, GPT-2, Mixtral, ...)"
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    odd = sorted(kinds - _FULL - _WINDOWED - _NO_ATTENTION)
-    if getattr(model, "_is_stateful", False) or odd:
-        what = f"layers of type {', '.join(odd)}" if odd else "a recurrent state"
-        raise UserError(f"{name} has {what}, where tree attention cannot be exact; {cure}")
-    if model.config.is_encoder_decoder:
+    if odd := sorted(kinds - _FULL - _WINDOWED - _NO_ATTENTION):
+        raise UserError(f"{name} has layers of type {', '.join(odd)}, where tree attention cannot be exact; {cure}")
+    if getattr(architecture, "_is_stateful", False) or config.model_type in _RECURRENT:
+        raise UserError(f"{name} has a recurrent state, where tree attention cannot be exact; {cure}")
+    if whole.is_encoder_decoder:
         raise UserError(f"{name} is an encoder-decoder model, which tree decoding does not cover; {cure}")
     if getattr(config, "alibi", False) or config.model_type in {"bloom", "mpt"}:
         raise UserError(f"{name} derives ALiBi biases from a flat mask, so it takes no tree mask; {cure}")
-    if "position_ids" not in inspect.signature(model.forward).parameters:
+    if "local" in getattr(config, "attention_layers", ()):
+        raise UserError(f"{name} counts its local attention by cache slots, so it takes no tree mask; {cure}")
+    if "position_ids" not in inspect.signature(architecture.forward).parameters:
         raise UserError(f"{name} takes no explicit positions, which trees need; {cure}")
-    if str(config._attn_implementation).startswith(("flash", "kernels", "paged", "flex")):
-        raise UserError(
-            f"{name} runs {config._attn_implementation}, which takes no tree mask; "
-            "load it with attn_implementation='sdpa'"
-        )
     limits = [(getattr(config, "max_position_embeddings", None) or 1 << 40, "the model's context")]
     window = getattr(config, "sliding_window", None)
     if window and ("sliding_attention" in kinds or not getattr(config, "layer_types", None)):
@@ -289,4 +300,9 @@ def check_supported(model: PreTrainedModel) -> tuple[int, str]:
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk and "chunked_attention" in kinds:
         limits.append((chunk, "the model's attention chunk, within which trees are exact,"))
+    rotary = getattr(config, "rope_parameters", None) or {}
+    for told in (rotary, *(part for part in rotary.values() if isinstance(part, dict))):
+        if told.get("rope_type") in ("dynamic", "longrope"):  # further on all frequencies depend on the longest row
+            original = told.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+            limits.append((original or limits[0][0], "the context up to which the rotary embedding keeps its frequencies"))
     return min(limits, key=lambda pair: pair[0])

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from live.eagle3 import Eagle3Head, captured_layers
+from live.eagle3 import Eagle3Head
+from live.eagle3_config import Eagle3Config
 from live.eagle_network import EagleNetwork
+from live.hub import Source, fetch_config, fetch_folder, parse_source, resolve
+from live.identity import check_same_tokenizer, tokenizer_hash, weights_hash
 from live.lm_network import LanguageModelNetwork
-from live.loading import (
-    check_same_tokenizer,
-    load_model,
-    load_target,
-    load_tokenizer,
-    resolve,
-    tokenizer_hash,
-    weights_hash,
-)
+from live.loading import load_model, load_target, load_tokenizer
 from live.model import CachedModel
 from live.network import DraftNetwork
 from policies.errors import UserError
@@ -63,81 +61,142 @@ class Pair:
         return self.description["context_limit"]
 
 
-def load_pair(target: str, drafts: list[str], dtype: str = "float32", device: str = "cpu", **hub: Any) -> Pair:
+def load_pair(
+    target: str,
+    drafts: list[str],
+    dtype: str = "float32",
+    device: str = "cpu",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    device_map: str | None = None,
+) -> Pair:
     """Load a target and drafters; "reference" and "reference/NAME" are the shipped ones.
 
-    :param drafts: folders or hub ids; an empty list means the shipped drafters for the shipped target.
-    :param hub: revision and trust_remote_code, passed on.
+    :param target: a folder or hub id, with its options behind it where it has any (live/hub.py).
+    :param drafts: the same; an empty list means the shipped drafters for the shipped target. A drafter's revision is its own;
+        an EAGLE-3 head takes ``layers``, the boundaries to capture, and ``norm_before_residual``, over its configuration's.
+    :param revision: of the target.   :param device_map: "auto" spreads the target over several GPUs (needs accelerate).
     Raises UserError when something is missing or does not fit together.
     """
+    source = parse_source(target, revision=revision)
     if not drafts:
-        if target != "reference":
+        if source.name != "reference":
             raise UserError("name at least one drafter with --draft (a folder or hub id of an EAGLE-3 head or a draft model)")
         drafts = list(REFERENCE_DRAFTS)
-    model, tokenizer = load_target(target, dtype, device, **hub)
+    model, tokenizer = load_target(source.name, dtype, device, source.revision, trust_remote_code, device_map)
+    cached = CachedModel(model)
     networks: dict[str, DraftNetwork] = {}
     captured: tuple[int, ...] = ()
-    about = []
-    limit = CachedModel(model).context_limit
-    for draft in drafts:
-        folder = resolve("reference", draft.split("/")[1]) if draft in REFERENCE_DRAFTS else resolve(draft)
-        name = Path(draft).name
+    about: list[dict[str, Any]] = []
+    limit = cached.context_limit
+    for draft in map(parse_source, drafts):
+        folder = resolve("reference", draft.name.split("/")[1]) if draft.name in REFERENCE_DRAFTS else resolve(draft.name)
+        name = Path(draft.name).name
         if name in networks:
             raise UserError(f"two drafters are named '{name}': give their folders different names")
-        if is_eagle3(folder):
-            layers = captured_layers(model.config.get_text_config().num_hidden_layers)
+        if is_eagle3(folder, draft.revision):
+            networks[name], layers = load_eagle3(folder, draft, cached)
             if captured not in ((), layers):
                 raise UserError("the EAGLE-3 heads want different target layers: record them in separate runs")
             captured = layers
-            head = Eagle3Head.from_pretrained(folder, model.get_input_embeddings().weight.detach(), dtype=model.dtype)
-            networks[name] = EagleNetwork(head.to(device).eval().requires_grad_(False), name)
-            about.append({"name": name, "kind": "eagle3", "id": draft, "captured_layers": list(layers)})
+            about.append({"name": name, "kind": "eagle3", "id": str(draft), "captured_layers": list(layers)})
         else:
-            check_same_tokenizer(tokenizer, load_tokenizer(folder))
-            draft_model = CachedModel(load_model(folder, dtype, device, **hub))
+            if extra := sorted(set(draft.options) - {"revision"}):
+                raise UserError(f"{draft.name} is a language model, which has no {extra[0]}: leave it out")
+            check_same_tokenizer(tokenizer, load_tokenizer(folder, draft.revision, trust_remote_code))
+            own = load_model(folder, dtype, cached.device, draft.revision, trust_remote_code, part="draft")
+            draft_model = CachedModel(own)
             limit = min(limit, draft_model.context_limit)
-            networks[name] = LanguageModelNetwork(draft_model, name)
-            about.append({"name": name, "kind": "lm", "id": draft})
-        about[-1]["weights_sha256"] = weights_hash(folder)
+            networks[name] = LanguageModelNetwork(draft_model, name, model.get_input_embeddings().weight.shape[0])
+            about.append({"name": name, "kind": "lm", "id": str(draft)})
+        about[-1]["weights_sha256"] = weights_hash(folder, draft.revision)
     description = {
         "target": {
-            "id": target,
+            "id": str(source),
             "architecture": type(model).__name__,
-            "weights_sha256": weights_hash(resolve(target)),
+            "weights_sha256": weights_hash(resolve(source.name), source.revision),
             "tokenizer_sha256": tokenizer_hash(tokenizer),
             "vocabulary": model.config.get_text_config().vocab_size,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         },
         "drafters": about,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "device": device_name(device),
+        "device": device_name(cached.device),
         "context_limit": limit,
     }
     return Pair(model, tokenizer, networks, captured, description)
 
 
-def is_eagle3(folder: str) -> bool:
-    """Whether a model folder holds an EAGLE-3 head (by its configuration)."""
-    path = Path(folder) / "config.json"
+def load_eagle3(folder: str, draft: Source, target: CachedModel) -> tuple[EagleNetwork, tuple[int, ...]]:
+    """The head in a folder or hub id, for a target, and the boundaries to capture there; says on stderr what was resolved.
+
+    A wrong layer id or residual fails silently, as bad acceptance: hence the line (and traces/selftest.py).
+    """
+    path = fetch_folder(folder, draft.revision)
+    config = Eagle3Config.from_file(path / "config.json")
+    if (flag := draft.options.get("norm_before_residual")) is not None:
+        config = replace(config, norm_before_residual=bool(flag))
+    if (asked := draft.options.get("layers")) is not None:
+        if not isinstance(asked, (list, tuple)) or not all(type(i) is int for i in asked) or len(asked) != config.streams:
+            raise UserError(f"layers of '{draft}' must be {config.streams} whole numbers, such as layers=[2, 16, 29]")
+        # a list of boundaries, whatever convention its numbers might suggest
+        layers, why = tuple(asked), "as asked"
+        if min(layers) < 0 or max(layers) > target.config.num_hidden_layers:
+            raise UserError(f"'{draft}' names layers beyond the target's {target.config.num_hidden_layers}; name boundaries within")
+    else:
+        layers, why = config.boundaries(target.config.num_hidden_layers)
+    if config.target_hidden_size != target.config.hidden_size:
+        raise UserError(
+            f"{draft.name} reads features of {config.target_hidden_size} numbers, the target's have {target.config.hidden_size}: "
+            "give the target that this head was trained for"
+        )
+    embeddings = target.model.get_input_embeddings().weight.detach()
+    head = Eagle3Head.from_pretrained(path, embeddings, target.dtype, config)
+    name = Path(draft.name).name
+    residual = "normed" if config.norm_before_residual else "un-normed"
+    scaling = f" scaled ({config.rope_scaling['rope_type']})" if config.rope_scaling else ""
+    print(
+        f"{name}: EAGLE-3 head, {config.layout} layout; reads what enters layers {', '.join(map(str, layers))} ({why}); "
+        f"{residual} residual; rotary base {config.rope_theta:g}{scaling}",
+        file=sys.stderr,
+    )
+    return EagleNetwork(head, name), layers
+
+
+def is_eagle3(folder: str, revision: str | None = None) -> bool:
+    """Whether a folder or hub id holds an EAGLE-3 head (by its configuration)."""
+    path = fetch_config(folder, revision)
     if not path.is_file():
         return False
     try:
         config = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}): copy the drafter again") from None
-    return "draft_vocab_size" in config or any("Eagle3" in name for name in config.get("architectures") or ())
+    told = str(config.get("architectures")) + str(config.get("speculators_model_type"))
+    return "draft_vocab_size" in config or "eagle_config" in config or "eagle3" in told.lower()
 
 
-def device_name(device: str) -> str:
+def device_name(device: str | torch.device) -> str:
     """What the manifest calls the device: "cpu (2 threads)" or the GPU's name."""
     if str(device).startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return f"cpu ({torch.get_num_threads()} threads)"
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
-    """Token ids of a conversation, with the tokenizer's chat template when it has one, and the cue to answer."""
-    if tokenizer.chat_template:
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], chat_template: bool = True
+) -> list[int]:
+    """Token ids of a conversation, with the tokenizer's chat template when it has one, and the cue to answer.
+
+    :param chat_template: False feeds the bare contents, one below the other.
+    Raises UserError when the template refuses the messages (some take no system message).
+    """
+    if tokenizer.chat_template and chat_template:
+        try:
+            ids = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True, return_dict=True)
+        except TemplateError as error:
+            raise UserError(
+                f"the tokenizer's chat template refuses a prompt ({error}): change the prompt, or use --no-chat-template"
+            ) from error
         return list(ids["input_ids"])
     return tokenizer("\n".join(message["content"] for message in messages))["input_ids"]

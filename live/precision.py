@@ -50,13 +50,18 @@ def downcasts(model: PreTrainedModel) -> list[str]:
     """Names of operations that give float32 numbers in one small forward of ``model`` (none: float64 throughout)."""
     device = model.get_input_embeddings().weight.device
     tokens = torch.zeros(1, 3, dtype=torch.int64, device=device)
+    positions = torch.arange(3, device=device)[None]  # given, as always here: some families count them in float32
     with torch.no_grad(), _Float32Watch() as watch:
-        model(input_ids=tokens, use_cache=False)
+        model(input_ids=tokens, position_ids=positions, use_cache=False)
     return sorted(watch.seen)
 
 
+_CONSTANTS = ("aten.ones.", "aten.zeros.", "aten.full.")
+"""Nothing is lost in these; what is computed from them would be noticed."""
+
+
 class _Float32Watch(TorchDispatchMode):
-    """Notes every operation whose result is float32 or narrower."""
+    """Notes every operation whose result is float32 or narrower, but for constants."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +70,8 @@ class _Float32Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for part in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(part, Tensor) and part.dtype in (torch.float32, torch.bfloat16, torch.float16):
+            narrow = isinstance(part, Tensor) and part.dtype in (torch.float32, torch.bfloat16, torch.float16)
+            if narrow and not str(func).startswith(_CONSTANTS):
                 self.seen.add(str(func))
         return result
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from live.explain import TOLERANCE, TapedDrafter, largest_difference, same_decision, same_kept
-from policies.contract import State
+from policies.contract import Sampling, State
 from policies.loop import Step
 from sim.recorded import RecordedDrafter, RecordedText
 from sim.replay import ReplayRun
@@ -71,11 +71,14 @@ class Tandem:
         self.decoder.prefill(
             [self.recording.prompt_tokens(sequence).tolist() + tokens[:-1]],
             int(text.length[sequence]),
+            told_limit=int(text.limit[sequence]),
             root=torch.tensor(tokens[-1:], device=self.decoder.target.device),
             sequence=replay.sequence,
             position=replay.position,
             number=replay.number,
             state=replay.state,
+            sampling=Sampling(**self.recording.sampling(sequence)),
+            text=torch.tensor([self.recording.sequence_ids[sequence]], device=self.decoder.target.device),
         )
 
     def _differs(self, reason: str, explained: bool) -> None:
@@ -97,10 +100,11 @@ class Tandem:
             gap = largest_difference(self.live.answers, self.recorded.answers)
             return gap < TOLERANCE, f"{place}: other nodes kept; the draft's numbers differ by up to {gap:.1e} nats"
         margin = self._margin(live, recorded)
-        return margin < TOLERANCE, f"{place}: another path accepted; the target's margin there is {margin:.1e} nats"
+        return margin < TOLERANCE, f"{place}: another path accepted; the target's margin there is {margin:.1e}"
 
     def _margin(self, live: Step, recorded: Step) -> float:
-        """The recorded gap between the target's two best tokens where the two accepted paths part."""
+        """The recorded margin of the target's choice where the two accepted paths part: the gap (nats) between its two best
+        tokens, or how far the uniform number lay from choosing another one."""
         ours, theirs = live.done.walk.path[0].tolist(), recorded.done.walk.path[0].tolist()
         common = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
         first = int(self.text_data.offset[recorded.cycle.sequence[0]])

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from live.distribution import entropy_of, log_probabilities
 from live.model import CachedModel
+from live.sampling import Sampler
 from policies.contract import Cycle
 from policies.order import NONE
 from policies.verification import Kept, Walk, walk
@@ -23,10 +24,13 @@ def sees_ancestors(kept: Kept) -> Tensor:
 
 
 class LiveVerifier:
-    """Greedy verification by a Hugging Face target. After :meth:`accept` the target's cache holds the accepted path.
+    """Verification by a Hugging Face target. After :meth:`accept` the target's cache holds the accepted path.
 
+    ``sampler`` chooses the target's tokens, the same at any node as in plain decoding; None is greedy.
     ``features`` [B, A + 1, F] are the captured hidden states at the root and the accepted nodes.
     """
+
+    sampler: Sampler | None = None
 
     def __init__(self, target: CachedModel, end_tokens: Tensor):
         self.target, self.end_tokens = target, end_tokens
@@ -34,9 +38,10 @@ class LiveVerifier:
     def accept(self, cycle: Cycle, kept: Kept) -> Walk:
         exists = kept.token >= 0
         positions = cycle.context_length[:, None] + kept.depth.clamp(min=0)
-        output = self.target.forward_tree(kept.token.clamp(min=0), None, positions, sees_ancestors(kept))
+        sees = sees_ancestors(kept)
+        output = self.target.forward_tree(kept.token.clamp(min=0), None, positions, sees)
         self.logits = output.logits
-        choice = output.logits.argmax(-1)
+        choice = self._choice(cycle, kept, sees)
         ended = torch.isin(kept.token, self.end_tokens) & (kept.depth > 0)  # nothing follows an end of sequence
         outcome = walk(kept, choice.masked_fill(ended | ~exists, NONE))
         self.walked = torch.nn.functional.pad(outcome.path, (1, 0))  # root and accepted path, as places in the kept list
@@ -46,6 +51,13 @@ class LiveVerifier:
             place = self.walked.clamp(min=0)[:, :, None].expand(-1, -1, output.captured.shape[-1])
             self.features = output.captured.gather(1, place)
         return outcome
+
+    def _choice(self, cycle: Cycle, kept: Kept, sees: Tensor) -> Tensor:
+        """The target's token behind each kept node, int64 [B, V]: at depth d, the one of place ``position + d + 1``."""
+        if self.sampler is None:
+            return self.logits.argmax(-1)
+        place = cycle.position[:, None] + kept.depth.clamp(min=0) + 1
+        return self.sampler.choose(self.logits, place, self.sampler.on_paths(kept.token.clamp(min=0), sees))
 
     def committed(self, kept: Kept, outcome: Walk) -> tuple[Tensor, Tensor]:
         """The newly committed tokens int64 [B, A + 1]: accepted ones, then the bonus; and how many [B]."""

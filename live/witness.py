@@ -27,10 +27,12 @@ CHAIN = 5
 
 
 def check_witness(recording: Recording, pair: Pair, drafter: str, texts: int) -> dict[str, Any]:
-    """Tokens gained per cycle by both decoders, over the first ``texts`` recorded prompts."""
+    """Tokens gained per cycle by both decoders, over the prompts of the first ``texts`` texts that are plainly greedy."""
     network = pair.networks[drafter]
     counts = {"texts": 0, "cycles": 0, "unexplained": 0}
-    sequences = range(min(texts, len(recording.length)))
+    settings = [recording.sampling(sequence) for sequence in range(len(recording.length))]
+    greedy = [i for i, one in enumerate(settings) if one["temperature"] == 0 and one["repetition_penalty"] == 1]
+    sequences = greedy[:texts]
     for sequence in tqdm(sequences, desc="assisted generation", unit="text", file=sys.stderr, leave=False):
         prompt, length = recording.prompt_tokens(sequence).tolist(), int(recording.length[sequence])
         theirs = assisted_gains(pair.model, network.model.model, prompt, length)

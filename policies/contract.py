@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from policies.cost import Cost
@@ -18,13 +19,29 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the target's token is chosen. Temperature 0 is greedy (argmax, lowest id on ties)."""
+    """How the target's token is chosen. Temperature 0 is greedy (argmax, lowest id on ties).
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
+    Processors as in Hugging Face, in its order: repetition penalty, temperature, top-k (0 = off), top-p (1 = off). Each field
+    is a number; inside a cycle of the decoding loops it is a tensor [B], since rows may differ (:meth:`by_row`).
+    """
+
+    temperature: float | Tensor = 0.0
+    top_k: int | Tensor = 0
+    top_p: float | Tensor = 1.0
+    repetition_penalty: float | Tensor = 1.0
+    seed: int | Tensor = 0
+
+    def by_row(self, rows: Tensor) -> Sampling:
+        """The settings of the given rows, int64 [B]: float64 and int64 tensors [B] on their device."""
+
+        def column(value: float | Tensor, dtype: torch.dtype) -> Tensor:
+            if isinstance(value, Tensor):
+                return value[rows]
+            return torch.full(rows.shape, value, dtype=dtype, device=rows.device)
+
+        whole = ("top_k", "seed")
+        kinds = {field.name: torch.int64 if field.name in whole else torch.float64 for field in dataclasses.fields(self)}
+        return Sampling(**{name: column(getattr(self, name), kind) for name, kind in kinds.items()})
 
 
 @dataclass(frozen=True)
@@ -41,7 +58,7 @@ class Cycle:
     root_entropy    float32 [B]  entropy (nats) of the target's distribution that gave the root
     root_logprob    float32 [B]  the root's raw log-probability under it
     group           int64   [B]  rows with the same number decode together as one serving batch
-    sampling        how the target's tokens are chosen
+    sampling        how the target's tokens are chosen, its fields tensors [B]
     cost            what time costs on this machine, or None
     """
 
@@ -104,6 +121,12 @@ class Policy:
     """Whether a row's decision looks at the other rows of its group."""
     fits_on_nodes: ClassVar[bool] = False
     """Whether :meth:`fit` reads the table of tested nodes besides the table of positions."""
+    selecting: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that only :meth:`select` reads: policies that differ in nothing else draft the same trees."""
+    fits_on_whole_trees: ClassVar[int] = 0
+    """0: that table lists the tested nodes. k: it lists the accepted ones and, tested or not, every k-th of the others."""
+    fits_on_cost: ClassVar[bool] = False
+    """Whether fitting weighs time: it then needs a cost model."""
     source: ClassVar[str] = ""
     """FILE.py:Class of a policy from outside this folder; it stands for the name in JSON."""
 
@@ -153,6 +176,17 @@ class Policy:
         """A fitted copy, from the table of samples that ``sim.fit`` builds out of a recording's training split."""
         raise UserError(f"policy '{self.name}' has nothing to fit: run it as it is")
 
+    def variants(self, ms_per_token: float) -> list[Policy]:
+        """Settings near this one, among which ``sim.fit`` chooses by predicted time, again and again until none is faster.
+
+        :param ms_per_token: what this one is predicted to take on the training texts.
+        """
+        return []
+
+    def expected_acceptance(self, samples: Any) -> Any:
+        """float64 [n]: the chance that each of ``samples.nodes`` is accepted, given that its parent is; None: no estimate."""
+        return None
+
     def describe_fit(self, samples: Any) -> list[str]:
         """Lines that say what was learned and how it does on ``samples`` held out from fitting."""
         return []
@@ -170,7 +204,7 @@ class Policy:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name.endswith("_"):
-                if value is not None:
+                if value is not None and "fitted" not in changed:
                     changed.append("fitted")
             elif value != field.default:
                 changed.append(f"{field.name}={value}")

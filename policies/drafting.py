@@ -7,9 +7,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from policies.children import Children, StoredChildren
 from policies.contract import Cycle, Policy, State
 from policies.order import NONE, order_key
-from policies.tree import Children, DraftTree, topk_entropy
+from policies.tree import DraftTree
 
 
 class Drafter(Protocol):
@@ -18,7 +19,7 @@ class Drafter(Protocol):
     def root(self, cycle: Cycle) -> Tensor:
         """Start a cycle at the rows' positions; the root tokens int64 [B]."""
 
-    def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children:
+    def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children | StoredChildren:
         """Run the draft on ``nodes`` int64 [B, W] (-1 = none), ``branching`` children each, most probable first."""
 
 
@@ -40,21 +41,24 @@ class Draft(NamedTuple):
 def draft(policy: Policy, drafter: Drafter, cycle: Cycle, state: State) -> Draft:
     """Draft one cycle: let the policy expand until no row wants more, then let it select what to verify."""
     tree = DraftTree(drafter.root(cycle), policy.needs)
-    drafting = cycle.active
+    drafting, everyone = cycle.active, bool(cycle.active.all())
+    reach = int(cycle.reach.min()) if tree.rows else 0
     widths: list[Tensor] = []
     missing = torch.zeros(tree.rows, dtype=torch.int64, device=tree.device)
     while (wish := policy.expand(tree, cycle, state)) is not None:
         nodes, branching = canonical(tree, wish.nodes, wish.branching)
-        fits = tree.depth.gather(1, nodes.clamp(min=0)) < cycle.reach[:, None]
-        nodes = nodes.masked_fill(~(fits & drafting[:, None]), NONE)
-        drafting = (nodes >= 0).any(1)
-        if not bool(drafting.any()):
+        if reach <= tree.levels or not everyone:  # else no node is too deep, as none is deeper than there are levels
+            fits = tree.at("depth", nodes) < cycle.reach[:, None]
+            nodes = nodes.masked_fill(~(fits & drafting[:, None]), NONE)
+        wanted = nodes >= 0
+        drafting = wanted.any(1)
+        everyone = bool(drafting.all())
+        if not (everyone or bool(drafting.any())):
             break
         children = drafter.expand(tree, nodes, branching if isinstance(branching, int) else int(branching.max()))
         children = _only_asked(children, nodes, branching)
-        entropy = topk_entropy(children.logprob) if "topk_entropy" in policy.needs else None
-        tree.append(nodes, children, entropy)
-        widths.append((nodes >= 0).sum(1))
+        tree.append(nodes, children)
+        widths.append(wanted.sum(1))
         if children.missing is not None:
             missing = missing + children.missing.sum(1)
     kept = policy.select(tree, cycle, state) & tree.exists
@@ -66,9 +70,9 @@ def draft(policy: Policy, drafter: Drafter, cycle: Cycle, state: State) -> Draft
 
 def canonical(tree: DraftTree, nodes: Tensor, branching: int | Tensor) -> tuple[Tensor, int | Tensor]:
     """The frontier in canonical order (score descending, index ascending), whatever order the policy named it in."""
-    if nodes.shape[1] == 1:
+    if nodes.shape[1] == 1 or tree.is_frontier(nodes):
         return nodes, branching
-    score = tree.score.gather(1, nodes.clamp(min=0)).masked_fill(nodes < 0, -torch.inf)
+    score = tree.at("score", nodes).masked_fill(nodes < 0, -torch.inf)
     tie = (score[:, 1:] == score[:, :-1]) & (nodes[:, 1:] > nodes[:, :-1])
     if bool(((score[:, 1:] < score[:, :-1]) | tie).all()):
         return nodes, branching
@@ -78,13 +82,19 @@ def canonical(tree: DraftTree, nodes: Tensor, branching: int | Tensor) -> tuple[
     return ordered, branching if isinstance(branching, int) else branching.gather(1, place)
 
 
-def _only_asked(children: Children, nodes: Tensor, branching: int | Tensor) -> Children:
+def _only_asked(
+    children: Children | StoredChildren, nodes: Tensor, branching: int | Tensor
+) -> Children | StoredChildren:
     """A policy sees only what it asked for, never the rest of a wide recording; a too narrow one counts as missing."""
-    held = children.token.shape[2]
+    held = children.logprob.shape[2]
+    if isinstance(branching, int) and branching == held:
+        return children
+    if isinstance(children, StoredChildren):
+        children = children.read()
     if children.missing is not None:
         children = children._replace(missing=children.missing | ((nodes >= 0) & (branching > held)))
     if isinstance(branching, int):
-        if held <= branching:
+        if held < branching:
             return children
         return children._replace(
             token=children.token[:, :, :branching],

@@ -1,7 +1,8 @@
 """One total order for ties, everywhere: score descending, then index ascending.
 
 The official EAGLE code gets this order from CUDA's radix select; ``torch.topk`` on a CPU breaks ties arbitrarily and
-can then keep a node whose parent it dropped. The order key makes every score distinct, so any selection agrees.
+can then keep a node whose parent it dropped. Rows without a tie among their best scores have one order only, and take
+it from ``topk``; in the others the order key makes every score distinct, so any selection agrees.
 """
 
 from __future__ import annotations
@@ -26,9 +27,14 @@ def order_key(score: Tensor) -> Tensor:
 
 def best(score: Tensor, count: int) -> Tensor:
     """Indices int64 [..., min(count, M)] of the best scores in total order, best first; -1 where the score is -inf."""
-    count = min(count, score.shape[-1])
-    index = order_key(score).topk(count, dim=-1, sorted=True).indices
-    return index.masked_fill(score.gather(-1, index) == -torch.inf, NONE)
+    entries = score.shape[-1]
+    count = min(count, entries)
+    value, index = score.topk(min(count + 1, entries), dim=-1, sorted=True)  # one more, to see a tie at the cut
+    tied = ((value[..., 1:] == value[..., :-1]) & (value[..., 1:] > -torch.inf)).any(-1)
+    value, index = value[..., :count], index[..., :count]
+    if bool(tied.any()):
+        index[tied] = order_key(score[tied]).topk(count, dim=-1, sorted=True).indices
+    return index.masked_fill(value == -torch.inf, NONE)
 
 
 def rank_of(score: Tensor, index: Tensor) -> Tensor:

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from policies.children import Children, ChildTable, StoredChildren
 from policies.order import NONE, best
-
-
-class Children(NamedTuple):
-    """What a drafter answers when W nodes per row are expanded; padded frontier places hold -1 tokens.
-
-    token    int64   [B, W, K]  target token ids, most probable first, -1 where there are fewer
-    logprob  float32 [B, W, K]  draft log q (nats) of each child given its parent, -inf where there is none
-    entropy  float32 [B, W]     entropy (nats) of the whole next-token distribution of the expanded node
-    handle   int64   [B, W, K]  the drafter's own reference to each child, opaque to everyone else
-    missing  bool    [B, W]     the drafter could not answer: a recording does not hold this expansion
-    """
-
-    token: Tensor
-    logprob: Tensor
-    entropy: Tensor
-    handle: Tensor
-    missing: Tensor | None = None
 
 
 class DraftTree:
@@ -42,68 +27,107 @@ class DraftTree:
     score    float32 path log-probability (nats): sum of logprob from the root; 0 for the root, -inf in padding
     expanded bool    the draft has been run on this node
     entropy  float32 entropy (nats) of an expanded node's next-token distribution, full vocabulary; -1 if not expanded
-    topk_entropy float32 the same over the renormalised top-K that the policy asked for; kept only for policies that
-             name it in ``needs``
+    topk_entropy float32 the same over the renormalised top-K that the policy asked for
     handle   int64   private to the drafter
+    size     int64 [B] nodes of each row
     levels   int     draft forwards so far (the root's distribution is the first)
+
+    Columns are made when they are read; do not write into them. To read a few nodes only, :meth:`at` is cheaper.
+
+    Inside, a level is a block of *slots* [B, W * K], one for each child that was asked for. A slot may be empty; a node's
+    index counts the filled ones before its own. The children of one expanded node are a *family*: they share parent and
+    depth.
     """
 
-    COLUMNS = {"token": NONE, "parent": NONE, "depth": NONE, "rank": NONE, "handle": NONE}
+    PER_FAMILY = ("parent", "depth", "row")
+    EMPTY = {"token": NONE, "parent": NONE, "depth": NONE, "rank": NONE, "handle": NONE, "logprob": -torch.inf, "score": -torch.inf}
 
     def __init__(self, root_token: Tensor, needs: frozenset[str] = frozenset()):
         """:param root_token: int64 [B]. :param needs: the optional columns to keep: "entropy", "topk_entropy"."""
         rows, device = root_token.shape[0], root_token.device
-        self.needs = needs
-        self.token = root_token[:, None].to(torch.int64)
-        self.parent = torch.full((rows, 1), NONE, device=device)
-        self.depth = torch.zeros((rows, 1), dtype=torch.int64, device=device)
-        self.rank = torch.full((rows, 1), NONE, device=device)
-        self.handle = torch.full((rows, 1), NONE, device=device)
-        self.logprob = torch.zeros((rows, 1), device=device)
-        self.score = torch.zeros((rows, 1), device=device)
-        self.expanded = torch.zeros((rows, 1), dtype=torch.bool, device=device)
-        self._entropy = torch.full((rows, 1), -1.0, device=device)
-        self._topk_entropy = torch.full((rows, 1), -1.0, device=device)
+        self.rows, self.device, self.needs, self.levels = rows, device, needs, 0
         self.size = torch.ones(rows, dtype=torch.int64, device=device)
-        self.levels = 0
-        self._last_start = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._packed = True  # every row has the same size, so the newest level is a plain slice
-        self._newest_column = 0
-
-    @property
-    def rows(self) -> int:
-        return self.token.shape[0]
+        none, zero = torch.full((rows, 1), NONE, device=device), torch.zeros((rows, 1), device=device)
+        self._root_token = root_token[:, None].to(torch.int64)
+        self._newest = {"token": self._root_token, "logprob": zero, "score": zero, "handle": none}
+        self._newest |= {"parent": none, "depth": torch.zeros_like(none), "row": none}
+        self._parts = {name: [part] for name, part in self._newest.items()}
+        self._table: ChildTable | None = None  # answers for tokens and handles, while all levels lie in it
+        self._shapes = [(1, 1)]
+        self._expansions: list[_Expanded] = []
+        self._start, self._slots, self._fanout = 0, 1, 1
+        self._slot: Tensor | None = None  # int64 [B, N]: slot of each node, -1 padding; None while no slot is empty
+        self._newest_node: Tensor | None = None  # int64 [B, M]: node in each slot of the newest level, -1 = empty
+        self._forget()
 
     @property
     def width(self) -> int:
         """Columns N: the size of the largest row."""
-        return self.token.shape[1]
+        return self._slots if self._slot is None else self._slot.shape[1]
 
     @property
-    def device(self) -> torch.device:
-        return self.token.device
+    def token(self) -> Tensor:
+        return self._column("token")
+
+    @property
+    def parent(self) -> Tensor:
+        return self._column("parent")
+
+    @property
+    def depth(self) -> Tensor:
+        return self._column("depth")
+
+    @property
+    def rank(self) -> Tensor:
+        return self._column("rank")
+
+    @property
+    def handle(self) -> Tensor:
+        return self._column("handle")
+
+    @property
+    def logprob(self) -> Tensor:
+        return self._column("logprob")
+
+    @property
+    def score(self) -> Tensor:
+        return self._column("score")
+
+    @property
+    def expanded(self) -> Tensor:
+        ones = [torch.ones_like(part.place, dtype=torch.bool) for part in self._expansions]
+        return self._of_expanded("expanded", ones, False)
 
     @property
     def entropy(self) -> Tensor:
-        return self._asked("entropy", self._entropy)
+        self._must_be_asked("entropy")
+        return self._of_expanded("entropy", [part.children.entropy for part in self._expansions], -1.0)
 
     @property
     def topk_entropy(self) -> Tensor:
-        return self._asked("topk_entropy", self._topk_entropy)
+        self._must_be_asked("topk_entropy")
+        if "topk_entropy" not in self._read:
+            logprob = _stacked([part.children.logprob for part in self._expansions])
+            values = [] if logprob is None else topk_entropy(logprob).split([part.place.shape[1] for part in self._expansions], 1)
+            self._of_expanded("topk_entropy", list(values), -1.0)
+        return self._read["topk_entropy"]
 
-    def _asked(self, name: str, column: Tensor) -> Tensor:
+    def _must_be_asked(self, name: str) -> None:
         if name not in self.needs:
             raise AttributeError(f"the policy reads tree.{name} but does not name it in its `needs`")
-        return column
 
     @property
     def exists(self) -> Tensor:
         """bool [B, N]: not padding."""
-        return self.depth >= 0
+        if self._slot is None:
+            return torch.ones((self.rows, self.width), dtype=torch.bool, device=self.device)
+        return self._slot >= 0
 
     def drafted(self) -> Tensor:
         """bool [B, N]: every node but the root."""
-        return self.depth > 0
+        exists = self.exists
+        exists[:, 0] = False
+        return exists
 
     def root_nodes(self) -> Tensor:
         """The frontier that holds only the root: int64 [B, 1]."""
@@ -111,89 +135,186 @@ class DraftTree:
 
     def newest(self) -> tuple[Tensor, Tensor]:
         """Nodes of the last level: (index int64 [B, M], score float32 [B, M]), -1 and -inf where a row has fewer."""
-        if self._packed:
-            start = self._newest_column
-            index = torch.arange(start, self.width, device=self.device).expand(self.rows, -1)
-            return index, self.score[:, start:]
-        count = int((self.size - self._last_start).max())
-        offset = torch.arange(count, device=self.device)
-        index = self._last_start[:, None] + offset
-        inside = index < self.size[:, None]
-        score = self.score.gather(1, index.clamp(max=self.width - 1)).masked_fill(~inside, -torch.inf)
-        return index.masked_fill(~inside, NONE), score
+        if self._newest_node is None:
+            index = torch.arange(self._start, self._slots, device=self.device).expand(self.rows, -1)
+            return index, self._newest["score"]
+        exists = self._newest_node >= 0
+        count = int(exists.sum(1).max())
+        first = torch.argsort((~exists).to(torch.int8), dim=1, stable=True)[:, :count]
+        return self._newest_node.gather(1, first), self._newest["score"].gather(1, first)
 
     def frontier(self, count: int) -> Tensor:
         """The ``count`` best nodes of the last level in total order: int64 [B, count'], -1 where a row has fewer."""
-        index, score = self.newest()
-        place = best(score, count)
-        return index.gather(1, place.clamp(min=0)).masked_fill(place < 0, NONE)
+        place = best(self._newest["score"], count)
+        known = place.clamp(min=0)
+        node = known + self._start if self._newest_node is None else self._newest_node.gather(1, known)
+        nodes = node.masked_fill(place < 0, NONE)
+        self._offered = nodes.clone(), known  # the policy may write into its own
+        return nodes
 
-    def append(self, nodes: Tensor, children: Children, topk_entropy: Tensor | None = None) -> None:
+    def is_frontier(self, nodes: Tensor) -> bool:
+        """Whether these nodes int64 [B, W] are what :meth:`frontier` last gave: in canonical order, of the newest level."""
+        if self._offered is None or self._offered[0].shape != nodes.shape or not torch.equal(self._offered[0], nodes):
+            return False
+        self._located = nodes, self._offered[1], True
+        return True
+
+    def at(self, name: str, nodes: Tensor) -> Tensor:
+        """The values [B, W] of a column (token, parent, depth, logprob, score, handle) at ``nodes`` int64 [B, W].
+
+        Where there is no node (-1) the value means nothing.
+        """
+        place, newest = self._locate(nodes)
+        if name in ("token", "handle") and self._table is not None:
+            family = place // self._fanout if newest else self._layout()[0][place]
+            rank = place - family * self._fanout if newest else self._layout()[1][place]
+            handle = (self.at("row", nodes) * self._table.fanout + rank).clamp(min=NONE)  # the root has none
+            if name == "handle":
+                return handle
+            return torch.where(nodes == 0, self._root_token, self._table.tokens(handle))
+        if name in self.PER_FAMILY:
+            place = place // self._fanout if newest else self._layout()[0][place]
+        return (self._newest[name] if newest else self._joined(name)).gather(1, place)
+
+    def append(self, nodes: Tensor, children: Children | StoredChildren) -> None:
         """Add the children of the expanded ``nodes`` int64 [B, W] (frontier order, -1 = none) as one level."""
-        rows, frontier, fanout = children.token.shape
-        expanded = nodes >= 0
-        if children.missing is not None:  # an expansion recorded with too few children is missing, yet it is one
-            expanded = expanded & (~children.missing | (children.token[:, :, 0] >= 0))
-        self._mark_expanded(nodes, expanded, children.entropy, topk_entropy)
-        parent = nodes.clamp(min=0)
+        rows, frontier, fanout = children.logprob.shape
         new = {
-            "token": children.token.reshape(rows, -1),
-            "parent": nodes[:, :, None].expand(-1, -1, fanout).reshape(rows, -1),
-            "depth": (self.depth.gather(1, parent) + 1)[:, :, None].expand(-1, -1, fanout).reshape(rows, -1),
-            "rank": torch.arange(fanout, device=self.device).expand(rows, frontier, fanout).reshape(rows, -1),
-            "handle": children.handle.reshape(rows, -1),
             "logprob": children.logprob.reshape(rows, -1),
-            "score": (self.score.gather(1, parent)[:, :, None] + children.logprob).reshape(rows, -1),
+            "score": (self.at("score", nodes)[:, :, None] + children.logprob).reshape(rows, -1),
+            "parent": nodes,
+            "depth": self.at("depth", nodes) + 1,
         }
-        valid = new["token"] >= 0
-        self.levels += 1
-        if self._packed and bool(valid.all()):
-            self._newest_column = self.width
-            for name, value in new.items():
-                setattr(self, name, torch.cat([getattr(self, name), value], dim=1))
-            self._last_start, self.size = self.size, self.size + valid.shape[1]
+        if isinstance(children, StoredChildren) and (self.levels == 0 or self._table is children.table):
+            self._table = children.table
+            new["row"] = children.row
+            families = children.row >= 0
+            exists = families[:, :, None]
         else:
-            self._scatter(new, valid)
-        self._grow_flags()
+            self._leave_table()
+            new |= {"token": children.token.reshape(rows, -1), "handle": children.handle.reshape(rows, -1)}
+            exists = children.token >= 0
+            families = nodes >= 0  # an expansion recorded with too few children is missing, yet it is one
+            if children.missing is not None:
+                families = families & (~children.missing | (children.token[:, :, 0] >= 0))
+        self._expansions.append(_Expanded(nodes.masked_fill(~families, NONE), children))
+        self.levels += 1
+        self._start, self._slots, self._fanout = self._slots, self._slots + frontier * fanout, fanout
+        self._shapes.append((frontier, fanout))
+        self._newest = new
+        self._number(exists)
+        for name, part in new.items():
+            self._parts[name].append(part)
+        self._forget()
 
-    def _scatter(self, new: dict[str, Tensor], valid: Tensor) -> None:
-        """Append the valid entries of each row behind that row's own last node."""
-        added = valid.sum(1)
-        self._last_start, self.size = self.size, self.size + added
+    def _leave_table(self) -> None:
+        """From now on tokens and handles are kept here: a level came that does not lie in the table."""
+        if self._table is not None:
+            tokens, handles = self._joined("token"), self._joined("handle")
+            self._parts["token"], self._parts["handle"], self._table = [tokens], [handles], None
+
+    def _number(self, exists: Tensor) -> None:
+        """Give the newest level's slots node indices: rows stay packed, whatever slots are empty.
+
+        :param exists: bool [B, W, K], or [B, W, 1] where whole families are empty or not.
+        """
+        if self._slot is None:
+            if bool(exists.all()):
+                self.size = self.size + (self._slots - self._start)
+                return
+            self._slot = torch.arange(self._start, device=self.device).expand(self.rows, -1)
+        exists = exists.expand(-1, -1, self._fanout).reshape(self.rows, -1)
+        self._newest["score"] = self._newest["score"].masked_fill(~exists, -torch.inf)
+        node = (self.size[:, None] + exists.cumsum(1) - 1).masked_fill(~exists, NONE)
+        self.size = self.size + exists.sum(1)
         width = max(int(self.size.max()), self.width)
-        place = self._last_start[:, None] + valid.cumsum(1) - 1
-        place = place.masked_fill(~valid, width)  # one column too many catches the invalid ones
-        for name, value in new.items():
-            empty = self.COLUMNS.get(name, -torch.inf)
-            column = _widen(getattr(self, name), width + 1, empty)
-            setattr(self, name, column.scatter(1, place, value)[:, :width])
-        self._packed = False
+        slot = torch.arange(self._start, self._slots, device=self.device).expand_as(node)
+        column = torch.nn.functional.pad(self._slot, (0, width + 1 - self._slot.shape[1]), value=NONE)
+        self._slot = column.scatter(1, node.masked_fill(~exists, width), slot)[:, :width]  # the last catches the empty
+        self._newest_node = node
 
-    def _grow_flags(self) -> None:
-        self.expanded = _widen(self.expanded, self.width, False)
-        self._entropy = _widen(self._entropy, self.width, -1.0)
-        if "topk_entropy" in self.needs:
-            self._topk_entropy = _widen(self._topk_entropy, self.width, -1.0)
+    def _forget(self) -> None:
+        """Drop what was derived from the levels before the newest one came."""
+        self._read: dict[str, Tensor] = {}
+        self._offered: tuple[Tensor, Tensor] | None = None
+        self._located: tuple[Tensor | None, Tensor | None, bool] = None, None, False
 
-    def _mark_expanded(self, nodes: Tensor, expanded: Tensor, entropy: Tensor, topk_entropy: Tensor | None) -> None:
-        place = nodes.masked_fill(~expanded, self.width)  # padding writes into a column that is cut off again
-        self.expanded = _put(self.expanded, place, expanded, False)
-        if "entropy" in self.needs:
-            self._entropy = _put(self._entropy, place, entropy, -1.0)
-        if topk_entropy is not None:
-            self._topk_entropy = _put(self._topk_entropy, place, topk_entropy, -1.0)
+    def _locate(self, nodes: Tensor) -> tuple[Tensor, bool]:
+        """(place int64 [B, W], True) in the newest level when all nodes are of it, else (slot, False)."""
+        if self._located[0] is not nodes:
+            known = nodes.clamp(min=0)
+            slot = known if self._slot is None else self._slot.gather(1, known)
+            newest = bool(((slot >= self._start) | (nodes < 0)).all())
+            self._located = nodes, (slot - self._start).clamp(min=0) if newest else slot, newest
+        return self._located[1:]
+
+    def _joined(self, name: str) -> Tensor:
+        """A column over all slots, or over all families: [B, slots] or [B, families]."""
+        if name in ("token", "handle") and self._table is not None:
+            family, rank = self._layout()
+            row = self._joined("row").index_select(1, family)
+            handle = (row * self._table.fanout + rank).masked_fill_(row < 0, NONE)
+            return handle if name == "handle" else torch.cat([self._root_token, self._table.tokens(handle[:, 1:])], dim=1)
+        parts = self._parts[name]
+        if len(parts) > 1:
+            parts[:] = [torch.cat(parts, dim=1)]
+        return parts[0]
+
+    def _layout(self) -> tuple[Tensor, Tensor]:
+        """The family int64 [slots] and the rank int64 [slots] of every slot, the same in all rows."""
+        return _layout(tuple(self._shapes), self.device)
+
+    def _column(self, name: str) -> Tensor:
+        """A public column [B, N], by node."""
+        if name not in self._read:
+            family, rank = self._layout()
+            if name == "rank":
+                column = rank.expand(self.rows, -1)
+            elif name in self.PER_FAMILY:
+                column = self._joined(name).index_select(1, family)
+            else:
+                column = self._joined(name)
+            if self._slot is not None:
+                column = column.gather(1, self._slot.clamp(min=0)).masked_fill(self._slot < 0, self.EMPTY[name])
+            self._read[name] = column
+        return self._read[name]
+
+    def _of_expanded(self, name: str, values: list[Tensor], fill: float | bool) -> Tensor:
+        """A column [B, N] with one value per expanded node, ``fill`` elsewhere."""
+        if name not in self._read:
+            dtype = torch.bool if isinstance(fill, bool) else torch.float32
+            column = torch.full((self.rows, self.width + 1), fill, dtype=dtype, device=self.device)
+            if values:
+                place = torch.cat([part.place for part in self._expansions], dim=1)
+                column.scatter_(1, place.masked_fill(place < 0, self.width), torch.cat(values, dim=1))
+            self._read[name] = column[:, : self.width]
+        return self._read[name]
 
 
-def _widen(column: Tensor, width: int, fill: float | int | bool) -> Tensor:
-    missing = width - column.shape[1]
-    if missing <= 0:
-        return column
-    return torch.cat([column, column.new_full((column.shape[0], missing), fill)], dim=1)
+class _Expanded(NamedTuple):
+    """One draft forward: the nodes int64 [B, W] that the drafter answered for (-1 = none), and its answer."""
+
+    place: Tensor
+    children: Children | StoredChildren
 
 
-def _put(column: Tensor, place: Tensor, value: Tensor, fill: float | bool) -> Tensor:
-    width = column.shape[1]
-    return _widen(column, width + 1, fill).scatter(1, place, value)[:, :width]
+@lru_cache(maxsize=256)
+def _layout(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Family and rank of every slot, int64 [slots] each, of levels with these (families, children of each)."""
+    fanout = torch.tensor([fanout for families, fanout in shapes for _ in range(families)], device=device)
+    family = torch.repeat_interleave(torch.arange(len(fanout), device=device), fanout)
+    rank = torch.arange(len(family), device=device) - (fanout.cumsum(0) - fanout)[family]
+    rank[0] = NONE
+    return family, rank
+
+
+def _stacked(logprobs: list[Tensor]) -> Tensor | None:
+    """Log-probabilities [B, W, K] of several levels side by side, the narrower ones filled up with -inf."""
+    if not logprobs:
+        return None
+    fanout = max(part.shape[2] for part in logprobs)
+    pad = torch.nn.functional.pad
+    return torch.cat([pad(part, (0, fanout - part.shape[2]), value=-torch.inf) for part in logprobs], dim=1)
 
 
 def topk_entropy(logprob: Tensor) -> Tensor:
@@ -201,13 +322,13 @@ def topk_entropy(logprob: Tensor) -> Tensor:
 
     Elementwise in float64 with a sum of fixed order, rounded at the end: the same bits at every batch shape.
     """
-    value = logprob.contiguous().to(torch.float64)
-    weight = torch.exp(value - value[..., :1])  # children come most probable first
-    total = torch.zeros_like(weight[..., 0])
-    product = torch.zeros_like(total)
-    shifted = torch.where(weight > 0, value - value[..., :1], 0.0)
+    value = logprob.movedim(-1, 0).contiguous().to(torch.float64)  # ranks first, so that each term is one plain run
+    shifted = value - value[0]  # children come most probable first
+    weight = torch.exp(shifted)
+    product = weight * torch.where(weight > 0, shifted, 0.0)
+    total, weighted = torch.zeros_like(weight[0]), torch.zeros_like(weight[0])
     for rank in range(logprob.shape[-1]):
-        total = total + weight[..., rank]
-        product = product + weight[..., rank] * shifted[..., rank]
-    entropy = torch.log(total.contiguous()) - product / total
+        total += weight[rank]
+        weighted += product[rank]
+    entropy = torch.log(total) - weighted / total
     return torch.where(torch.isfinite(entropy), entropy, 0.0).to(torch.float32)

@@ -55,24 +55,32 @@ class Verifier(Protocol):
 
 def pack(tree: DraftTree, kept: Tensor, policy: str = "the policy") -> Kept:
     """Pack the kept nodes bool [B, N] of a tree, in node order, and check that every kept node's parent is kept."""
-    parent = tree.parent.clamp(min=0)
-    if bool((kept & ~kept.gather(1, parent)).any()):
-        raise UserError(f"{policy} keeps a node whose parent it drops: `select` must return an ancestor-closed set")
-    verified = kept.sum(1)
-    width = int(verified.max())
-    place = kept.cumsum(1) - 1
-    columns = torch.arange(tree.width, device=tree.device).expand_as(place)
-    node = torch.full((tree.rows, width + 1), NONE, device=tree.device)
-    node = node.scatter(1, place.masked_fill(~kept, width), columns)[:, :width]
+    node = packed_columns(kept)
     exists = node >= 0
-    source = node.clamp(min=0)
+    parent = tree.at("parent", node).masked_fill(~exists, NONE)
+    ascending = node.masked_fill(~exists, tree.width)
+    place = torch.searchsorted(ascending, parent).clamp(max=node.shape[1] - 1)
+    if bool((exists & (parent >= 0) & (ascending.gather(1, place) != parent)).any()):
+        raise UserError(f"{policy} keeps a node whose parent it drops: `select` must return an ancestor-closed set")
     return Kept(
         node=node,
-        token=tree.token.gather(1, source).masked_fill(~exists, NONE),
-        parent=place.gather(1, parent.gather(1, source)).masked_fill(~exists | (node == 0), NONE),
-        depth=tree.depth.gather(1, source).masked_fill(~exists, NONE),
-        count=verified - 1,
+        token=tree.at("token", node).masked_fill(~exists, NONE),
+        parent=place.masked_fill(parent < 0, NONE),
+        depth=tree.at("depth", node).masked_fill(~exists, NONE),
+        count=exists.sum(1) - 1,
     )
+
+
+def packed_columns(chosen: Tensor) -> Tensor:
+    """The chosen columns of each row of bool [B, N], ascending: int64 [B, V], -1 behind a row's last one."""
+    row, column = chosen.nonzero(as_tuple=True)
+    count = torch.bincount(row, minlength=len(chosen))
+    width = int(count.max()) if len(chosen) else 0
+    if len(column) == len(chosen) * width:
+        return column.view(len(chosen), width)
+    place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    packed = torch.full((len(chosen), width), NONE, device=row.device)
+    return packed.index_put_((row, place), column)
 
 
 def walk(kept: Kept, choice: Tensor) -> Walk:
@@ -82,21 +90,17 @@ def walk(kept: Kept, choice: Tensor) -> Walk:
         uniform number); -1 where the sequence has ended. If it is among the kept children the walk goes on, else it is
         the bonus (Leviathan et al. 2023 for a deterministic proposal: lossless by construction at any temperature).
     """
-    rows = kept.token.shape[0]
-    current = torch.zeros(rows, dtype=torch.int64, device=kept.token.device)
-    walking = torch.ones(rows, dtype=torch.bool, device=kept.token.device)
-    wanted = choice[:, 0]
-    steps: list[Tensor] = []
-    for _ in range(int(kept.depth.max())):
-        child = (kept.parent == current[:, None]) & (kept.token == wanted[:, None])
-        walking = walking & (wanted >= 0) & child.any(1)
-        if not bool(walking.any()):
-            break
-        current = torch.where(walking, child.to(torch.int8).argmax(1), current)
-        steps.append(current.masked_fill(~walking, NONE))
-        wanted = choice.gather(1, current[:, None])[:, 0]
-    path = torch.stack(steps, dim=1) if steps else current.new_empty((rows, 0))
-    return Walk(path, (path >= 0).sum(1), wanted)
+    chosen = (kept.token == choice.gather(1, kept.parent.clamp(min=0))) & (kept.parent >= 0) & (kept.token >= 0)
+    candidate = packed_columns(chosen)  # the few nodes that are what the target says behind their own parent
+    above = kept.parent.gather(1, candidate.clamp(min=0)).masked_fill(candidate < 0, NONE)
+    current = torch.zeros_like(kept.count)
+    accepted = torch.zeros_like(candidate, dtype=torch.bool)
+    for index in range(candidate.shape[1]):  # in node order, so that a parent comes before its children
+        accepted[:, index] = above[:, index] == current
+        current = torch.where(accepted[:, index], candidate[:, index], current)
+    step = packed_columns(accepted)
+    path = candidate.gather(1, step.clamp(min=0)).masked_fill(step < 0, NONE)
+    return Walk(path, accepted.sum(1), choice.gather(1, current[:, None])[:, 0])
 
 
 def node_status(tree: DraftTree, kept: Kept, outcome: Walk) -> Tensor:

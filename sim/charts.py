@@ -15,6 +15,7 @@ DEPTHS = (0, 1, 2, 4, 8)
 
 X_TITLES = {
     "draft_entropy": "entropy of the draft's distribution (nats)",
+    "top1_probability": "draft's probability of its first choice",
     "target_entropy": "entropy of the target's distribution (nats)",
     "top1_logprob": "draft's log-probability of its first choice (nats)",
 }
@@ -26,7 +27,18 @@ VALUE_TITLES = {
     "tau": "tau: tokens emitted per cycle",
     "speedup": "predicted speedup over plain decoding",
     "ms_per_token": "predicted milliseconds per token",
+    "kept": "drafted tokens verified per cycle, root not counted",
+    "levels": "draft forwards per cycle",
+    "coverage": "share of cycles whose every expansion was recorded",
 }
+AXIS_TITLES = {
+    "tokens": "tokens per request",
+    "width": "frontier nodes per request",
+    "context": "context (tokens before the root)",
+    "levels": "draft levels of the cycle",
+}
+GREY = "#8c8c8c"
+"""Rules and bars that carry no category; seen in both themes."""
 
 
 def acceptance_chart(curve: pl.DataFrame, x: str, outcome: str, by: str | None = None, height: int = 420) -> alt.LayerChart:
@@ -53,10 +65,50 @@ def acceptance_chart(curve: pl.DataFrame, x: str, outcome: str, by: str | None =
     return (band + line + points).properties(height=height)
 
 
+def domain_chart(table: pl.DataFrame, value: str, mean: str = "mean") -> alt.LayerChart:
+    """One figure of one policy by domain: bars with 95% intervals, and the mean over domains as a line.
+
+    :param table: rows of `sim.intervals.rows` of a single policy.
+    """
+    parts, means = table.filter(pl.col("domain") != mean), table.filter(pl.col("domain") == mean)
+    y = alt.Y("domain:N", title=None, sort=parts["domain"].to_list())
+    x = alt.X(f"{value}:Q", title=VALUE_TITLES[value])
+    numbers = (value, f"{value}_low", f"{value}_high")
+    tooltip = [alt.Tooltip("domain:N"), *(alt.Tooltip(f"{name}:Q", format=".3f") for name in numbers)]
+    bars = alt.Chart(parts).mark_bar(color=PALETTE[0], opacity=0.75, height={"band": 0.6}).encode(x, y, tooltip=tooltip)
+    spans = _spans(parts, value, y)
+    rule = alt.Chart(means).mark_rule(color=PALETTE[1], strokeWidth=2, strokeDash=[6, 3])
+    rule = rule.encode(x, tooltip=[alt.Tooltip(f"{value}:Q", title="mean over domains", format=".3f")])
+    return (bars + spans + rule).properties(height=alt.Step(34))
+
+
+def difference_chart(table: pl.DataFrame, title: str, by: str) -> alt.LayerChart:
+    """Differences with their 95% intervals, one line per value of ``by``; zero is drawn in.
+
+    :param table: rows of `sim.intervals.differences` of one figure, and the column ``by``.
+    """
+    y = alt.Y(f"{by}:N", title=None, sort=None, axis=alt.Axis(labelLimit=320, labelFlush=False, labelBound=False))
+    numbers = ("ours", "theirs", "difference", "low", "high")
+    tooltip = [alt.Tooltip(f"{by}:N"), *(alt.Tooltip(f"{name}:Q", format=".3f") for name in numbers)]
+    x = alt.X("difference:Q", title=title)
+    zero = alt.Chart(pl.DataFrame({"difference": [0.0]})).mark_rule(color=GREY, strokeDash=[4, 4]).encode(x)
+    known = table.filter(pl.col("low").is_not_null())
+    spans = alt.Chart(known).mark_rule(strokeWidth=3, color=PALETTE[0], opacity=0.5)
+    spans = spans.encode(alt.X("low:Q", title=title), alt.X2("high:Q"), y)
+    points = alt.Chart(table).mark_point(filled=True, size=80, color=PALETTE[0], opacity=1).encode(x, y, tooltip=tooltip)
+    return (zero + spans + points).properties(height=max(100, 28 * len(table) + 60))
+
+
+def _spans(table: pl.DataFrame, value: str, y: alt.Y) -> alt.Chart:
+    """The 95% intervals, where there are any."""
+    known = table.filter(pl.col(f"{value}_low").is_not_null())
+    return alt.Chart(known).mark_rule(strokeWidth=2, color=GREY).encode(alt.X(f"{value}_low:Q"), alt.X2(f"{value}_high:Q"), y)
+
+
 def policy_chart(table: pl.DataFrame, value: str = "tau", mean: str = "mean") -> alt.LayerChart:
     """Bars of the mean over domains, best first, and the domains themselves as points.
 
-    :param table: rows of `sim.glance.policy_rows`, of any number of policies.
+    :param table: rows of `sim.intervals.rows` or `sim.glance.policy_rows`, of any number of policies.
     """
     table = table.drop_nulls(value)
     best_first = "ascending" if value == "ms_per_token" else "descending"
@@ -70,10 +122,170 @@ def policy_chart(table: pl.DataFrame, value: str = "tau", mean: str = "mean") ->
     points = alt.Chart(domains).mark_point(filled=True, size=60)
     colour, shape = _signs("domain")
     points = points.encode(x, y, color=colour, shape=shape, tooltip=tooltip)
-    return (bars + points).properties(height=alt.Step(30))
+    layers = bars + points
+    if f"{value}_low" in table.columns:
+        layers += _spans(means, value, y)
+    return layers.properties(height=34 * len(means) + 150)
 
 
 def _signs(column: str) -> tuple[alt.Color, alt.Shape]:
     """A colour and a shape for each value of a column, with one legend for both."""
     colour = alt.Color(f"{column}:N", scale=alt.Scale(range=list(PALETTE)), legend=LEGEND)
     return colour, alt.Shape(f"{column}:N", scale=alt.Scale(range=list(SHAPES)), legend=LEGEND)
+
+
+def brush_chart(table: pl.DataFrame, x: str, height: int = 110) -> alt.Chart:
+    """How many samples there are at each ``x``; the selection "range" takes an interval of it.
+
+    :param table: columns ``left``, ``right``, ``count`` of `sim.curves.histogram`.
+    """
+    brush = alt.selection_interval(name="range", encodings=["x"])
+    return (
+        alt.Chart(table)
+        .mark_bar(color=PALETTE[0], binSpacing=0)
+        .encode(
+            alt.X("left:Q", title=X_TITLES[x], bin="binned"),
+            alt.X2("right:Q"),
+            alt.Y("count:Q", title="samples"),
+            opacity=alt.condition(brush, alt.value(0.85), alt.value(0.3)),
+            tooltip=[alt.Tooltip("left:Q", format=".3f"), alt.Tooltip("right:Q", format=".3f"), alt.Tooltip("count:Q", format=",")],
+        )
+        .properties(height=height)
+        .add_params(brush)
+    )
+
+
+def share_chart(table: pl.DataFrame, by: str, height: int = 220) -> alt.LayerChart:
+    """Acceptance inside a selected range by domain or depth, with Wilson intervals; bars are as wide as samples are many.
+
+    :param table: ``by``, acceptance, ci_low, ci_high, count, samples (share of the group's samples that is inside).
+    """
+    y = alt.Y(f"{by}:N", title=None if by == "domain" else by, sort=None)
+    scale = alt.Scale(domain=[0, 1])
+    tooltip = [alt.Tooltip(f"{by}:N"), alt.Tooltip("acceptance:Q", format=".1%"), alt.Tooltip("count:Q", format=",")]
+    tooltip += [alt.Tooltip("samples:Q", title="of its samples inside", format=".1%")]
+    x = alt.X("acceptance:Q", title="accepted, inside the range", scale=scale, axis=alt.Axis(format="%"))
+    bars = alt.Chart(table).mark_bar(color=PALETTE[0], opacity=0.75, height={"band": 0.6}).encode(x, y, tooltip=tooltip)
+    spans = alt.Chart(table).mark_rule(color=GREY, strokeWidth=2).encode(alt.X("ci_low:Q"), alt.X2("ci_high:Q"), y)
+    return (bars + spans).properties(height=height)
+
+
+def strata_chart(curve: pl.DataFrame, edges: list[float], height: int = 320) -> alt.LayerChart:
+    """`sim.strata.accepted_by_entropy` with thresholds drawn in."""
+    x = alt.X("entropy:Q", title="cumulative meta-path entropy of the base tree (nats)", scale=alt.Scale(zero=False))
+    tooltip = [alt.Tooltip("low:Q", format=".2f"), alt.Tooltip("high:Q", format=".2f")]
+    tooltip += [alt.Tooltip("accepted:Q", format=".2f"), alt.Tooltip("count:Q", title="positions", format=",")]
+    base = alt.Chart(curve).encode(x)
+    title = "accepted nodes of the base tree"
+    band = base.mark_area(opacity=0.2, color=PALETTE[0]).encode(alt.Y("ci_low:Q", title=title), alt.Y2("ci_high:Q"))
+    line = base.mark_line(color=PALETTE[0]).encode(alt.Y("accepted:Q", title=title))
+    points = base.mark_point(filled=True, size=40, color=PALETTE[0]).encode(alt.Y("accepted:Q", title=title), tooltip=tooltip)
+    names = [f"threshold {number}" for number in range(1, len(edges) + 1)]
+    marks = pl.DataFrame({"edge": edges, "name": names}, schema={"edge": pl.Float64, "name": pl.String})
+    rules = alt.Chart(marks).mark_rule(color=PALETTE[5], strokeWidth=2, strokeDash=[6, 3])
+    rules = rules.encode(alt.X("edge:Q"), tooltip=[alt.Tooltip("name:N"), alt.Tooltip("edge:Q", title="nats", format=".2f")])
+    labels = alt.Chart(marks).mark_text(color=PALETTE[5], dx=4, align="left", baseline="top", fontWeight="bold")
+    labels = labels.encode(alt.X("edge:Q"), alt.Text("edge:Q", format=".1f"), y=alt.value(2))
+    return (band + line + points + rules + labels).properties(height=height)
+
+
+def reliability_chart(found: pl.DataFrame, by: str | None = None, height: int = 320) -> alt.LayerChart:
+    """`sim.reliability.reliability`: a draft that means what it says lies on the diagonal."""
+    unit = alt.Scale(domain=[0, 1])
+    ends = pl.DataFrame({"probability": [0.0, 1.0], "accepted": [0.0, 1.0]})
+    x = alt.X("probability:Q", title=X_TITLES["top1_probability"], scale=unit, axis=alt.Axis(format="%"))
+    y = alt.Y("accepted:Q", title="accepted (draft's first choice)", scale=unit, axis=alt.Axis(format="%"))
+    diagonal = alt.Chart(ends).mark_line(color=GREY, strokeDash=[4, 4]).encode(x, y)
+    colour, shape = _signs(by) if by else (alt.value(PALETTE[0]), alt.value(SHAPES[0]))
+    tooltip = [alt.Tooltip(f"{by}:N")] if by else []
+    tooltip += [alt.Tooltip("probability:Q", format=".1%"), alt.Tooltip("accepted:Q", format=".1%")]
+    tooltip += [alt.Tooltip("count:Q", title="samples", format=",")]
+    base = alt.Chart(found)
+    lines = base.mark_line().encode(x, y, color=colour)
+    spans = base.mark_rule(opacity=0.6).encode(x, alt.Y("ci_low:Q"), alt.Y2("ci_high:Q"), color=colour)
+    points = base.mark_point(filled=True, size=45).encode(x, y, color=colour, shape=shape, tooltip=tooltip)
+    return (diagonal + lines + spans + points).properties(height=height)
+
+
+def rank_chart(found: pl.DataFrame, height: int = 320) -> alt.Chart:
+    """`sim.reliability.terminal_ranks`."""
+    tooltip = [alt.Tooltip("from:Q"), alt.Tooltip("to:Q"), alt.Tooltip("share:Q", format=".1%")]
+    tooltip += [alt.Tooltip("cumulative:Q", title="up to here", format=".1%"), alt.Tooltip("accepted:Q", format=".2f")]
+    return (
+        alt.Chart(found.with_columns(end=pl.col("to") + 1))
+        .mark_bar(color=PALETTE[2], opacity=0.85)
+        .encode(
+            alt.X("from:Q", bin="binned", title="rank of the last accepted node (1 = most probable)"),
+            alt.X2("end:Q"),
+            alt.Y("share:Q", title="share of positions", axis=alt.Axis(format="%")),
+            tooltip=tooltip,
+        )
+        .properties(height=height)
+    )
+
+
+def count_chart(table: pl.DataFrame, x: str, title: str, height: int = 260) -> alt.Chart:
+    """How many positions there are with each whole number ``x``. :param table: ``x`` and positions."""
+    bars = alt.Chart(table).mark_bar(color=PALETTE[0], opacity=0.8)
+    axis = alt.Axis(labelAngle=0)
+    tooltip = [alt.Tooltip(f"{x}:O"), alt.Tooltip("positions:Q", format=",")]
+    return bars.encode(
+        alt.X(f"{x}:O", title=title, axis=axis), alt.Y("positions:Q", title="positions"), tooltip=tooltip
+    ).properties(height=height)
+
+
+def pareto_chart(table: pl.DataFrame, x: str, y: str, x_title: str, y_title: str, height: int = 460) -> alt.LayerChart:
+    """A cloud of settings and its front; the selection "setting" takes one.
+
+    :param table: ``x``, ``y``, setting, kind (of policy), front.
+    """
+    pick = alt.selection_point(name="setting", fields=["setting"], empty=False)
+    across = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False))
+    up = alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(zero=False))
+    colour, shape = _signs("kind")
+    tooltip = [alt.Tooltip("setting:N"), alt.Tooltip(f"{x}:Q", format=".3f"), alt.Tooltip(f"{y}:Q", format=".3f")]
+    line = alt.Chart(table.filter("front").sort(x)).mark_line(color=GREY, interpolate="step-after", strokeDash=[5, 3])
+    line = line.encode(across, up)
+    points = alt.Chart(table).mark_point(filled=True, cursor="pointer").encode(
+        across, up, color=colour, shape=shape, tooltip=tooltip,
+        size=alt.condition("datum.front", alt.value(110), alt.value(45)),
+        opacity=alt.condition("datum.front", alt.value(1), alt.value(0.45)),
+    )  # fmt: skip
+    return (line + points.add_params(pick)).properties(height=height)
+
+
+def latency_chart(points: pl.DataFrame, lines: pl.DataFrame, axis: str, by: str | None, height: int = 360) -> alt.LayerChart:
+    """Measured points and the cost model's lines along ``axis``, one colour per value of ``by``."""
+    x = alt.X(f"{axis}:Q", title=AXIS_TITLES[axis])
+    y = alt.Y("ms:Q", title="milliseconds", scale=alt.Scale(zero=True))
+    if by:
+        points, lines = (table.with_columns(pl.col(by).cast(pl.String)) for table in (points, lines))
+    order = points[by].unique(maintain_order=True).to_list() if by else None
+    colour = alt.Color(f"{by}:N", sort=order, scale=alt.Scale(range=list(PALETTE)), legend=LEGEND) if by else alt.value(PALETTE[0])
+    shape = alt.Shape(f"{by}:N", sort=order, scale=alt.Scale(range=list(SHAPES)), legend=LEGEND) if by else alt.value("circle")
+    tooltip = [alt.Tooltip(f"{axis}:Q"), alt.Tooltip("ms:Q", format=".3f")] + ([alt.Tooltip(f"{by}:N")] if by else [])
+    layers = alt.Chart(lines).mark_line().encode(x, y, color=colour)
+    if "spread_ms" in points.columns:
+        ends = points.with_columns(low=pl.col("ms") - pl.col("spread_ms") / 2, high=pl.col("ms") + pl.col("spread_ms") / 2)
+        low = alt.Y("low:Q", title="milliseconds")
+        layers += alt.Chart(ends).mark_rule(opacity=0.6).encode(x, low, alt.Y2("high:Q"), color=colour)
+    layers += alt.Chart(points).mark_point(filled=True, size=50).encode(x, y, color=colour, shape=shape, tooltip=tooltip)
+    return layers.properties(height=height)
+
+
+def prediction_chart(table: pl.DataFrame) -> alt.LayerChart:
+    """`sim.surfaces.read_bench`: per policy the predicted and the measured time, joined; short lines are good predictions."""
+    table = table.sort("measured_ms")
+    names = {"predicted_ms": "predicted", "measured_ms": "measured"}
+    long = table.unpivot(list(names), index="policy", variable_name="what", value_name="ms")
+    long = long.with_columns(pl.col("what").replace_strict(names))
+    y = alt.Y("policy:N", title=None, sort=table["policy"].to_list(), axis=alt.Axis(labelLimit=320, labelFlush=False))
+    title = "milliseconds per token"
+    numbers = [alt.Tooltip(f"{name}:Q", title=f"{names[name]} ms per token", format=".2f") for name in names]
+    gaps = alt.Chart(table).mark_rule(strokeWidth=3, color=GREY, opacity=0.6)
+    gaps = gaps.encode(alt.X("predicted_ms:Q", title=title), alt.X2("measured_ms:Q", title=title), y, tooltip=numbers)
+    colour, shape = _signs("what")
+    tooltip = [alt.Tooltip("policy:N"), alt.Tooltip("what:N"), alt.Tooltip("ms:Q", format=".2f")]
+    points = alt.Chart(long).mark_point(filled=True, size=90, opacity=1)
+    points = points.encode(alt.X("ms:Q", title=title), y, color=colour, shape=shape, tooltip=tooltip)
+    return (gaps + points).properties(height=30 * len(table) + 110)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # the command: it stands in sim.acceptance, and begins here so that --help need not load polars
+    import runpy
+
+    runpy.run_module("sim.acceptance", run_name="__main__")
+
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import polars as pl
 
-from traces.recording import Recording
+from traces.recording import Forest, Recording
 
-Measure = Literal["draft_entropy", "target_entropy", "top1_logprob"]
+Measure = Literal["draft_entropy", "target_entropy", "path_entropy", "top1_logprob", "path_score", "top1_probability"]
 Outcome = Literal["top1", "topk"]
 Z95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95% interval."""
@@ -26,6 +31,11 @@ def samples(recording: Recording, drafter: str | None = None) -> pl.DataFrame:
     draft_entropy   nats, of the draft's distribution behind the node, full draft vocabulary
     target_entropy  nats, of the target's distribution at the same place, full vocabulary
     top1_logprob    the draft's log-probability of its first choice
+    path_entropy    nats: HeteroSpec's cumulative meta-path entropy (arXiv 2505.13254, eq. 1): of the distributions from the
+                    root to this node, each over its recorded top K, renormalised, summed
+    path_score      log-probability of the path from the root to the first choice
+    temperature     of the text
+    token, choice   ids of the target's token at this place and of the draft's first choice
     top1            the first choice is the target's token
     topk            one of the recorded top-K children is the target's token
 
@@ -35,27 +45,58 @@ def samples(recording: Recording, drafter: str | None = None) -> pl.DataFrame:
 
     :param drafter: name of the recorded drafter; by default the recording's first.
     """
-    forest = recording.forest(drafter or recording.drafters[0])
-    row = np.flatnonzero(forest.on_path_row >= 0)
-    position, depth = forest.position[row], forest.depth[row].astype(np.int64)
-    sequence = np.searchsorted(recording.offset, position, side="right") - 1
-    behind = position + depth + 1
-    counts = behind < recording.offset[sequence] + recording.length[sequence]
-    row, position, depth, sequence, behind = (a[counts] for a in (row, position, depth, sequence, behind))
-    hit = forest.child_token[row] == recording.token[behind][:, None]
+    drafter = drafter or recording.drafters[0]
+    forest = recording.forest(drafter)
+    row, depth, hit, sequence, behind = counted_nodes(recording, drafter)
+    path_entropy, path_score = _along_the_path(forest)
+    place = forest.on_path_row[row]
     return pl.DataFrame(
         {
             "sequence": recording.sequence_ids[sequence],
-            "position": position - recording.offset[sequence],
+            "position": forest.position[row] - recording.offset[sequence],
             "domain": domain_of(recording, sequence),
             "depth": depth,
             "draft_entropy": forest.entropy[row],
             "target_entropy": recording.entropy[behind],
             "top1_logprob": forest.child_logprob[row, 0],
+            "path_entropy": path_entropy[place],
+            "path_score": path_score[place] + forest.child_logprob[row, 0],
+            "temperature": recording.temperature[sequence],
+            "token": recording.token[behind],
+            "choice": forest.child_token[row, 0],
             "top1": hit[:, 0],
             "topk": hit.any(axis=1),
         }
     )
+
+
+def counted_nodes(recording: Recording, drafter: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Expanded nodes of the true path whose next token counts, n of them: (row in the forest, depth, hit bool [n, K]: which
+    child is the target's token, index of the sequence, flat position of that token)."""
+    forest = recording.forest(drafter)
+    row = np.flatnonzero(forest.on_path_row >= 0)
+    position, depth = forest.position[row], forest.depth[row].astype(np.int64)
+    sequence = np.searchsorted(recording.offset, position, side="right") - 1
+    behind = position + depth + 1
+    counts = behind < recording.offset[sequence] + recording.length[sequence]
+    row, depth, sequence, behind = (a[counts] for a in (row, depth, sequence, behind))
+    return row, depth, forest.child_token[row] == recording.token[behind][:, None], sequence, behind
+
+
+def _along_the_path(forest: Forest) -> tuple[np.ndarray, np.ndarray]:
+    """Sums from the root to each node of the true path, by `on_path_row`: top-K entropies, and log-probabilities."""
+    row = np.flatnonzero(forest.on_path_row >= 0)
+    row = row[np.argsort(forest.on_path_row[row], kind="stable")]
+    logprob = forest.child_logprob[row].astype(np.float64)
+    share = np.exp(logprob - np.logaddexp.reduce(logprob, axis=1, keepdims=True))
+    entropy = -np.where(share > 0, share * np.log(np.where(share > 0, share, 1.0)), 0.0).sum(axis=1)
+    score = forest.logprob[row].astype(np.float64)
+    depth, above = forest.depth[row], forest.on_path_row[forest.parent[row].clip(min=0)]
+    for level in range(1, int(depth.max(initial=0)) + 1):  # parents first
+        here = np.flatnonzero(depth == level)
+        entropy[here] += entropy[above[here]]
+        score[here] += score[above[here]]
+    return entropy, score
 
 
 def domain_of(recording: Recording, sequence: np.ndarray) -> pl.Series:
@@ -66,7 +107,7 @@ def domain_of(recording: Recording, sequence: np.ndarray) -> pl.Series:
 def curve(
     table: pl.DataFrame,
     x: Measure = "draft_entropy",
-    by: Literal["depth", "domain"] | None = None,
+    by: Literal["depth", "domain", "temperature"] | None = None,
     bins: int | Sequence[float] = 20,
     outcome: Outcome = "top1",
     least: int = 50,
@@ -74,7 +115,7 @@ def curve(
     """Acceptance against ``x``, one row per non-empty bin, with Wilson 95% intervals.
 
     :param table: what :func:`samples` returned.
-    :param by: draw one curve per depth or domain; the column comes first in the result.
+    :param by: draw one curve per depth, domain or temperature; the column comes first in the result.
     :param bins: how many bins of equal count (each curve has its own), or ascending inner edges; x <= edge lies below.
         Equal values of x share a bin, so bins can be fewer.
     :param outcome: count the draft's first choice ("top1") or any of its top K ("topk").
@@ -123,6 +164,31 @@ def _equal_count_edges(x: np.ndarray, bins: int) -> np.ndarray:
         return np.zeros(0)
     last = np.arange(1, bins) * len(x) // bins - 1  # the last sample of each bin but the final one
     return np.unique(np.partition(x, last)[last])
+
+
+def histogram(table: pl.DataFrame, x: Measure, bins: int = 60) -> pl.DataFrame:
+    """Samples by ``x`` in bins of equal width: left, right, count."""
+    count, edges = np.histogram(table[x].to_numpy(), bins=bins)
+    return pl.DataFrame({"left": edges[:-1], "right": edges[1:], "count": count})
+
+
+def inside(
+    table: pl.DataFrame, x: Measure, low: float, high: float, by: Literal["depth", "domain"], outcome: Outcome
+) -> pl.DataFrame:
+    """Acceptance of the samples with low <= x <= high, by depth or domain.
+
+    Columns: by, acceptance, ci_low, ci_high (Wilson 95%), count, samples (share of the group's samples that is inside).
+    """
+    chosen = pl.col(x).is_between(low, high)
+    numbers = [
+        (pl.col(outcome) & chosen).sum().alias("accepted"),
+        chosen.sum().cast(pl.Int64).alias("count"),
+        chosen.mean().alias("samples"),
+    ]
+    found = table.group_by(by).agg(numbers).sort(by).filter(pl.col("count") > 0)
+    low_, high_ = wilson(found["accepted"].to_numpy(), found["count"].to_numpy())
+    share = (pl.col("accepted") / pl.col("count")).alias("acceptance")
+    return found.select(by, share, pl.Series("ci_low", low_), pl.Series("ci_high", high_), "count", "samples")
 
 
 def wilson(accepted: np.ndarray, count: np.ndarray, z: float = Z95) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,8 @@
 """Fit a policy on a recording: `python -m sim.fit TRACE --policy heterospec --out heterospec.json`.
 
 Sequences are split into a training and a held-out part; the policy learns from every position of the training part, and
-what it learned is described on the held-out part. The JSON is what every `--policy` accepts.
+what it learned is described on the held-out part. A policy that weighs time is fitted under a cost model (`--profile`): its
+parameters are then chosen by predicted time on the training part. The JSON is what every `--policy` accepts.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from policies.errors import UserError, run_command
 
 if TYPE_CHECKING:  # torch is imported when there is work to do, not for --help
     from policies.contract import Policy
+    from policies.cost import Cost
+    from sim.calibration import Calibration
     from sim.samples import Samples
     from traces.recording import Recording
 
@@ -28,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     about.add_argument("trace", metavar="TRACE", help="a recording's folder")
     about.add_argument("--policy", required=True, help="what to fit: name, name(parameter=value, ...) or file.py:Class")
     about.add_argument("--out", required=True, type=Path, help="the JSON file to write")
+    about.add_argument("--profile", metavar="FILE", help="what time costs, for policies that weigh it (from traces.profile)")
     about.add_argument("--train-share", type=float, default=0.5, help="share of every domain's sequences to learn from")
     about.add_argument("--seed", type=int, default=0, help="which sequences are learned from")
     about.add_argument("--drafter", help="the recorded drafter to fit for; the recording's first by default")
@@ -35,15 +39,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def fit(
-    recording: Recording, policy: Policy, *, train_share: float = 0.5, seed: int = 0, drafter: str | None = None
+    recording: Recording,
+    policy: Policy,
+    *,
+    train_share: float = 0.5,
+    seed: int = 0,
+    drafter: str | None = None,
+    cost: Cost | None = None,
 ) -> tuple[Policy, dict[str, Any], Samples]:
-    """A fitted copy of ``policy``, how it was fitted (plain JSON types), and the held-out samples."""
+    """A fitted copy of ``policy``, how it was fitted (plain JSON types), and the held-out samples.
+
+    :param cost: what time costs; needed by policies that weigh it.
+    """
     from policies.contract import Policy
     from sim.samples import build_samples
     from sim.split import split_sequences
 
     if type(policy).fit is Policy.fit:
         policy.fit(None)  # says that there is nothing to fit
+    if policy.fits_on_cost and cost is None:
+        raise UserError(f"policy '{policy.name}' weighs time against tokens: give --profile FILE, from traces.profile")
     drafter = drafter or recording.drafters[0]
     if drafter not in recording.drafters:
         raise UserError(f"the recording has no drafter '{drafter}': it has {', '.join(recording.drafters)}")
@@ -53,11 +68,10 @@ def fit(
     if not positions:
         raise UserError("the training part holds no position: record more sequences, or raise --train-share")
     progress = _Progress(total)
-    train = build_samples(
-        recording, policy, drafter, split.train, nodes=policy.fits_on_nodes, on_positions=progress.advance
-    )
+    options = {"nodes": policy.fits_on_nodes, "cost": cost, "on_positions": progress.advance}
+    train = build_samples(recording, policy, drafter, split.train, **options)
     fitted = policy.fit(train)
-    held_out = build_samples(recording, policy, drafter, split.held_out, on_positions=progress.advance)
+    held_out = build_samples(recording, policy, drafter, split.held_out, **options)
     progress.finish()
     how = {
         "recording": str(recording.folder),
@@ -69,7 +83,28 @@ def fit(
         "positions": len(train.sequence),
         "missing_expansions": int(train.missing.sum()),
     }
+    if policy.fits_on_cost:
+        from sim.tuning import tune
+
+        fitted, how["ms_per_token"] = tune(fitted, recording, drafter, split.train, cost, progress.tried)
+        progress.finish()
     return fitted, how, held_out
+
+
+def calibrations(fitted: Policy, held_out: Samples) -> dict[str, Calibration]:
+    """How well the policy's estimate of acceptance does on held-out nodes, beside the draft's own probabilities."""
+    import numpy as np
+
+    from sim.calibration import calibration
+
+    if held_out.nodes is None or not len(held_out.nodes.accepted):
+        return {}
+    expected = fitted.expected_acceptance(held_out)
+    if expected is None:
+        return {}
+    accepted = held_out.nodes.accepted
+    draft = np.exp(held_out.nodes.logprob.astype(np.float64))
+    return {"fitted": calibration(expected, accepted), "draft probability": calibration(draft, accepted)}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -103,6 +138,10 @@ class _Progress:
         if sys.stderr.isatty() and self.total:
             print(f"\rdrafting at every position: {self.done / self.total:4.0%}", end="", file=sys.stderr, flush=True)
 
+    def tried(self, count: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\rsettings replayed: {count}", end="", file=sys.stderr, flush=True)
+
     def finish(self) -> None:
         if sys.stderr.isatty():
             print(file=sys.stderr)
@@ -113,24 +152,37 @@ def main() -> None:
     if given.out.is_dir() or not given.out.absolute().parent.is_dir():
         raise UserError(f"cannot write {given.out}: name a file in a folder that exists")
     from policies.registry import load_policy
+    from sim.calibration import calibration_lines
+    from traces.costs import check_profile, load_profile
     from traces.recording import open_recording
 
     policy = load_policy(given.policy)
     recording = open_recording(given.trace)
+    cost = None
+    if given.profile:
+        profile = load_profile(given.profile)
+        check_profile(profile, recording.manifest)
+        cost = profile.cost(given.drafter or recording.drafters[0])
     fitted, how, held_out = fit(
-        recording, policy, train_share=given.train_share, seed=given.seed, drafter=given.drafter
+        recording, policy, train_share=given.train_share, seed=given.seed, drafter=given.drafter, cost=cost
     )
-    write_json(given.out, fitted.to_json() | {"fit": how})
+    how["profile"] = given.profile
+    trust = calibrations(fitted, held_out)
+    reliability = {"calibration": {name: one.to_json() for name, one in trust.items()}} if trust else {}
+    write_json(given.out, fitted.to_json() | {"fit": how} | reliability)
     learned = {name: getattr(fitted, name) for name in fitted.required_fit()}
     print(f"fitted {fitted.spec()} on {how['positions']} positions of {len(how['train_sequences'])} sequences")
     for name, value in learned.items():
-        print(f"  {name} = {value}")
+        shown = str(value)
+        print(f"  {name} = {shown if len(shown) <= 100 else shown[:96] + ' ...'}")
+    if "ms_per_token" in how:
+        print(f"  predicted {how['ms_per_token']:.3f} ms per token on the training part")
     if how["missing_expansions"]:
         lacking = how["missing_expansions"]
         print(f"  warning: the recording lacks {lacking} expansions of the base tree (they count as leaves)")
     if len(held_out.sequence):
         print(f"on the {len(held_out.sequence)} positions held out:")
-        for line in fitted.describe_fit(held_out):
+        for line in fitted.describe_fit(held_out) + (calibration_lines(trust) if trust else []):
             print(f"  {line}")
     print(f"written to {given.out}")
 

@@ -6,16 +6,15 @@ The first token of a text, which prefill gives, is not counted, nor is anything 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from policies.contract import Policy
-from sim.pricing import plain_ms, price
-from sim.recorded import RecordedText
-from sim.replay import CycleLog, replay
+from sim.setting import Setting
+from sim.tally import FIGURES, Tally
+from sim.trial import run_trial
 from traces.costs import CostModel
 from traces.recording import Recording
 
@@ -32,9 +31,13 @@ class ResultRow:
     levels            draft forwards per cycle, the catch-up among them
     coverage          share of cycles whose every expansion the recording holds
     accepted_by_depth share of cycles that accept at least d nodes, d = 1, 2, ...
-    ms_per_token      predicted milliseconds per emitted token, prefill excluded; None without a cost model
+    ms_per_token      predicted milliseconds that a request waits per token, prefill excluded; None without a cost model
     speedup           plain decoding's predicted time per token over this one's; None without a cost model
     parameters        the policy's whole configuration
+    verified          tokens that the target sees per cycle: kept and root
+    tokens_per_second predicted, of the machine: all requests of a batch together; None without a cost model
+    batch             requests side by side
+    temperature       of the texts; None when they differ
     """
 
     policy: str
@@ -51,66 +54,51 @@ class ResultRow:
     ms_per_token: float | None
     speedup: float | None
     parameters: dict[str, Any]
+    verified: float = 0.0
+    tokens_per_second: float | None = None
+    batch: int = 1
+    temperature: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def replay_rows(
-    recording: Recording, policy: Policy, drafter: str | None = None, cost: CostModel | None = None
-) -> list[ResultRow]:
-    """Replay a policy on a whole recording, price it where a cost model is given, and sum up."""
-    drafter = drafter or recording.drafters[0]
-    log = replay(recording, policy, drafter, cost=cost)
-    if cost is None:
-        return result_rows(recording, policy, drafter, log)
-    text = RecordedText(recording)
-    plain = plain_ms(text.context_length, text.offset, text.length, cost) / (text.length - 1).clamp(min=1)
-    return result_rows(recording, policy, drafter, log, price(log, cost), plain)
-
-
-def result_rows(
     recording: Recording,
     policy: Policy,
-    drafter: str,
-    log: CycleLog,
-    cycle_ms: Tensor | None = None,
-    plain_ms: Tensor | None = None,
+    drafter: str | None = None,
+    cost: CostModel | None = None,
+    sequences: Tensor | None = None,
 ) -> list[ResultRow]:
-    """Rows per domain, then the mean over domains.
+    """Replay a policy on a recording, one request at a time, price it where a cost model is given, and sum up.
 
-    :param cycle_ms: predicted float64 [C] milliseconds of each cycle.
-    :param plain_ms: predicted float64 [S] milliseconds per token of plain decoding of each sequence of the recording.
+    :param sequences: indices int64 of the sequences to replay; all by default.
     """
-    domain_of = torch.from_numpy(recording.domain_index.copy())[log.sequence]
+    setting = Setting(drafter or recording.drafters[0])
+    return result_rows(run_trial(recording, policy, setting, cost, sequences), policy, setting)
+
+
+def result_rows(sums: Tally, policy: Policy, setting: Setting) -> list[ResultRow]:
+    """Rows per domain, then the mean over domains."""
+    by_domain = {figure: sums.by_domain(figure) for figure in sums.figures}
     rows = []
-    for index, domain in enumerate(recording.domains):
-        mine = domain_of == index
-        if not bool(mine.any()):
-            continue
-        emitted = float(log.emitted[mine].sum())
-        depths = torch.arange(1, int(log.accepted.max()) + 1)
-        reached = (log.accepted[mine][:, None] >= depths).double().mean(0)
-        ms = None if cycle_ms is None else float(cycle_ms[mine].sum()) / emitted
-        plain = None
-        if plain_ms is not None:
-            plain = float((plain_ms[log.sequence[mine]] * log.emitted[mine]).sum()) / emitted
+    for index in sums.present():
+        mine, domain = sums.domain == index, sums.domains[index]
+        figures = {figure: by_domain.get(figure, {}).get(domain) for figure in FIGURES}
+        cycles = sums.sums["cycles"][mine].sum()
         rows.append(
             ResultRow(
                 policy=policy.spec(),
                 domain=domain,
-                drafter=drafter,
-                texts=len(log.sequence[mine].unique()),
-                cycles=int(mine.sum()),
-                emitted=emitted,
-                tau=emitted / int(mine.sum()),
-                kept=float(log.kept[mine].double().mean()),
-                levels=float(log.levels[mine].double().mean()),
-                coverage=float((log.missing[mine] == 0).double().mean()),
-                accepted_by_depth=tuple(reached.tolist()),
-                ms_per_token=ms,
-                speedup=plain / ms if plain is not None and ms else None,
+                drafter=setting.drafter,
+                texts=int(mine.sum()),
+                cycles=int(cycles),
+                emitted=float(sums.sums["emitted"][mine].sum()),
+                accepted_by_depth=tuple((sums.reached[mine].sum(0) / cycles).tolist()),
                 parameters=policy.to_json(),
+                batch=setting.batch,
+                temperature=setting.temperature,
+                **figures,
             )
         )
     return [*rows, mean_row(rows)]
@@ -123,15 +111,13 @@ def mean_row(rows: list[ResultRow]) -> ResultRow:
         values = [getattr(row, name) for row in rows]
         return None if any(value is None for value in values) else sum(values) / len(values)
 
-    by_depth = torch.tensor([row.accepted_by_depth for row in rows], dtype=torch.float64).mean(0)
-    return ResultRow(
-        policy=rows[0].policy,
+    depths = zip(*(row.accepted_by_depth for row in rows), strict=True)
+    return replace(
+        rows[0],
         domain=ALL,
-        drafter=rows[0].drafter,
         texts=sum(row.texts for row in rows),
         cycles=sum(row.cycles for row in rows),
         emitted=sum(row.emitted for row in rows),
-        accepted_by_depth=tuple(by_depth.tolist()),
-        parameters=rows[0].parameters,
-        **{name: mean(name) for name in ("tau", "kept", "levels", "coverage", "ms_per_token", "speedup")},
+        accepted_by_depth=tuple(sum(shares) / len(rows) for shares in depths),
+        **{name: mean(name) for name in FIGURES},
     )

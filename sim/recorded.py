@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.contract import Cycle
+from policies.children import Children, ChildTable, StoredChildren
+from policies.contract import Cycle, Sampling
 from policies.order import NONE
-from policies.tree import Children, DraftTree
+from policies.tree import DraftTree
 from policies.verification import Kept, Walk, walk
 from traces.recording import Recording
 from traces.schema import FINISHES
@@ -35,6 +36,10 @@ class RecordedText:
         self.length = tensor(recording.length)
         self.top_tokens = tensor(recording.top_tokens)
         self.top_logprobs = tensor(recording.top_logprobs)
+        self.limit = _limits(recording, self)
+        """Token limit int64 [S] that decoding was told, the first token included: no text's own end can be read off it."""
+        self.sampling = _sampling(recording)
+        """Its fields are tensors [S]."""
         ends = torch.tensor(recording.manifest.get("end_tokens", []), dtype=torch.int64)
         last = self.token[self.offset[1:] - 1]
         self.ended = (tensor(recording.finish) == FINISHES.index("eos")) | torch.isin(last, ends)
@@ -45,43 +50,58 @@ class RecordedText:
         return self.offset[cycle.sequence] + cycle.position
 
 
+def _limits(recording: Recording, text: RecordedText) -> Tensor:
+    """The recorder's limit, or less where the context is full; texts of a recording that names none end at their own."""
+    limit, context = recording.manifest.get("max_new_tokens"), recording.manifest["context_limit"]
+    if limit is None:
+        return text.length
+    fits = context - text.context_length[text.offset[:-1]] + 1  # the last token need not be run
+    return fits.clamp(max=limit).maximum(text.length)
+
+
+def _sampling(recording: Recording) -> Sampling:
+    """How each sequence was sampled, as tensors [S]."""
+    entries = [recording.sampling(sequence) for sequence in range(len(recording.length))]
+    kinds = {name: torch.int64 if name in ("top_k", "seed") else torch.float64 for name in vars(Sampling())}
+    return Sampling(**{name: torch.tensor([entry[name] for entry in entries], dtype=kind) for name, kind in kinds.items()})
+
+
 class RecordedDrafter:
-    """Answers from the draft forest. A child's handle is its place in the table of children: row * K + rank."""
+    """Answers from the draft forest."""
 
     def __init__(self, recording: Recording, name: str | None, text: RecordedText):
         """:param name: of the recorded drafter; None is the recording's first. Raises UserError when there is none such."""
         forest = recording.forest(recording.drafters[0] if name is None else name)
         self.text = text
         self.root_row = tensor(forest.root)
-        self.child_token = tensor(forest.child_token)
-        self.child_logprob = tensor(forest.child_logprob)
+        self.table = ChildTable(tensor(forest.child_token), tensor(forest.child_logprob), tensor(forest.entropy))
         self.child_row = tensor(forest.child_row).reshape(-1)
-        self.entropy = tensor(forest.entropy)
 
     def root(self, cycle: Cycle) -> Tensor:
         at = self.text.at(cycle)
         self._root = self.root_row[at]
         return self.text.token[at]
 
-    def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children:
-        handle = tree.handle.gather(1, nodes.clamp(min=0))
-        row = self.child_row[handle.clamp(min=0)].to(torch.int64)
-        row = torch.where(nodes == 0, self._root[:, None], row)
-        unknown = row < 0
-        missing = (nodes >= 0) & unknown
-        nothing = (nodes < 0) | unknown
-        row = row.masked_fill(unknown, 0)
-        fanout = self.child_token.shape[1]
-        width = min(branching, fanout)
-        token = self.child_token[row, :width].to(torch.int64)
-        logprob = self.child_logprob[row, :width]
-        entropy = self.entropy[row]
-        if bool(nothing.any()):
-            token = token.masked_fill(nothing[:, :, None], NONE)
-            logprob = logprob.masked_fill(nothing[:, :, None], -torch.inf)
-            entropy = entropy.masked_fill(nothing, -1.0)
-        child = row[:, :, None] * fanout + torch.arange(width)
-        return Children(token, logprob, entropy, child, missing)
+    def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children | StoredChildren:
+        row = self._row(tree, nodes)
+        none = (nodes < 0) | (row < 0)
+        gaps = bool(none.any())
+        known = row.clamp(min=0) if gaps else row
+        logprob = self.table.logprob.index_select(0, known.reshape(-1)).view(*row.shape, -1)[:, :, :branching]
+        missing = None
+        if gaps:
+            row, missing = row.masked_fill(none, NONE), none & (nodes >= 0)
+            logprob = logprob.masked_fill(none[:, :, None], -torch.inf)
+        children = StoredChildren(self.table, row, logprob, missing)
+        fewer = (logprob[:, :, -1] == -torch.inf) & ~none  # children come most probable first
+        return children.read() if bool(fewer.any()) else children
+
+    def _row(self, tree: DraftTree, nodes: Tensor) -> Tensor:
+        """The recorded expansions int64 [B, W] of the nodes, -1 = not recorded."""
+        if tree.levels == 0:
+            return self._root[:, None].expand_as(nodes)
+        row = self.child_row[tree.at("handle", nodes).clamp(min=0)].to(torch.int64)
+        return torch.where(nodes == 0, self._root[:, None], row)
 
 
 class RecordedVerifier:
@@ -91,10 +111,10 @@ class RecordedVerifier:
         self.text = text
 
     def accept(self, cycle: Cycle, kept: Kept) -> Walk:
-        behind = self.text.at(cycle)[:, None] + kept.depth.clamp(min=0) + 1
+        behind = self.text.at(cycle)[:, None] + torch.arange(1, int(kept.depth.max()) + 2)
         end = self.text.offset[cycle.sequence + 1][:, None]
-        choice = self.text.token[behind.clamp(max=self.text.token.shape[0] - 1)]
-        return walk(kept, choice.masked_fill(behind >= end, NONE))
+        text = self.text.token[behind.clamp(max=len(self.text.token) - 1)].masked_fill(behind >= end, NONE)
+        return walk(kept, text.gather(1, kept.depth.clamp(min=0)))
 
     def target_top(self, cycle: Cycle, kept: Kept, walk: Walk) -> tuple[Tensor, Tensor]:
         depth = torch.arange(walk.path.shape[1] + 1)

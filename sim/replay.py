@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # the command: it stands in sim.contest, and begins here so that --help need not load torch
+    import runpy
+
+    runpy.run_module("sim.contest", run_name="__main__")
+
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
-from policies.contract import Cycle, Policy, Sampling, State
+from policies.contract import Cycle, Policy, State
 from policies.cost import Cost
 from policies.drafting import Drafter
 from policies.errors import UserError
 from policies.loop import Step, emitted, gather_rows, run_cycle
 from policies.order import NONE
+from sim.parts import cut, in_threads
 from sim.recorded import RecordedDrafter, RecordedText, RecordedVerifier
 from traces.recording import Recording
 
@@ -85,19 +92,27 @@ def replay(
     if sequences is None:
         sequences = torch.arange(len(text.length))
     sequences = sequences[text.length[sequences] > 1]
-    run = ReplayRun(recording, text, RecordedDrafter(recording, drafter, text), policy, cost)
-    log = _Log(keep_trees)
-    with torch.inference_mode():
-        if policy.scope == "stream":
-            state = None
-            for index in sequences:  # request order: what one request taught, the next one knows
-                run.start(index[None], state=state)
+    group = torch.arange(len(sequences)) // batch
+    parts = [
+        (ReplayRun(recording, text, RecordedDrafter(recording, drafter, text), policy, cost), sequences[part], group[part])
+        for part in cut(policy, text.length[sequences], batch)
+    ]
+
+    def follow(part: tuple[ReplayRun, Tensor, Tensor]) -> _Log:
+        log, (run, rows, own_group) = _Log(keep_trees), part
+        with torch.inference_mode():
+            if policy.scope == "stream":
+                state = None
+                for index in rows:  # request order: what one request taught, the next one knows
+                    run.start(index[None], state=state)
+                    log.follow(run)
+                    state = run.state
+            else:
+                run.start(rows, group=own_group)
                 log.follow(run)
-                state = run.state
-        else:
-            run.start(sequences, group=torch.arange(len(sequences)) // batch)
-            log.follow(run)
-    return log.table()
+        return log
+
+    return _Log.joined(in_threads(follow, parts)).table()
 
 
 class ReplayRun:
@@ -129,23 +144,24 @@ class ReplayRun:
             number=self.number,
             position=self.position,
             context_length=text.context_length[at],
-            room=text.length[sequence] - 1 - self.position,
+            room=text.limit[sequence] - 1 - self.position,
             reach=self.context_limit - 1 - text.context_length[at],
             root_entropy=text.entropy[at],
             root_logprob=text.logprob[at],
             group=self.group,
-            sampling=Sampling(),
+            sampling=text.sampling.by_row(sequence),
             cost=self.cost,
         )
         done = run_cycle(self.policy, self.drafter, self.verifier, cycle, self.state)
-        gained = emitted(done.walk, cycle.room)
+        left = text.length[sequence] - 1 - self.position  # where the text ends is not the policy's to know
+        gained = emitted(done.walk, left)
         drafted = done.draft.widths.sum(1) > 0
         self.caught_up = torch.where(drafted, self.pending, 0)
         self.pending = torch.where(drafted, 0, self.pending) + done.walk.accepted + 1
         step = Step(cycle, done, gained, self.row)
         self.state = done.state
         self.position, self.number = self.position + gained, self.number + 1
-        keep = ((gained < cycle.room) & (done.walk.bonus >= 0)).nonzero()[:, 0]
+        keep = ((gained < left) & (done.walk.bonus >= 0)).nonzero()[:, 0]
         if len(keep) < len(sequence):
             self.state = gather_rows(done.state, keep, len(sequence), self.policy.scope)
             for name in ("sequence", "row", "group", "position", "number", "pending"):
@@ -159,6 +175,13 @@ class _Log:
     def __init__(self, keep_trees: bool):
         self.keep_trees = keep_trees
         self.entries: list[dict[str, Tensor]] = []
+
+    @classmethod
+    def joined(cls, logs: list[_Log]) -> _Log:
+        """One log of texts that were replayed in parts, step by step."""
+        whole = cls(logs[0].keep_trees)
+        whole.entries = [entry for step in zip_longest(*(log.entries for log in logs)) for entry in step if entry]
+        return whole
 
     def follow(self, run: ReplayRun) -> None:
         while (step := run.step()) is not None:

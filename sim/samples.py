@@ -26,6 +26,8 @@ CHUNK = 2048
 class Nodes:
     """Drafted nodes that the truth tests (their parent lies on the true path), in (sample, node) order; n of them.
 
+    For a policy that ``fits_on_whole_trees``: the accepted nodes and a share of all others, tested or not.
+
     sample    int64   [n] index of the position in :class:`Samples`
     depth     int64   [n] 1 = child of the root
     rank      int64   [n] place among its siblings, 0 = most probable
@@ -53,8 +55,10 @@ class Samples:
     domain    int64 [P]  index of its domain
     accepted  int64 [P]  nodes on the true path among those the base policy keeps
     missing   int64 [P]  expansions that the base policy wanted and the recording does not hold
+    context   int64 [P]  tokens before the root
     columns   what the policy's ``measure`` returned, [P] each
     nodes     the tested nodes of the trees, when asked for
+    cost      what time costs, when known
     """
 
     sequence: np.ndarray
@@ -62,8 +66,10 @@ class Samples:
     domain: np.ndarray
     accepted: np.ndarray
     missing: np.ndarray
+    context: np.ndarray
     columns: dict[str, np.ndarray]
     nodes: Nodes | None = None
+    cost: Cost | None = None
 
 
 def build_samples(
@@ -111,8 +117,10 @@ def build_samples(
         domain=np.asarray(recording.domain_index)[sequence.numpy()],
         accepted=joined.pop("accepted"),
         missing=joined.pop("missing"),
+        context=text.context_length[text.offset[sequence] + position].numpy(),
         columns=joined,
         nodes=Nodes(**joined_nodes) if joined_nodes else None,
+        cost=cost,
     )
 
 
@@ -144,7 +152,7 @@ def _one_chunk(
     drafted = draft(base, drafter, cycle, base.begin(cycle, base.init(len(cycle.sequence), cycle.sequence)))
     walk = verifier.accept(cycle, pack(drafted.tree, drafted.kept))
     columns = {"accepted": walk.accepted, "missing": drafted.missing} | policy.measure(drafted.tree, cycle)
-    table = _tested_nodes(drafted, drafter, verifier, cycle) if nodes else {}
+    table = _tested_nodes(drafted, drafter, verifier, cycle, policy.fits_on_whole_trees) if nodes else {}
     return {name: column.numpy() for name, column in columns.items()}, table
 
 
@@ -165,12 +173,18 @@ class _EntropyKeeper:
 
 
 def _tested_nodes(
-    drafted: Draft, keeper: _EntropyKeeper, verifier: RecordedVerifier, cycle: Cycle
+    drafted: Draft, keeper: _EntropyKeeper, verifier: RecordedVerifier, cycle: Cycle, every: int = 0
 ) -> dict[str, np.ndarray]:
+    """The tested nodes (``every`` 0), or the accepted ones and every so many-th other that the truth can deny."""
     tree = drafted.tree
     whole = pack(tree, tree.exists)
-    status = node_status(tree, whole, verifier.accept(cycle, whole))
-    sample, node = (status >= 0).nonzero(as_tuple=True)
+    walk = verifier.accept(cycle, whole)
+    status = node_status(tree, whole, walk)
+    listed = status >= 0
+    if every:  # where the truth ends (no bonus token), what lies behind it is unknown
+        turn = (torch.arange(tree.width) + cycle.position[:, None]) % every == 0
+        listed = (status == 1) | (turn & tree.drafted() & (walk.bonus >= 0)[:, None])
+    sample, node = listed.nonzero(as_tuple=True)
     entropy = torch.zeros((tree.rows, tree.width + 1))
     for nodes, value in keeper.entropies:
         entropy.scatter_(1, nodes.masked_fill(nodes < 0, tree.width), value)

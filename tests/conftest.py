@@ -39,6 +39,25 @@ def tiny_recording32(tiny_pair: TinyPair, tmp_path_factory: pytest.TempPathFacto
     return _record(tiny_pair, tmp_path_factory.mktemp("trace32") / "trace", "float32", *cover)
 
 
+@pytest.fixture(scope="session")
+def tiny_sampled(tiny_pair: TinyPair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two prompts of each domain of the tiny pair in float64, each greedy and sampled at temperature 1, with all processors."""
+    return _record_sampled(tiny_pair, tmp_path_factory.mktemp("sampled64") / "trace", "float64")
+
+
+@pytest.fixture(scope="session")
+def tiny_sampled32(tiny_pair: TinyPair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in float32."""
+    return _record_sampled(tiny_pair, tmp_path_factory.mktemp("sampled32") / "trace", "float32")
+
+
+def _record_sampled(pair: TinyPair, out: Path, dtype: str) -> Path:
+    cover = [word for spec in NARROW_COVER for word in ("--cover", spec)]
+    groups = ["--temperature", "0", "--temperature", "1", "--top-p", "0.95", "--top-k", "60", "--seed", "4"]
+    size = ["--repetition-penalty", "1.1", "--limit", "2", "--max-new-tokens", "20"]
+    return _record(pair, out, dtype, *cover, *groups, *size)
+
+
 def _record(pair: TinyPair, out: Path, dtype: str, *options: str) -> Path:
     from traces.record import main
 

@@ -1,239 +1,217 @@
-"""The dashboard's logic, on a small made-up recording."""
+"""The dashboard's logic, page by page, on a small made-up recording."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from streamlit.testing.v1 import AppTest
 
 import app
+from dashboard import common
 from policies.errors import UserError
 from policies.registry import load_policy
-from sim.glance import overview, tau_by_domain
+from sim.glance import overview, policy_rows, tau_by_domain
 from sim.metrics import replay_rows
+from tests.made_up_recording import write_profile, write_recording
+from traces.costs import load_profile
 from traces.recording import open_recording
-from traces.store import RecordingWriter, ShardPlan
-from traces.writer import merge_nodes
 
-VOCABULARY, PERIOD = 40, 61
 APP = Path(app.__file__)
 
 
-class World:
-    """Next-token distributions by (place, token); the draft's is the target's, blurred."""
-
-    def __init__(self, seed: int, sharpness: float):
-        rng = np.random.default_rng(seed)
-        shape = (PERIOD, VOCABULARY, VOCABULARY)
-        scale = sharpness * rng.random((PERIOD, VOCABULARY, 1))
-        logits = rng.normal(size=shape)
-        self.target = _log_softmax(logits * scale * 1.5)
-        self.draft = _log_softmax((logits + 0.4 * rng.normal(size=shape)) * scale)
-
-    def text(self, first: int, length: int, start: int) -> np.ndarray:
-        tokens = [first]
-        for j in range(length - 1):
-            tokens.append(int(self.target[(start + j) % PERIOD, tokens[-1]].argmax()))
-        return np.array(tokens)
-
-    def forest(self, tokens: np.ndarray, start: int, top_k: int, beam: int, depth: int) -> dict[str, np.ndarray]:
-        """One tree over the text ``tokens`` (root first): a beam, the top-1 chain and the true path."""
-        node = {"token": [int(tokens[0])], "parent": [-1], "rank": [-1], "depth": [0], "score": [np.float32(0)]}
-        true, chain, level = {0}, {0}, [0]
-        rows = []
-        for d in range(depth):
-            here = self.draft[(start + d) % PERIOD, np.array(node["token"])[level]]
-            children = np.argsort(-here, axis=1, kind="stable")[:, :top_k]
-            logprob = np.take_along_axis(here, children, 1).astype(np.float32)
-            target = self.target[(start + d) % PERIOD, np.array(node["token"])[level][:, None], children]
-            inside = np.array([n in true for n in level]) & (d + 1 < len(tokens))
-            rows.append((-(np.exp(here) * here).sum(1), children, logprob, np.where(inside[:, None], target, np.nan)))
-            score = np.array(node["score"], np.float32)[level][:, None] + logprob
-            wanted = set(np.argsort(-score, axis=None, kind="stable")[:beam].tolist())
-            hit = inside[:, None] & (children == (tokens[d + 1] if d + 1 < len(tokens) else -1))
-            leads = np.array([n in chain for n in level])[:, None] & (np.arange(children.shape[1]) == 0)
-            wanted |= set(np.flatnonzero(hit | leads).tolist())
-            if d + 1 == depth:
-                break
-            parents, level = level, []
-            for slot in sorted(wanted):
-                row, rank = divmod(slot, children.shape[1])
-                level.append(len(node["token"]))
-                true |= {level[-1]} if hit[row, rank] else set()
-                chain |= {level[-1]} if leads[row, rank] else set()
-                found = (int(children[row, rank]), parents[row], rank, d + 1, score[row, rank])
-                for name, value in zip(node, found, strict=True):
-                    node[name].append(value)
-        columns = {name: np.array(node[name]) for name in ("parent", "rank", "depth")}
-        names = ("entropy", "child_tokens", "child_logprobs", "target_logprobs")
-        columns |= {name: np.concatenate(part) for name, part in zip(names, zip(*rows, strict=True), strict=True)}
-        return columns | {"node": np.arange(len(node["token"]))}
-
-
-def write_recording(
-    folder: Path,
-    domains: dict[str, float],
-    texts: int = 3,
-    length: int = 12,
-    top_k: int = 4,
-    beam: int = 4,
-    depth: int = 5,
-) -> Path:
-    """Record ``texts`` texts per domain (its value: how sharp its distributions are)."""
-    plan = [ShardPlan(i, tuple(range(i * texts, (i + 1) * texts)), name) for i, name in enumerate(domains)]
-    fields = {
-        "target": {"id": "made-up", "weights_sha256": "ab" * 32},
-        "drafters": [{"name": "eagle3", "kind": "eagle3", "weights_sha256": "cd" * 32}],
-        "device": "cpu (2 threads)",
-        "dtype": "float32",
-        "machine": {"processor": "an *abacus*", "threads": 2},
-        "context_limit": 512,
-        "domains": list(domains),
-    }
-    writer = RecordingWriter.create(folder, fields, plan)
-    for shard in plan:
-        world = World(shard.index, domains[shard.domain])
-        parts = [_text(world, sequence, shard.domain, length, top_k, beam, depth) for sequence in shard.sequences]
-        rows, positions, nodes = zip(*parts, strict=True)
-        writer.write_shard(shard.index, rows, _joined(positions), merge_nodes(*sum(nodes, [])))
-    writer.finish()
-    return folder
-
-
-def _text(world: World, sequence: int, domain: str, length: int, top_k: int, beam: int, depth: int):
-    start, count = 7 * sequence, length + depth + 1
-    tokens = world.text(sequence % VOCABULARY, count, start)
-    before = np.concatenate([tokens[:1], tokens[:-1]])
-    lp = world.target[(start + np.arange(count) - 1) % PERIOD, before]
-    top = np.argsort(-lp, axis=1, kind="stable")[:, :6]
-    row = {"sequence": sequence, "domain": domain, "prompt_id": f"p{sequence}", "prompt_tokens": [1, 2, 3]}
-    row |= {"tokens": tokens, "length": length, "finish": ("length", "loop", "eos")[sequence % 3], "temperature": 0.0}
-    positions = {
-        "sequence": np.full(count, sequence),
-        "position": np.arange(count),
-        "token": tokens,
-        "logprob": np.take_along_axis(lp, tokens[:, None], 1)[:, 0],
-        "processed_logprob": np.zeros(count),
-        "entropy": -(np.exp(lp) * lp).sum(1),
-        "margin": np.ones(count),
-        "uniform": np.full(count, np.nan),
-        "top_tokens": top,
-        "top_logprobs": np.take_along_axis(lp, top, 1),
-    }
-    nodes = []
-    for position in range(length - 1):
-        tree = world.forest(tokens[position:], start + position, top_k, beam, depth)
-        size = len(tree["node"])
-        where = {"sequence": np.full(size, sequence), "position": np.full(size, position)}
-        nodes.append(tree | where | {"drafter": np.zeros(size, np.int8)})
-    return row, positions, nodes
-
-
-def _joined(parts) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-
-
-def write_profile(path: Path, target_hash: str = "ab" * 32) -> Path:
-    """A machine on which a verified token costs 0.1 ms on top of 4 ms, a draft level 1 ms, and a plain step 5 ms."""
-    batch, always_one = {"batch": [1]}, [[[1.0], [1.0]], [[1.0], [1.0]]]
-    content = {
-        "format": "specreplay-profile",
-        "version": 1,
-        "kind": "measured",
-        "interpolation": "linear",
-        "machine": {"processor": "an abacus"},
-        "target": {"id": "made-up", "weights_sha256": target_hash},
-        "drafters": [],
-        "verify": {"tokens": [1, 101], "context": [1, 500], "ms": [[[4.1], [4.1]], [[14.1], [14.1]]]} | batch,
-        "commit": {"tokens": [1, 20], "ms": [[0.0], [0.0]]} | batch,
-        "plain": {"context": [1, 500], "ms": [[5.0], [5.0]]} | batch,
-        "draft": {"eagle3": {"width": [1, 100], "context": [1, 500], "ms": always_one} | batch},
-        "catch_up": {"eagle3": {"tokens": [0, 20], "context": [1, 500], "ms": always_one} | batch},
-        "overhead": {"eagle3": {"levels": [0, 10], "ms": [[0.0], [0.0]]} | batch},
-    }
-    path.write_text(json.dumps(content))
-    return path
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_recording(tmp_path_factory.mktemp("recordings") / "trace", {"math": 6.0, "story": 3.0})
 
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
-    """Open the page with command line arguments."""
+    """Open a page with command line arguments and query parameters."""
 
-    def opened(*arguments: object, script: Path = APP) -> AppTest:
+    def opened(page: str, *arguments: object, script: Path = APP, **query: str) -> AppTest:
         monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
-        return AppTest.from_file(str(script), default_timeout=600).run()
+        tested = AppTest.from_file(str(script), default_timeout=600).run()
+        if page != "recording":
+            tested.switch_page(f"dashboard/{page}.py")
+        for name, value in query.items():
+            tested.query_params[name] = value
+        return tested.run()
 
     return opened
 
 
 def errors(page: AppTest) -> str:
-    assert not page.exception
+    assert not page.exception, page.exception[0].message
     return "\n".join(error.value for error in page.error)
 
 
-def policies_of(page: AppTest) -> list[str]:
-    return page.dataframe[-1].value["policy"].to_list()
+def captions(page: AppTest) -> str:
+    return "\n".join(caption.value for caption in page.caption)
 
 
-def test_page_shows_the_recording_and_replays(recorded: Path, start):
-    page = start(recorded)
+def by_key(elements, key: str):
+    return next(element for element in elements if element.key == key)
+
+
+def table_with(page: AppTest, column: str):
+    return next(frame.value for frame in page.dataframe if column in frame.value.columns)
+
+
+@pytest.mark.parametrize("name", app.PAGES)
+def test_every_page_opens_and_asks_its_question(recorded: Path, start, name: str):
+    page = start(name, recorded)
     assert errors(page) == ""
-    assert [metric.value for metric in page.metric][:3] == ["6", "108", "33.3%"]
-    assert [header.value for header in page.header] == ["Recording", "Entropy and acceptance", "Policies"]
-    assert any("an \\*abacus\\*" in text.value for text in page.markdown)  # names are no Markdown
-    assert policies_of(page)[:3] == ["autoregressive", "chain", "static"]
-    table = page.dataframe[-1].value
-    assert "speedup" not in table.columns
-    recording = open_recording(recorded)
-    for spec in ("autoregressive", "chain(k=5)", "eagle3"):
-        mean = replay_rows(recording, load_policy(spec))[-1]
-        row = table[table["policy"] == mean.policy].iloc[0]
-        assert [row[name] for name in ("tau", "kept", "levels", "coverage")] == pytest.approx(
-            [mean.tau, mean.kept, mean.levels, mean.coverage]
-        )
-    assert any("Not ranked" in text.value for text in page.caption)  # the recording's trees are narrower than EAGLE-3's
+    assert page.title[0].value == app.PAGES[name][0]
+    assert re.fullmatch(r"\*.*\?( .*)?\*", page.markdown[0].value)
 
-    page.text_input[0].set_value("chain(k=2)")
-    page.button[0].click().run()
-    assert errors(page) == "" and policies_of(page)[-1] == "chain(k=2)"
-    page.text_input[0].set_value("eagel3")
-    page.button[0].click().run()
-    assert "unknown policy 'eagel3'" in errors(page) and "eagle3" in errors(page)
-    assert policies_of(page)[-1] == "chain(k=2)"  # the rest of the page is alive, the wrong one was not kept
-    domain = next(radio for radio in page.radio if radio.label == "Texts")
-    domain.set_value("story").run()
+
+def test_no_page_shows_its_own_comments():
+    """Streamlit shows every bare string of a page that it runs."""
+    import ast
+
+    for path in (APP, *(APP.parent / "dashboard" / f"{name}.py" for name in app.PAGES)):
+        bare = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)]
+        assert len(bare) == 1, path  # the module's docstring is not shown
+
+
+def test_recording_page(recorded: Path, start):
+    page = start("recording", recorded)
+    assert [metric.value for metric in page.metric][:3] == ["6", "108", "33.3%"]
+    assert any("an \\*abacus\\*" in text.value for text in page.markdown)  # names are no Markdown
+    assert len(table_with(page, "prompt")) == 6
+    by_key(page.selectbox, "domain").set_value("story").run()
+    assert set(table_with(page, "prompt")["domain"]) == {"story"}
+    by_key(page.text_input, "containing").set_value("no such words").run()
+    assert errors(page) == "" and page.info[0].value == "No text matches."
+
+
+def test_thresholds_recompute_and_a_range_says_who_is_there(start):
+    page = start("entropy", t1="9.0", t2="10.0", t3="11.0")  # the shipped recording: its trees are deep enough
+    low = table_with(page, "stratum")
+    assert low["up_to"].to_list()[:3] == [9.0, 10.0, 11.0] and low["positions"].sum() == pytest.approx(1)
+    by_key(page.slider, "t1").set_value(10.5).run()
+    moved = table_with(page, "stratum")
+    assert errors(page) == "" and moved["up_to"].to_list()[:3] == [10.0, 10.5, 11.0]
+    assert moved["positions"][0] > low["positions"][0]
+    everything = next(text.value for text in page.markdown if "positions inside" in text.value)
+    ends = by_key(page.slider, "range_draft_entropy").value
+    by_key(page.slider, "range_draft_entropy").set_value((ends[0], sum(ends) / 2)).run()
+    inside = next(text.value for text in page.markdown if "positions inside" in text.value)
+    tokens = table_with(page, "draft says")
+    assert errors(page) == "" and inside != everything
+    assert 0 < len(tokens) < 105 and tokens["draft_entropy"].max() <= sum(ends) / 2 + 1e-3
+
+
+def test_lab_replays_what_replay_rows_replays(recorded: Path, start):
+    page = start("lab", recorded, study="chain(k=2)", against="chain(k=5)")
+    table = table_with(page, "policy").set_index("policy")
+    assert errors(page) == "" and list(table.index) == ["chain(k=2)", "chain(k=5)"] and "speedup" not in table.columns
+    recording = open_recording(recorded)
+    for spec in table.index:
+        mean = replay_rows(recording, load_policy(spec))[-1]
+        figures = ["tau", "kept", "levels", "coverage"]
+        assert table.loc[spec][figures].to_list() == pytest.approx([getattr(mean, name) for name in figures])
+    by_key(page.button_group, "of").set_value("story").run()
     story = replay_rows(recording, load_policy("chain(k=2)"))[1]
-    assert story.domain == "story"
-    assert page.dataframe[-1].value["tau"].iloc[-1] == pytest.approx(story.tau)
+    assert story.domain == "story" and table_with(page, "policy")["tau"][0] == pytest.approx(story.tau)
+
+
+def test_turning_a_parameter_rewrites_the_policy_and_the_address(recorded: Path, start):
+    page = start("lab", recorded, study="chain(k=2)", against="autoregressive")
+    by_key(page.number_input, "turn_chain_k").set_value(3).run()
+    assert errors(page) == "" and page.query_params["study"] == "chain(k=3)"
+    assert table_with(page, "policy")["policy"].to_list() == ["chain(k=3)", "autoregressive"]
+    assert any("--policy 'chain(k=3)'" in code.value for code in page.code)
+    by_key(page.number_input, "turn_chain_k").set_value(5).run()  # the default again: nothing to write
+    assert page.query_params["study"] == "chain"
+    by_key(page.number_input, "turn_chain_k").set_value(-1).run()
+    assert errors(page) == "" and page.toast and page.query_params["study"] == "chain"
+
+
+def test_a_wrong_policy_gets_a_sentence_and_the_others_are_replayed(recorded: Path, start):
+    page = start("lab", recorded, study="eagel3", against="autoregressive")
+    assert "unknown policy 'eagel3'" in errors(page) and "eagle3" in errors(page)
+    assert table_with(page, "policy")["policy"].to_list() == ["autoregressive"]
+    page = start("lab", recorded, study="eagle3", against="chain")
+    assert "Not ranked" in captions(page)  # the recording's trees are narrower than EAGLE-3's
 
 
 def test_profile_prices_and_a_foreign_one_is_refused(recorded: Path, start, tmp_path: Path):
-    page = start(recorded, "--profile", write_profile(tmp_path / "profile.json"))
-    assert errors(page) == ""
-    table = page.dataframe[-1].value.set_index("policy")
-    chain = table.loc["chain"]
+    page = start("lab", recorded, "--profile", write_profile(tmp_path / "profile.json"), study="chain", against="autoregressive")
+    chain = table_with(page, "policy").set_index("policy").loc["chain"]
     tau = [row.tau for row in replay_rows(open_recording(recorded), load_policy("chain"))]
     cycle_ms = 5 * 1.0 + 4.6  # five levels, the first of them the catch-up; six verified tokens
     assert chain["ms_per_token"] == pytest.approx(np.mean([cycle_ms / each for each in tau[:-1]]))
     assert chain["speedup"] == pytest.approx(5.0 * tau[-1] / cycle_ms)
-    page = start(recorded, "--profile", write_profile(tmp_path / "other.json", target_hash="99" * 32))
+    other = write_profile(tmp_path / "other.json", target_hash="99" * 32)
+    page = start("lab", recorded, "--profile", other, study="chain", against="autoregressive")
     assert "measured with the target" in errors(page)
-    assert "speedup" not in page.dataframe[-1].value.columns and policies_of(page)[0] == "autoregressive"
+    assert "speedup" not in table_with(page, "policy").columns
+
+
+def test_explorer_follows_cycles(recorded: Path, start):
+    page = start("explorer", recorded, a="chain(k=2)", b="autoregressive")
+    assert errors(page) == "" and by_key(page.number_input, "at").value == 0
+    assert [metric.value for metric in page.metric[4:5]] == ["1.00"]  # plain decoding's tau
+    by_key(page.button, "next cycle →b").click().run()
+    assert by_key(page.number_input, "at").value == 1
+    by_key(page.button, "next cycle →a").click().run()
+    at = by_key(page.number_input, "at").value
+    by_key(page.button, "← previous cycle" + "b").click().run()
+    assert errors(page) == "" and by_key(page.number_input, "at").value == at - 1
+    by_key(page.selectbox, "text").set_value("4 · story").run()
+    assert errors(page) == "" and "4 · story" in by_key(page.selectbox, "text").value
+    page = start("explorer", recorded, text="4 · story", at="5")  # as shared in an address
+    assert (by_key(page.selectbox, "text").value, by_key(page.number_input, "at").value) == ("4 · story", 5)
+
+
+def test_compare_policies_and_recordings(recorded: Path, start, tmp_path: Path):
+    page = start("compare", recorded, a="chain(k=4)", b="autoregressive")
+    table = table_with(page, "difference").set_index("domain")
+    tau = {row.domain: row.tau for row in replay_rows(open_recording(recorded), load_policy("chain(k=4)"))}
+    assert errors(page) == "" and table["difference"].to_dict() == pytest.approx({name: each - 1 for name, each in tau.items()})
+    other = write_recording(tmp_path / "other", {"math": 6.0, "story": 3.0}, depth=3)
+    page = start("compare", recorded, other, way="two recordings", both="chain(k=2)")
+    assert errors(page) == "" and "6 texts have a partner" in captions(page)
+    assert table_with(page, "difference")["difference"].abs().max() == 0  # the same texts, the same first levels
+
+
+def test_pareto_shows_the_front_and_opens_the_lab(recorded: Path, start, tmp_path: Path, monkeypatch):
+    assert "python -m sim.sweep" in start("pareto", recorded).info[0].value
+    recording, cost = open_recording(recorded), load_profile(write_profile(tmp_path / "p.json")).cost("eagle3")
+    swept = [policy_rows(recording, load_policy(f"chain(k={k})"), "eagle3", cost) for k in (1, 2, 3, 4)]
+    pl.concat(swept).write_parquet(tmp_path / "swept.parquet")
+    page = start("pareto", recorded, "--sweep", tmp_path / "swept.parquet")
+    front = table_with(page, "setting")
+    assert errors(page) == "" and len(front) >= 1 and front["kept"].is_monotonic_increasing
+    assert front["tau"].is_monotonic_increasing  # more is verified only where more is emitted
+    by_key(page.selectbox, "up").set_value("ms_per_token").run()
+    assert errors(page) == "" and table_with(page, "setting")["ms_per_token"].is_monotonic_decreasing
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
+    assert "cannot be read" in errors(start("pareto", recorded, "--sweep", tmp_path / "broken.parquet"))
+    monkeypatch.chdir(recorded)
+    assert "outside the folder" in errors(start("pareto", recorded, sweep=str(tmp_path / "swept.parquet")))
+    assert errors(start("pareto", recorded, "--anywhere", sweep=str(tmp_path / "swept.parquet"))) == ""
+
+
+def test_cost_page(recorded: Path, start, tmp_path: Path):
+    page = start("cost", recorded)
+    assert ["traces.profile" in page.info[0].value, "live.bench" in page.info[1].value] == [True, True]
+    measured = {"chain": [{"text": 0, "domain": "math", "tokens": 10, "cycles": 4, "ms": ms} for ms in (30.0, 20.0, 99.0)]}
+    bench = {"predicted": [{"policy": "chain", "domain": "mean", "ms_per_token": 2.5}], "measured": measured}
+    (tmp_path / "bench.json").write_text(json.dumps(bench))
+    page = start("cost", recorded, "--profile", write_profile(tmp_path / "p.json"), "--bench", tmp_path / "bench.json")
+    assert errors(page) == "" and table_with(page, "measured_ms").iloc[0].to_list() == ["chain", 2.5, 3.0, 1]
+    (tmp_path / "bench.json").write_text("{}")
+    assert "is no bench" in errors(start("cost", recorded, "--bench", tmp_path / "bench.json"))
 
 
 def damaged(folder: Path) -> None:
@@ -259,18 +237,19 @@ def test_bad_recordings_get_a_sentence_and_the_others_open(recorded: Path, start
     bad = tmp_path / "bad"
     shutil.copytree(recorded, bad)
     spoil(bad)
-    page = start(bad, recorded)
+    page = start("recording", bad, recorded)
     assert message in errors(page)
-    page.sidebar.selectbox[0].set_value(recorded).run()
-    assert errors(page) == "" and policies_of(page)[0] == "autoregressive"
+    page.sidebar.selectbox[0].set_value(str(recorded)).run()
+    assert errors(page) == "" and page.metric[0].value == "6"
 
 
 def test_without_a_recording_the_page_says_what_to_run(start, tmp_path: Path):
-    script = tmp_path / "app.py"  # alone in a folder: no shipped sample beside it
+    script = tmp_path / "app.py"  # alone in a folder with its pages: no shipped sample beside it
     shutil.copy(APP, script)
-    page = start(script=script)
+    shutil.copytree(APP.parent / "dashboard", tmp_path / "dashboard")
+    page = start("recording", script=script)
     assert errors(page) == "" and "python -m traces.record" in page.info[0].value
-    assert "unknown option --nope" in errors(start("--nope", script=script))
+    assert "unknown option --nope" in errors(start("recording", "--nope", script=script))
 
 
 def test_policy_files_stay_inside_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -278,9 +257,9 @@ def test_policy_files_stay_inside_the_folder(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path / "here")
     for spec in ("../evil.py:Mine", "../evil.py:Mine(k=2)", "/tmp/fitted.json", "a.json x/../../evil.py:Mine"):
         with pytest.raises(UserError, match="outside the folder"):
-            app.inside(spec)
+            common.inside(spec)
     for spec in ("mine.py:Mine", "fits/mine.json", "fits/mine.json(depth=3)", "eagle3(depth=3)"):
-        app.inside(spec)
+        common.inside(spec)
 
 
 def test_tau_at_a_glance_and_overview(recorded: Path):

@@ -15,14 +15,25 @@ from live.distribution import entropy_of, log_probabilities
 from live.model import CachedModel
 from live.network import DraftNetwork
 from live.pair import Pair
-from policies.contract import Cycle, Policy
+from live.sampling import GREEDY, measured, penalised, process
+from policies.contract import Cycle, Policy, Sampling
 from policies.drafting import draft
 from policies.order import NONE
+from policies.philox import uniform
 from traces.cover import TRUE_PATH_DEPTH, TruePath
 from traces.forest import ForestDrafter
 from traces.loops import loop_onset
 
 Columns = dict[str, np.ndarray]
+_BLOCK = 64
+"""Positions whose processed distributions are made side by side: float64 over the whole vocabulary takes room."""
+
+
+class BrokenLogits(Exception):
+    """Logits that are not numbers (NaN): of what model, and at what position of the text."""
+
+    def __init__(self, model: str, position: int):
+        super().__init__(f"the logits of {model} at position {position} are not numbers (NaN)")
 
 
 @dataclass(frozen=True)
@@ -56,13 +67,34 @@ class Text:
     length: int
     finish: str
 
+    @property
+    def broken(self) -> bool:
+        """The logits behind the last token were not numbers, so the text cannot be recorded."""
+        return self.finish == "nan"
 
-def generate_texts(pair: Pair, prompts: Sequence[list[int]], settings: CaptureSettings) -> list[Text]:
-    """Greedy texts of one batch of prompts, by plain batched decoding."""
+
+def generate_texts(
+    pair: Pair,
+    prompts: Sequence[list[int]],
+    settings: CaptureSettings,
+    sampling: Sampling = GREEDY,
+    numbers: Sequence[int] | None = None,
+) -> list[Text]:
+    """Texts of one batch of prompts, by plain batched decoding.
+
+    :param numbers: the sequences' numbers, which key their uniform numbers; 0, 1, 2, ... by default.
+    """
     limit = settings.max_new_tokens + settings.overrun
     target = CachedModel(pair.model, len(prompts))
+    broken: set[int] = set()
+    said = plain_decode(
+        target, list(prompts), limit, pair.end_tokens, sampling=sampling, text=numbers, on_nan=lambda row, _: broken.add(row)
+    )
     texts = []
-    for prompt, tokens in zip(prompts, plain_decode(target, list(prompts), limit, pair.end_tokens), strict=True):
+    for row, (prompt, tokens) in enumerate(zip(prompts, said, strict=True)):
+        if row in broken:
+            texts.append(Text(list(prompt), tokens, len(tokens), "nan"))
+            continue
         ended = tokens[-1] in pair.end_tokens
         length, finish = (len(tokens), "eos") if ended else (settings.max_new_tokens, "length")
         if length > settings.max_new_tokens:
@@ -77,32 +109,68 @@ def generate_texts(pair: Pair, prompts: Sequence[list[int]], settings: CaptureSe
 class TargetCapture:
     """The target's distribution at every place of one text, from a single pass over it."""
 
-    def __init__(self, target: CachedModel, text: Text):
+    def __init__(self, target: CachedModel, text: Text, sampling: Sampling = GREEDY, number: int = 0):
+        """:param sampling: how the text was chosen, as plain numbers. :param number: of the sequence.
+
+        Raises BrokenLogits.
+        """
         tokens = torch.tensor([text.prompt + text.tokens], device=target.device)
         target.reset(1)
         output = target.prefill(tokens, logits="all")
         first = len(text.prompt)
         self.tokens, self.features, self.first = tokens, output.captured, first
         # logits at place i choose the token at place i + 1
-        self.logprob = log_probabilities(output.logits[0, first - 1 : -1])
+        self.logits = output.logits[0, first - 1 : -1]
+        self.logprob = log_probabilities(self.logits)
         self.next_token = tokens[0, first:]
+        self.sampling, self.number = sampling, number
+        _refuse_nan("the target", self.logprob.amax(-1))
 
     def columns(self, top_m: int) -> Columns:
         """The positions table of this text, without its sequence number."""
         count = len(self.next_token)
+        processed, margin, u = self._choices()
         top = self.logprob.topk(min(top_m, self.logprob.shape[-1]), dim=-1)
         chosen = self.logprob.gather(1, self.next_token[:, None])[:, 0].float()
         return {
             "position": np.arange(count, dtype=np.int32),
             "token": _numpy(self.next_token, torch.int32),
             "logprob": _numpy(chosen),
-            "processed_logprob": np.zeros(count, dtype=np.float32),  # greedy: the argmax has probability 1
+            "processed_logprob": _numpy(processed, torch.float32),
             "entropy": _numpy(entropy_of(self.logprob)),
-            "margin": _numpy((top.values[:, 0] - top.values[:, 1]).float()),
-            "uniform": np.full(count, np.nan),
+            "margin": _numpy(margin, torch.float32),
+            "uniform": _numpy(u, torch.float64),
             "top_tokens": _numpy(top.indices, torch.int32),
             "top_logprobs": _numpy(top.values.float()),
         }
+
+    def _choices(self) -> tuple[Tensor, Tensor, Tensor]:
+        """How each token was chosen: its processed log-probability, the margin, and the uniform number, float [n] each."""
+        count, device = len(self.next_token), self.tokens.device
+        position = torch.arange(count, device=device)
+        if self.sampling.temperature > 0:
+            u = uniform(self.sampling.seed, torch.full_like(position, self.number), position)
+            parts = []
+            for block in position.split(_BLOCK):
+                found = process(self.logits[block], self.sampling, self._seen(block))
+                parts.append(measured(found, u[block], self.next_token[block]))
+            processed, margin = (torch.cat(column) for column in zip(*parts, strict=True))
+            return processed, margin, u
+        scores = self.logprob  # greedy: the argmax has probability 1
+        if self.sampling.repetition_penalty != 1:
+            scores = penalised(self.logits, self.sampling, self._seen(position))
+        best = scores.topk(2, dim=-1).values
+        nothing = torch.zeros(count, device=device)
+        return nothing, best[:, 0] - best[:, 1], torch.full_like(nothing, torch.nan)
+
+    def _seen(self, position: Tensor) -> Tensor | None:
+        """bool [n, V]: tokens that stand before the given positions; None when nobody is penalised."""
+        if self.sampling.repetition_penalty == 1:
+            return None
+        places = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        first_seen = torch.full_like(self.logits[0], len(places), dtype=torch.int64)
+        first_seen = first_seen.scatter_reduce(0, self.tokens[0], places, "amin")
+        return first_seen < (self.first + position)[:, None]
 
 
 def capture_forest(
@@ -116,6 +184,7 @@ def capture_forest(
     """The nodes table of one drafter on one text, without sequence and drafter: every position where a cycle may start.
 
     :param on_positions: told how many positions are done, for progress bars.
+    Raises BrokenLogits.
     """
     sources = committed_sources(network, capture)
     parts: list[Columns] = []
@@ -125,10 +194,19 @@ def capture_forest(
         context = capture.first + position
         forest = ForestDrafter(network, sources(context), capture.tokens[0, context], context, settings.fanout)
         truth = true_continuation(capture, position)
-        run_cover(forest, (*settings.cover, TruePath(truth, settings.fanout)), position, context, context_limit)
+        cover = (*settings.cover, TruePath(truth, settings.fanout))
+        run_cover(forest, cover, position, context, context_limit, capture.sampling)
+        _refuse_nan(f"drafter '{network.name}'", forest.entropy.amax(1), start)
         parts.append(forest_columns(forest, position, truth, capture.logprob))
         on_positions(len(position))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+def _refuse_nan(model: str, values: Tensor, start: int = 0) -> None:
+    """Raise BrokenLogits at the first NaN of values [n], one per position from ``start`` on."""
+    wrong = values.isnan()
+    if bool(wrong.any()):
+        raise BrokenLogits(model, start + int(wrong.nonzero()[0, 0]))
 
 
 def committed_sources(network: DraftNetwork, capture: TargetCapture) -> Callable[[Tensor], Tensor]:
@@ -151,7 +229,12 @@ def true_continuation(capture: TargetCapture, position: Tensor) -> Tensor:
 
 
 def run_cover(
-    forest: ForestDrafter, cover: Sequence[Policy], position: Tensor, context: Tensor, context_limit: int
+    forest: ForestDrafter,
+    cover: Sequence[Policy],
+    position: Tensor,
+    context: Tensor,
+    context_limit: int,
+    sampling: Sampling = GREEDY,
 ) -> None:
     """Let each policy draft at every position; the forest keeps the union of what they expand."""
     nothing = torch.zeros(len(position), device=position.device)
@@ -166,6 +249,7 @@ def run_cover(
         root_entropy=nothing,
         root_logprob=nothing,
         group=torch.arange(len(position), device=position.device),
+        sampling=sampling.by_row(position),
     )
     for policy in cover:
         draft(policy, forest, cycle, policy.begin(cycle, policy.init(len(position), position)))

@@ -43,24 +43,25 @@ class CostModel:
     device, non-decreasing in every argument. What is not asked for (no token, no node) costs nothing.
     """
 
-    def __init__(self, tables: Mapping[str, Grid]):
-        """:param tables: verify, commit, draft, catch_up, overhead, and plain decoding's where it was measured."""
-        self.tables = tables
+    def __init__(self, tables: Mapping[str, Grid], context_offset: int = 0):
+        """:param tables: verify, commit, draft, catch_up, overhead, and plain decoding's where it was measured.
+        :param context_offset: tokens to add to every context that is asked for."""
+        self.tables, self.context_offset = tables, context_offset
 
     def draft_ms(self, width: Tensor, context: Tensor, batch: Tensor) -> Tensor:
         """One draft forward over ``width`` frontier nodes (the root is not one of them: see :meth:`catch_up_ms`)."""
-        return self._asked("draft", width, context, batch)
+        return self._asked("draft", width, context + self.context_offset, batch)
 
     def catch_up_ms(self, tokens: Tensor, context: Tensor, batch: Tensor) -> Tensor:
         """The draft's pass over ``tokens`` new committed tokens, which gives the root's children as well.
 
         With 0 tokens (right behind the prefill) only those are computed.
         """
-        return self.tables["catch_up"](tokens, context, batch)
+        return self.tables["catch_up"](tokens, context + self.context_offset, batch)
 
     def verify_ms(self, tokens: Tensor, context: Tensor, batch: Tensor) -> Tensor:
         """The target's pass over ``tokens`` (kept nodes and the root) and the acceptance walk."""
-        return self._asked("verify", tokens, context, batch)
+        return self._asked("verify", tokens, context + self.context_offset, batch)
 
     def commit_ms(self, tokens: Tensor, batch: Tensor) -> Tensor:
         """Moving ``tokens`` (accepted nodes and the root) into place in the target's cache."""
@@ -73,8 +74,12 @@ class CostModel:
     def plain_ms(self, context: Tensor, batch: Tensor) -> Tensor:
         """One token of plain decoding (its own loop included), behind ``context`` tokens."""
         if "plain" in self.tables:
-            return self.tables["plain"](context, batch)
+            return self.tables["plain"](context + self.context_offset, batch)
         return self.verify_ms(1, context, batch) + self.overhead_ms(0, batch)
+
+    def behind(self, tokens: int) -> CostModel:
+        """The same machine with ``tokens`` more in front of every context."""
+        return CostModel(self.tables, self.context_offset + tokens)
 
     def _asked(self, table: str, *where: Tensor | int) -> Tensor:
         where = aligned(*where)
@@ -104,6 +109,13 @@ class Profile:
     def drafters(self) -> list[str]:
         """Names of the measured drafters."""
         return list(self.content["draft"])
+
+    @property
+    def machine(self) -> str:
+        """The machine in words."""
+        machine = self.content.get("machine", {})
+        parts = [machine.get("processor"), self.content.get("device"), self.content.get("dtype")]
+        return ", ".join(dict.fromkeys(str(part) for part in parts if part)) or "an unknown machine"
 
     def cost(self, drafter: str, policy: str = DEFAULT_POLICY) -> CostModel:
         """The cost model of one drafter; the loop's overhead is that measured with ``policy``, or else the default's.
@@ -159,10 +171,21 @@ def load_profile(path: str | Path) -> Profile:
 def check_profile(profile: Profile, manifest: Mapping[str, Any]) -> None:
     """Make sure that the profile was measured on the models of a recording (its manifest); what has no hash passes.
 
-    :raises UserError: naming both models, when their weights differ.
+    An analytic profile was made from a shape: it fits every target of that size (parameters within 2%).
+
+    :raises UserError: naming both models, when their weights or sizes differ.
     """
+    shape, recorded = profile.content.get("target", {}), manifest.get("target", {})
+    if profile.content.get("kind") == "analytic" and "parameters" in shape:
+        a, b = shape["parameters"], recorded.get("parameters")
+        if b is None or abs(a - b) > 0.02 * b:
+            size = "unknown size" if b is None else f"{b / 1e9:.3g} billion"
+            raise UserError(
+                f"{profile.source} is of {shape.get('id', '?')} ({a / 1e9:.3g} billion parameters), the recording was made "
+                f"with {recorded.get('id', '?')} ({size}): make one with python -m traces.analytic --model"
+            )
     ours = {drafter["name"]: drafter for drafter in profile.content.get("drafters", ())}
-    pairs = [("target", profile.content.get("target", {}), manifest["target"])]
+    pairs = [("target", profile.content.get("target", {}), manifest.get("target", {}))]
     pairs += [("drafter", ours[d["name"]], d) for d in manifest["drafters"] if d["name"] in ours]
     for kind, measured, recorded in pairs:
         a, b = measured.get("weights_sha256"), recorded.get("weights_sha256")

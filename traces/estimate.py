@@ -14,9 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from live.sampling import GREEDY
+from policies.contract import Sampling
 from policies.errors import UserError
 from traces.capture import CaptureSettings, Columns, TargetCapture, Text, capture_forest, generate_texts
 from traces.manifest import ShardPlan
+from traces.plan import Turn
+from traces.prompts import Prompt
 from traces.schema import nodes_schema, positions_schema, to_arrow, write_parquet
 from traces.writer import merge_nodes
 
@@ -50,26 +54,33 @@ class Estimate:
 
 
 def estimate(
-    pair: Pair, encoded: Sequence[list[int]], settings: CaptureSettings, plan: Sequence[ShardPlan]
+    pair: Pair,
+    encoded: Sequence[list[int]],
+    settings: CaptureSettings,
+    plan: Sequence[ShardPlan],
+    sampling: Sampling = GREEDY,
 ) -> Estimate:
     """Record one block of positions of one text in memory and scale it up.
 
     :param encoded: token ids of every prompt, by sequence number.
+    :param sampling: how the sample's tokens are chosen.
     :raises UserError: when the sample texts end too soon to measure anything.
     """
     numbers = [number for shard in plan for number in shard.sequences]
     sample = replace(settings, max_new_tokens=min(settings.max_new_tokens, settings.positions + 1), cut_loops=False)
     with torch.inference_mode():
         rows = [encoded[number] for number in plan[0].sequences]
-        generate_texts(pair, rows[:1], replace(sample, max_new_tokens=1, overrun=1))  # first calls are slow
+        generate_texts(pair, rows[:1], replace(sample, max_new_tokens=1, overrun=1), sampling)  # first calls are slow
         started = time.perf_counter()
-        texts = generate_texts(pair, rows, sample)
+        texts = [text for text in generate_texts(pair, rows, sample, sampling) if not text.broken]
+        if not texts:
+            raise UserError("the target's logits are not numbers (NaN) in the sample: check model and --dtype")
         steps = max(len(text.tokens) for text in texts)
         per_step = (time.perf_counter() - started) / steps
         text = max(texts, key=lambda one: one.length)
         if text.length < 2:
             raise UserError("the sample texts end at once, so nothing can be measured: give other prompts")
-        seconds, positions, nodes = _capture(pair, text, sample)
+        seconds, positions, nodes = _capture(pair, text, sample, sampling)
     new_tokens = settings.max_new_tokens + settings.overrun
     roots = max(settings.max_new_tokens - 1, 0) * len(numbers)
     places = sum(len(encoded[number]) + new_tokens for number in numbers)
@@ -97,12 +108,24 @@ def estimate(
     )
 
 
+def foreseen(
+    prompts: Sequence[Prompt], encoded: Sequence[list[int]], turns: Sequence[Turn], settings: CaptureSettings
+) -> list[list[int]]:
+    """Token ids by sequence number, as if every answer to a turn before ran to its limit (its tokens are made up)."""
+    first = {(prompt.domain, prompt.id): ids for prompt, ids in zip(prompts, encoded, strict=True)}
+    return [first[turn.prompt.domain, turn.prompt.id] + [0] * (turn.turn * settings.max_new_tokens) for turn in turns]
+
+
 def print_estimate(
-    pair: Pair, encoded: Sequence[list[int]], settings: CaptureSettings, plan: Sequence[ShardPlan]
+    pair: Pair,
+    encoded: Sequence[list[int]],
+    settings: CaptureSettings,
+    plan: Sequence[ShardPlan],
+    sampling: Sampling = GREEDY,
 ) -> None:
     """Say what the recording would take, and on what assumptions."""
     print(f"recording a sample of {min(settings.positions, settings.max_new_tokens)} positions ...", file=sys.stderr)
-    print(render(estimate(pair, encoded, settings, plan), settings))
+    print(render(estimate(pair, encoded, settings, plan, sampling), settings))
 
 
 def render(found: Estimate, settings: CaptureSettings) -> str:
@@ -125,10 +148,12 @@ def render(found: Estimate, settings: CaptureSettings) -> str:
     )
 
 
-def _capture(pair: Pair, text: Text, settings: CaptureSettings) -> tuple[dict[str, float], Columns, dict[str, Columns]]:
+def _capture(
+    pair: Pair, text: Text, settings: CaptureSettings, sampling: Sampling
+) -> tuple[dict[str, float], Columns, dict[str, Columns]]:
     """Seconds for the target and each drafter, the positions table, and the nodes table of each drafter."""
     started = time.perf_counter()
-    capture = TargetCapture(pair.target(), text)
+    capture = TargetCapture(pair.target(), text, sampling)
     positions = capture.columns(settings.top_m)
     seconds, nodes = {"target": time.perf_counter() - started}, {}
     for name, network in pair.networks.items():

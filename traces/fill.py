@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from live.fidelity import check_same_models
 from live.pair import Pair, load_pair
-from policies.contract import Policy
+from policies.contract import Policy, Sampling
+from policies.errors import UserError
 from policies.order import NONE
 from policies.registry import load_policy
 from traces.capture import Columns, TargetCapture, Text, committed_sources, forest_columns, run_cover, true_continuation
 from traces.forest import ForestDrafter
-from traces.manifest import finished
+from traces.manifest import finished, keeps_prompts, sampling_entry
 from traces.recording import open_recording
 from traces.writer import RecordingWriter, merge_nodes
 
@@ -33,6 +34,8 @@ def fill(folder: Path, specs: list[str], device: str = "cpu", positions: int = 3
         policy.check_fitted()
     writer = RecordingWriter.reopen(folder)
     about = writer.manifest
+    if not keeps_prompts(about):
+        raise UserError(f"{folder} was recorded with --no-text and holds no prompts to draft behind: record it anew with --cover")
     pair = load_pair(about["target"]["id"], [drafter["id"] for drafter in about["drafters"]], about["dtype"], device)
     check_same_models(pair, about)
     texts = {row["sequence"]: row for row in open_recording(folder).sequences()}
@@ -59,7 +62,8 @@ def _missing(
 ) -> list[Columns]:
     """Node tables of what one text lacks, one per drafter and chunk of positions."""
     text = Text(list(row["prompt_tokens"]), list(row["tokens"]), row["length"], row["finish"])
-    capture = TargetCapture(pair.target(), text)
+    sampling = Sampling(**sampling_entry(about, row["temperature"]))
+    capture = TargetCapture(pair.target(), text, sampling, row["sequence"])
     parts = []
     for index, network in enumerate(pair.networks.values()):
         sources = committed_sources(network, capture)
@@ -72,7 +76,7 @@ def _missing(
             recorded, number, following = recorded_rows(own, start, len(position))
             forest.preload({name: value.to(position.device) for name, value in recorded.items()})
             known = forest.token.shape[1]
-            run_cover(forest, policies, position, context, about["context_limit"])
+            run_cover(forest, policies, position, context, about["context_limit"], sampling)
             number = torch.cat([number, following[:, None] - 1 + forest.exists[:, known:].cumsum(1)], dim=1)
             columns = forest_columns(forest, position, true_continuation(capture, position), capture.logprob, number, known)
             count = len(columns["node"])

@@ -23,7 +23,8 @@ def summarise(folder: Path, verify: bool) -> dict[str, Any]:
     broken = {damage.index for damage in damages}
     entries = manifest["shards"]
     sizes = {table: sum(entries[mf.shard_file(table, plan.index)]["bytes"] for plan in finished) for table in mf.TABLES}
-    domains = _domains(folder, manifest, [plan for plan in finished if plan.index not in broken])
+    whole = [plan for plan in finished if plan.index not in broken]
+    domains = _domains(folder, manifest, whole)
     known = ("target", "drafters", "device", "dtype", "envelope", "sampling", "max_new_tokens", "overrun", "top_m")
     return {
         "folder": str(folder),
@@ -34,6 +35,9 @@ def summarise(folder: Path, verify: bool) -> dict[str, Any]:
         "damaged": [{"file": damage.file, "reason": f"is {damage.reason}"} for damage in damages],
         "bytes": sizes,
         "domains": domains,
+        "temperatures": _temperatures(folder, whole),
+        "skipped": manifest.get(mf.SKIPPED, []),
+        "text": mf.keeps_prompts(manifest),
         "configuration": {key: manifest[key] for key in known if key in manifest},
     }
 
@@ -64,6 +68,22 @@ def _domains(folder: Path, manifest: dict[str, Any], plans: list[Any]) -> dict[s
     return domains
 
 
+def _temperatures(folder: Path, plans: list[Any]) -> list[dict[str, Any]]:
+    """Per temperature (float32, as stored): texts and counted tokens."""
+    import pyarrow.parquet as pq
+
+    from traces.manifest import shard_file
+
+    groups: dict[float, dict[str, Any]] = {}
+    for plan in plans:
+        texts = pq.read_table(folder / shard_file("sequences", plan.index), columns=["temperature", "length"])
+        for temperature, length in zip(texts["temperature"].to_pylist(), texts["length"].to_pylist(), strict=True):
+            group = groups.setdefault(temperature, {"temperature": round(temperature, 6), "texts": 0, "tokens": 0})
+            group["texts"] += 1
+            group["tokens"] += length
+    return [groups[temperature] for temperature in sorted(groups)]
+
+
 def tau_at_a_glance(folder: Path) -> dict[str, float]:
     """Tau of EAGLE-3's published tree by domain, where the simulator is installed; else nothing."""
     try:
@@ -92,6 +112,7 @@ def render(summary: dict[str, Any]) -> str:
     lines.append(f"  hardware  {configuration.get('device', '?')}, {configuration.get('dtype', '?')}")
     keys = ("envelope", "sampling", "max_new_tokens", "overrun", "top_m")
     lines += [f"  {key:<9} {_value(configuration[key])}" for key in keys if key in configuration]
+    lines += _groups(summary)
     lines += ["", *_table(summary), "", *_sizes(summary)]
     return "\n".join(lines)
 
@@ -110,6 +131,19 @@ def _table(summary: dict[str, Any]) -> list[str]:
     if "tau_missing" in summary:
         lines.append(f"  no tau: {summary['tau_missing']}")
     return lines
+
+
+def _groups(summary: dict[str, Any]) -> list[str]:
+    """Temperature groups where there are several, texts that were skipped, and whether text was kept out."""
+    groups, skipped = summary["temperatures"], summary["skipped"]
+    lines = []
+    if len(groups) > 1:
+        parts = [f"T = {group['temperature']:g}: {group['texts']:,} texts, {group['tokens']:,} tokens" for group in groups]
+        lines.append(f"  groups    {'; '.join(parts)}")
+    if skipped:
+        first = skipped[0]
+        lines.append(f"  skipped   {len(skipped)} texts (first: {first['prompt_id']} of {first['domain']}, {first['reason']})")
+    return lines if summary["text"] else [*lines, "  text      kept out (--no-text): prompt tokens are hashes"]
 
 
 def _sizes(summary: dict[str, Any]) -> list[str]:

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from policies.errors import UserError
 from traces.schema import TABLES
 
@@ -22,6 +24,9 @@ VERSION = 1
 NAME = "manifest.json"
 RUN = "run"
 """Manifest key for facts about this run (command line, times): the one key that may differ on resume."""
+
+SKIPPED = "skipped"
+"""Manifest key for planned texts that could not be recorded, where there are any: sequence, domain, prompt_id, reason."""
 
 Manifest = dict[str, Any]
 _NEEDED = {"status": str, "drafters": list, "plan": list, "shards": dict}
@@ -71,6 +76,23 @@ def plan_to_json(plan: Sequence[ShardPlan]) -> list[dict[str, Any]]:
 def drafter_names(manifest: Manifest) -> list[str]:
     """Names of the recorded drafters; a node row's `drafter` is one of these."""
     return [drafter["name"] for drafter in manifest["drafters"]]
+
+
+def sampling_entry(manifest: Manifest, temperature: float) -> dict[str, Any]:
+    """How the texts at a temperature (float32, as the sequences table has it) were chosen: temperature, top_k, top_p,
+    repetition_penalty and seed, as numbers. Greedy texts of manifests that do not say so are greedy."""
+    plain = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 0}
+    for entry in manifest.get("sampling", []):
+        if np.float32(entry["temperature"]) == np.float32(temperature):
+            return plain | {name: entry[name] for name in plain if entry.get(name) is not None}
+    if temperature == 0:
+        return plain
+    raise UserError(f"the recording does not say how its texts at temperature {temperature:g} were sampled: record it again")
+
+
+def keeps_prompts(manifest: Manifest) -> bool:
+    """False when it was recorded with --no-text: prompts are then neither text nor tokens."""
+    return manifest.get("text", True)
 
 
 def finished(manifest: Manifest) -> list[ShardPlan]:

@@ -41,7 +41,8 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--seconds", type=float, help="time to keep to; at least 3 rounds are made")
     parse.add_argument("--quick", action="store_true", help=f"a coarser grid, in {QUICK_SECONDS:.0f} seconds")
     parse.add_argument("--revision", help="hub revision of the target")
-    parse.add_argument("--trust-remote-code", action="store_true")
+    parse.add_argument("--trust-remote-code", action="store_true", help="run the model's own code (default: never)")
+    parse.add_argument("--device-map", metavar="MAP", help="auto: spread the target over several GPUs (needs accelerate)")
     parse.add_argument("--overwrite", action="store_true", help="replace the file")
     return parse
 
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     from live.pair import load_pair
     from traces.campaign import Shapes
 
-    hub = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    hub = {"revision": args.revision, "trust_remote_code": args.trust_remote_code, "device_map": args.device_map}
     pair = load_pair(args.target, args.draft, args.dtype, args.device, **hub)
     shapes = Shapes(**{name: tuple(points) for name, points in grid.items()}, batches=tuple(batches))
     text = running_text(pair, max(batches), shapes.text_length)

@@ -19,7 +19,7 @@ import lzma
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,37 @@ class Prompt:
     @property
     def text(self) -> str:
         """The contents without roles: what is fed when no chat template is used."""
-        return "\n".join(message["content"] for message in self.messages)
+        return joined(self.messages)
+
+    @property
+    def turns(self) -> int:
+        """How often the target answers."""
+        return 1 + len(self.later_turns)
+
+    def turn_id(self, turn: int) -> str:
+        """Id of one turn, counted from 0: the prompt's own, with "/1", "/2", ... where there are several."""
+        return f"{self.id}/{turn + 1}" if self.later_turns else self.id
+
+    def conversation(self, answers: Sequence[str] = ()) -> tuple[Message, ...]:
+        """What the target reads next, once it has given these answers to the turns before."""
+        messages = list(self.messages)
+        for answer, turn in zip(answers, self.later_turns, strict=False):
+            messages += [{"role": "assistant", "content": answer}, _user(turn)]
+        return tuple(messages)
+
+
+def joined(messages: Sequence[Message]) -> str:
+    """The contents of messages without roles, one below the other."""
+    return "\n".join(message["content"] for message in messages)
+
+
+def with_system(prompts: Sequence[Prompt], text: str) -> list[Prompt]:
+    """The prompts with a system message in front; a chat that brings its own keeps that."""
+    system = {"role": "system", "content": text}
+    return [
+        prompt if prompt.messages[0]["role"] == "system" else replace(prompt, messages=(system, *prompt.messages))
+        for prompt in prompts
+    ]
 
 
 def load_prompts(specs: Sequence[str], limit: int | None = None, seed: int | None = None) -> list[Prompt]:
@@ -95,9 +125,10 @@ def _unique(prompts: list[Prompt]) -> list[Prompt]:
     """Refuse ids that occur twice: they pair prompts between recordings."""
     seen = set()
     for prompt in prompts:
-        if prompt.id in seen:
+        ids = {prompt.turn_id(turn) for turn in range(prompt.turns)}
+        if ids & seen:
             raise UserError(f"prompt id {prompt.id!r} occurs twice in domain {prompt.domain!r}: give each its own id")
-        seen.add(prompt.id)
+        seen |= ids
     return prompts
 
 

@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from live.options import add_sampling_options
 from policies.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from live.pair import Pair
+    from policies.contract import Sampling
     from traces.capture import CaptureSettings
-    from traces.manifest import ShardPlan
+    from traces.plan import Turn
     from traces.prompts import Prompt
     from traces.writer import RecordingWriter
 
@@ -29,10 +31,14 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--prompts", nargs="+", metavar="DOMAIN=FILE", help="prompt files (default: the shipped held-out prompts)")
     parse.add_argument("--limit", type=int, default=8, help="prompts per domain (default 8)")
     parse.add_argument("--prompt-seed", type=int, help="draw the prompts at random by this seed instead of taking the first")
+    parse.add_argument("--system", metavar="TEXT", help="system message in front of every prompt that has none")
+    parse.add_argument("--no-chat-template", dest="chat_template", action="store_false", help="feed the bare contents of prompts")
+    parse.add_argument("--no-text", dest="text", action="store_false", help="keep prompts and texts out; hash the prompts' tokens")
+    add_sampling_options(parse, groups=True)
     parse.add_argument("--max-new-tokens", type=int, default=128, help="tokens per text (default 128)")
     parse.add_argument("--dtype", default="float32", help="float32, float64, bfloat16 or float16")
     parse.add_argument("--device", default="cpu")
-    parse.add_argument("--batch", type=int, default=8, help="texts generated together, and per shard (default 8)")
+    parse.add_argument("--batch", type=int, default=8, help="prompts generated together, and per shard (default 8)")
     parse.add_argument("--positions", type=int, default=32, help="positions whose draft trees grow side by side (default 32)")
     parse.add_argument("--cover", action="append", help="policy whose expansions to record; may be repeated (default: see README)")
     parse.add_argument("--top-m", type=int, default=64, help="target log-probs kept per position (default 64)")
@@ -40,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
         "--cut-loops", action=argparse.BooleanOptionalAction, help="end texts at verbatim loops (default: for the reference)"
     )
     parse.add_argument("--revision", help="hub revision of the target")
-    parse.add_argument("--trust-remote-code", action="store_true")
+    parse.add_argument("--trust-remote-code", action="store_true", help="run the model's own code (default: never)")
+    parse.add_argument("--device-map", metavar="MAP", help="auto: spread the target over several GPUs (needs accelerate)")
     parse.add_argument("--resume", action="store_true", help="go on with an interrupted recording")
     parse.add_argument("--overwrite", action="store_true", help="replace the recording in the folder")
     parse.add_argument("--dry-run", action="store_true", help="say what it would take: time, disk, memory")
@@ -70,29 +77,39 @@ def main(arguments: list[str] | None = None) -> None:
 
 def record(args: argparse.Namespace) -> None:
     """Load the pair and the prompts, fix the plan, record shard after shard."""
+    from live.options import sampling_of
     from live.pair import load_pair
-    from traces.prompts import load_prompts, sample_specs
+    from traces.plan import shard_plan, turns_of
+    from traces.prompts import load_prompts, sample_specs, with_system
     from traces.writer import RecordingWriter
 
+    temperatures = args.temperature or [0.0]
+    if twice := next((t for t in temperatures if temperatures.count(t) > 1), None):
+        raise UserError(f"--temperature {twice:g} was given twice: give each once")
+    samplings = [sampling_of(args, temperature) for temperature in temperatures]
     prompts = load_prompts(args.prompts or sample_specs(), limit=args.limit, seed=args.prompt_seed)
-    if later := sum(bool(prompt.later_turns) for prompt in prompts):
-        print(f"note: {later} prompts have later turns; only their first turns are recorded", file=sys.stderr)
+    prompts = prompts if args.system is None else with_system(prompts, args.system)
     settings = capture_settings(args)  # before the models: loading them may take minutes
-    hub = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    hub = {"revision": args.revision, "trust_remote_code": args.trust_remote_code, "device_map": args.device_map}
     pair = load_pair(args.target, args.draft, args.dtype, args.device, **hub)
-    encoded = encode(pair, prompts, settings)
-    plan = shard_plan(prompts, args.batch)
+    encoded = encode(pair, prompts, settings, args.chat_template)
+    turns = turns_of(prompts, len(samplings))
+    plan = shard_plan(turns, args.batch)
     if args.dry_run:
-        from traces.estimate import print_estimate
+        from traces.estimate import foreseen, print_estimate
 
-        print_estimate(pair, encoded, settings, plan)
+        print_estimate(pair, foreseen(prompts, encoded, turns, settings), settings, plan, samplings[-1])
         return
-    writer = RecordingWriter.create(
-        args.out, manifest(args, pair, settings), plan, resume=args.resume, overwrite=args.overwrite
-    )
-    record_shards(writer, pair, prompts, encoded, settings)
+    about = manifest(args, pair, settings, samplings)
+    writer = RecordingWriter.create(args.out, about, plan, resume=args.resume, overwrite=args.overwrite)
+    record_shards(writer, pair, turns, samplings, settings, args)
+    skipped = writer.manifest.get("skipped", [])
+    if len(skipped) == len(turns):
+        reason = skipped[0]["reason"]
+        raise UserError(f"none of the {len(turns)} texts could be recorded (first: {reason}): check the model and --dtype")
     writer.finish()
-    print(f"recorded {args.out}; look into it with `python -m traces.inspect {args.out}`")
+    left_out = f", {len(skipped)} texts skipped" if skipped else ""
+    print(f"recorded {args.out}{left_out}; look into it with `python -m traces.inspect {args.out}`")
 
 
 def capture_settings(args: argparse.Namespace) -> CaptureSettings:
@@ -108,35 +125,25 @@ def capture_settings(args: argparse.Namespace) -> CaptureSettings:
     return CaptureSettings(args.max_new_tokens, TRUE_PATH_DEPTH + 1, args.top_m, fanout, cover, cut_loops, args.positions)
 
 
-def encode(pair: Pair, prompts: list[Prompt], settings: CaptureSettings) -> list[list[int]]:
-    """Token ids of every prompt. Raises UserError when one does not fit into the context with what is to follow."""
+def encode(pair: Pair, prompts: list[Prompt], settings: CaptureSettings, chat_template: bool) -> list[list[int]]:
+    """Token ids of every prompt's first turn. Raises UserError when one does not fit into the context with what is to follow."""
     from live.pair import encode_prompt
+    from traces.shard import room
 
-    room = pair.context_limit - settings.max_new_tokens - 2 * settings.overrun
-    encoded = [encode_prompt(pair.tokenizer, prompt.messages) for prompt in prompts]
+    most = room(pair, settings)
+    encoded = [encode_prompt(pair.tokenizer, prompt.messages, chat_template) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
-        if len(ids) > room:
+        if len(ids) > most:
             raise UserError(
-                f"prompt {prompt.id} of {prompt.domain} has {len(ids)} tokens, {max(room, 0)} fit beside "
+                f"prompt {prompt.id} of {prompt.domain} has {len(ids)} tokens, {max(most, 0)} fit beside "
                 f"{settings.max_new_tokens} new ones in a context of {pair.context_limit}: shorten it or lower --max-new-tokens"
             )
     return encoded
 
 
-def shard_plan(prompts: list[Prompt], size: int) -> list[ShardPlan]:
-    """Shards of at most ``size`` sequences of one domain, in prompt order; sequence numbers are prompt numbers."""
-    from traces.manifest import ShardPlan
-
-    plan: list[ShardPlan] = []
-    for domain in dict.fromkeys(prompt.domain for prompt in prompts):
-        members = [number for number, prompt in enumerate(prompts) if prompt.domain == domain]
-        for start in range(0, len(members), size):
-            plan.append(ShardPlan(len(plan), tuple(members[start : start + size]), domain))
-    return plan
-
-
-def manifest(args: argparse.Namespace, pair: Pair, settings: CaptureSettings) -> dict[str, Any]:
+def manifest(args: argparse.Namespace, pair: Pair, settings: CaptureSettings, samplings: list[Sampling]) -> dict[str, Any]:
     """Everything one needs to trust the recording, less what the writer adds (plan, checksums)."""
+    import dataclasses
     import platform
 
     import numpy
@@ -153,7 +160,9 @@ def manifest(args: argparse.Namespace, pair: Pair, settings: CaptureSettings) ->
             "true_path_depth": settings.overrun - 1,
             "top_k": settings.fanout,
         },
-        "sampling": [{"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "seed": None}],
+        "sampling": [
+            dataclasses.asdict(sampling) | ({} if sampling.temperature > 0 else {"seed": None}) for sampling in samplings
+        ],
         "max_new_tokens": settings.max_new_tokens,
         "overrun": settings.overrun,
         "top_m": settings.top_m,
@@ -169,7 +178,20 @@ def manifest(args: argparse.Namespace, pair: Pair, settings: CaptureSettings) ->
             "pyarrow": pyarrow.__version__,
         },
         "machine": {"processor": processor(), "threads": torch.get_num_threads()},
+        **conversation_settings(args),
     }
+
+
+def conversation_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """How prompts were written, where that was asked for: keys ``text``, ``chat_template``, ``system``."""
+    import hashlib
+
+    said = {} if args.text else {"text": False}
+    if not args.chat_template:
+        said["chat_template"] = False
+    if args.system is not None:
+        said["system"] = args.system if args.text else "sha256 " + hashlib.sha256(args.system.encode()).hexdigest()
+    return said
 
 
 def processor() -> str:
@@ -180,80 +202,37 @@ def processor() -> str:
 
 
 def record_shards(
-    writer: RecordingWriter, pair: Pair, prompts: list[Prompt], encoded: list[list[int]], settings: CaptureSettings
+    writer: RecordingWriter,
+    pair: Pair,
+    turns: list[Turn],
+    samplings: list[Sampling],
+    settings: CaptureSettings,
+    args: argparse.Namespace,
 ) -> None:
     """Record what is pending, one shard at a time; an interrupt loses at most the shard in hand."""
     import torch
     from tqdm import tqdm
 
+    from traces.selftest import warn_near_chance
+    from traces.shard import ShardRecorder
+
     pending = writer.pending()
     total = sum(len(plan.sequences) for plan in pending)
-    seconds = {"generate": 0.0, "target": 0.0, "forest": 0.0, "write": 0.0}
+    recorder = ShardRecorder(pair, turns, samplings, settings, args.chat_template, args.text)
+    spent_writing = 0.0
     with torch.inference_mode(), tqdm(total=total, desc="recording", unit="text", file=sys.stderr) as bar:
+        recorder.on_text, recorder.on_skip = bar.update, lambda sentence: bar.write(sentence, file=sys.stderr)
         for plan in pending:
             bar.set_postfix_str(plan.domain)
-            tables = capture_shard(pair, prompts, encoded, plan, settings, seconds, bar.update)
+            tables = recorder.record(plan)
+            if plan.index == 0:
+                warn_near_chance(tables.positions, tables.nodes, pair.description["drafters"])
             started = time.perf_counter()
             writer.write_shard(plan.index, *tables)
-            seconds["write"] += time.perf_counter() - started
+            spent_writing += time.perf_counter() - started
     if total:
-        spent = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
+        spent = ", ".join(f"{name} {value:.1f} s" for name, value in (recorder.seconds | {"write": spent_writing}).items())
         print(f"time spent: {spent}", file=sys.stderr)
-
-
-def capture_shard(pair, prompts, encoded, plan, settings, seconds, on_text):
-    """The three tables of one shard; see :meth:`RecordingWriter.write_shard`."""
-    import numpy as np
-
-    from traces.capture import TargetCapture, capture_forest, generate_texts
-
-    clock = time.perf_counter
-    started = clock()
-    texts = generate_texts(pair, [encoded[number] for number in plan.sequences], settings)
-    seconds["generate"] += clock() - started
-    target = pair.target()
-    sequences, positions, nodes = [], [], []
-    for number, text in zip(plan.sequences, texts, strict=True):
-        started = clock()
-        capture = TargetCapture(target, text)
-        columns = capture.columns(settings.top_m)
-        positions.append({"sequence": np.full(len(text.tokens), number), **columns})
-        seconds["target"] += clock() - started
-        started = clock()
-        for index, network in enumerate(pair.networks.values()):
-            columns = capture_forest(network, capture, text, settings, pair.context_limit)
-            if columns:
-                count = len(columns["node"])
-                nodes.append({"sequence": np.full(count, number), "drafter": np.full(count, index, dtype=np.int8), **columns})
-        seconds["forest"] += clock() - started
-        sequences.append(
-            {
-                "sequence": number,
-                "domain": plan.domain,
-                "prompt_id": prompts[number].id,
-                "prompt_text": prompts[number].text,
-                "prompt_tokens": text.prompt,
-                "tokens": text.tokens,
-                "length": text.length,
-                "finish": text.finish,
-                "temperature": 0.0,
-                "text": pair.tokenizer.decode(text.tokens[: text.length], skip_special_tokens=True),
-            }
-        )
-        on_text(1)
-    return sequences, _stacked(positions), _ordered(nodes)
-
-
-def _stacked(parts: list[dict]) -> dict:
-    import numpy as np
-
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _ordered(parts: list[dict]) -> dict:
-    from traces.writer import merge_nodes
-
-    return merge_nodes(*parts)
 
 
 if __name__ == "__main__":

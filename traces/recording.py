@@ -165,9 +165,15 @@ class Recording:
         return self.arrays["context_length"]
 
     def prompt_tokens(self, sequence: int) -> np.ndarray:
-        """[n] int32: prompt of the sequence at index `sequence` (0..S-1)."""
+        """[n] int32: prompt of the sequence at index `sequence` (0..S-1). Raises UserError when it was kept out."""
+        if not mf.keeps_prompts(self.manifest):
+            raise UserError(f"{self.folder} was recorded with --no-text and holds no prompts: this needs a recording with text")
         first, last = self.arrays["prompt_offset"][sequence : sequence + 2]
         return self.arrays["prompt_token"][first:last]
+
+    def sampling(self, sequence: int) -> dict[str, Any]:
+        """How the text at index `sequence` was chosen: temperature, top_k, top_p, repetition_penalty, seed."""
+        return mf.sampling_entry(self.manifest, float(self.temperature[sequence]))
 
     def sequences(self) -> list[dict[str, Any]]:
         """Rows of the sequences table (with texts), in the order of the arrays. Read from Parquet on each call."""

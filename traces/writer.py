@@ -113,7 +113,14 @@ class RecordingWriter:
         done = {plan.index for plan in mf.finished(self.manifest)}
         return [plan for plan in mf.plan_of(self.manifest) if plan.index not in done]
 
-    def write_shard(self, index: int, sequences: Sequence[Mapping[str, Any]], positions: Arrays, nodes: Arrays) -> None:
+    def write_shard(
+        self,
+        index: int,
+        sequences: Sequence[Mapping[str, Any]],
+        positions: Arrays,
+        nodes: Arrays,
+        skipped: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         """Write one shard: three files and their manifest entry, or nothing.
 
         :param sequences: rows of the sequences table, a dictionary each (`prompt_text` and `text` may be missing);
@@ -122,6 +129,7 @@ class RecordingWriter:
         :param nodes: columns [E] (list columns [E, K]), ordered by sequence, position, drafter, node; `drafter` indexes
             the manifest's drafters; a row of `target_logprobs` that begins with NaN = null. `token` and `logprob` may be
             given: they are checked against the parent's children, and not stored.
+        :param skipped: what was left out, for the manifest: sequence, domain, prompt_id, reason.
         Raises ValueError when the tables contradict each other, UserError when the disk is full.
         """
         plan = {shard.index: shard for shard in mf.plan_of(self.manifest)}[index]
@@ -139,6 +147,9 @@ class RecordingWriter:
             os.replace(_temporary(self.folder, name), self.folder / name)
         mf.sync_folder(self.folder)
         self.manifest["shards"] |= entries
+        before = [entry for entry in self.manifest.get(mf.SKIPPED, []) if entry["sequence"] not in plan.sequences]
+        if before or skipped:
+            self.manifest[mf.SKIPPED] = sorted([*before, *map(dict, skipped)], key=lambda entry: entry["sequence"])
         self._save()
 
     def finish(self) -> None:
@@ -222,7 +233,7 @@ def merge_nodes(*parts: Arrays) -> Arrays:
 def _resumed(folder: Path, ours: Manifest) -> Manifest:
     """The manifest of the recording to go on with, less its damaged shards. Raises UserError when ours differs."""
     theirs = mf.settle(folder, mf.read_manifest(folder))
-    ignored = {"status", "shards", mf.RUN}
+    ignored = {"status", "shards", mf.RUN, mf.SKIPPED}
     difference = mf.first_difference(
         {key: value for key, value in ours.items() if key not in ignored},
         {key: value for key, value in theirs.items() if key not in ignored},

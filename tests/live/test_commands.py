@@ -12,6 +12,7 @@ import torch
 
 from live import bench, generate
 from live.pair import encode_prompt
+from traces.recording import open_recording
 
 SMALL = "eagle3(total_tokens=8, depth=3, top_k=4)"
 
@@ -107,3 +108,28 @@ def test_bench_refuses(tiny_recording, tmp_path, refused):
     about["target"]["id"] = str(tmp_path / "moved")
     (gone / "manifest.json").write_text(json.dumps(about))
     assert "there is no model folder" in told(gone)
+
+
+def test_generate_samples_the_same_text_under_any_policy(tiny_pair, capsys):
+    told = []
+    for options in (["--policy", "autoregressive"], ["--policy", SMALL], ["--policy", SMALL, "--seed", "2"]):
+        generate.main(asked(tiny_pair, *options, "--temperature", "1", "--top-p", "0.9", "--max-new-tokens", "20"))
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] != told[2]
+
+
+def test_bench_decodes_a_sampled_recording_with_its_own_sampling(tiny_sampled, tmp_path, capsys, refused):
+    out = tmp_path / "bench.json"
+    policies = ["--policy", "autoregressive", "--policy", "chain(k=3)"]
+    bench.main([str(tiny_sampled), *policies, "--drafter", "draft", "--temperature", "1", "--json", str(out)])
+    assert "Replay: 4 texts at temperature 1," in capsys.readouterr().out
+    content = json.loads(out.read_text())
+    lengths = [entry["tokens"] + 1 for entry in content["measured"]["plain loop"]]
+    recording = open_recording(tiny_sampled)
+    assert lengths == [int(recording.length[index]) for index in (4, 6)]  # the recorded texts, whoever decodes
+    for entries in content["measured"].values():
+        assert [entry["tokens"] + 1 for entry in entries] == lengths
+    assert {row["texts"] for row in content["predicted"] if row["domain"] == "mean"} == {4}
+    assert "no texts at temperature 0.5: choose one of its own (0, 1)" in refused(
+        lambda: bench.main([str(tiny_sampled), *policies, "--temperature", "0.5"])
+    )

@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from live import loading
+from live import hub, identity, loading
 from policies.errors import UserError
 from tests.live.tiny import build
 
@@ -87,7 +87,7 @@ def test_bad_dtype_device_and_part(folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="not available"):
         loading.load_target(folder, device="cuda")
-    monkeypatch.setattr(loading, "REFERENCE", folder)
+    monkeypatch.setattr(hub, "REFERENCE", folder)
     with pytest.raises(UserError, match="reference draft"):
         loading.load_reference("draft")
 
@@ -95,31 +95,63 @@ def test_bad_dtype_device_and_part(folder, monkeypatch):
 def test_reference_resolves_to_the_shipped_folder(folder, monkeypatch, tmp_path_factory):
     home = tmp_path_factory.mktemp("reference")
     shutil.copytree(folder, home / "draft")
-    monkeypatch.setattr(loading, "REFERENCE", home)
+    monkeypatch.setattr(hub, "REFERENCE", home)
     model, _ = loading.load_reference("draft")
     assert model.dtype == torch.float32
-    assert loading.weights_hash(home / "draft") == loading.weights_hash(folder)
+    assert identity.weights_hash(home / "draft") == identity.weights_hash(folder)
 
 
 def test_tokenizers_are_compared_by_content():
-    base = loading.tokenizer_hash(tokenizer())
-    assert base == loading.tokenizer_hash(tokenizer()) != loading.tokenizer_hash(tokenizer(lower=True))
+    base = identity.tokenizer_hash(tokenizer())
+    assert base == identity.tokenizer_hash(tokenizer()) != identity.tokenizer_hash(tokenizer(lower=True))
     noisy = tokenizer()
     noisy.backend_tokenizer.enable_truncation(4)
     noisy.backend_tokenizer.post_processor = processors.TemplateProcessing("$A", special_tokens=[])
     noisy.chat_template = "{{ messages }}"
-    loading.check_same_tokenizer(tokenizer(), noisy)
+    identity.check_same_tokenizer(tokenizer(), noisy)
     for other, said in ((tokenizer("a b d c"), "'c' is numbered 3 and 4"), (tokenizer(lower=True), "normalisation")):
         with pytest.raises(UserError, match=said):
-            loading.check_same_tokenizer(tokenizer(), other)
+            identity.check_same_tokenizer(tokenizer(), other)
+
+
+def byte_pairs(merges: list[tuple[str, str]] = (("a", "b"), ("c", "d")), added: tuple[str, ...] = ("<end>",)):
+    """BPE over four letters and the pairs ab and cd, however they are merged, with added special tokens."""
+    inner = Tokenizer(models.BPE({word: i for i, word in enumerate(["a", "b", "c", "d", "ab", "cd", "abcd"])}, list(merges)))
+    inner.add_special_tokens([AddedToken(word, special=True) for word in added])
+    return PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+@pytest.mark.parametrize(
+    ("draft", "said"),
+    [
+        (byte_pairs([("c", "d"), ("a", "b")]), "merges differ"),  # the same words, met in another order
+        (byte_pairs([("a", "b"), ("c", "d"), ("ab", "cd")]), "merges differ"),
+        (byte_pairs(added=("<stop>",)), "number 7 is '<end>' and '<stop>'"),
+        (byte_pairs(added=("<stop>", "<end>")), "'<end>' is numbered 7 and 8"),
+        (tokenizer(), "'a' is numbered 0 and 1"),
+    ],
+)
+def test_tokenizers_that_number_text_differently(draft, said):
+    with pytest.raises(UserError, match=said):
+        identity.check_same_tokenizer(byte_pairs(), draft)
+    with pytest.raises(UserError, match="different tokenizers"):
+        identity.check_same_tokenizer(draft, byte_pairs())
+
+
+def test_tokens_that_only_one_has_added_are_no_hindrance():
+    """As with chat models of one family: one knows a few more special tokens behind the shared ones."""
+    more = byte_pairs(added=("<end>", "<tool>", "<image>"))
+    identity.check_same_tokenizer(byte_pairs(), more)
+    identity.check_same_tokenizer(more, byte_pairs())
+    assert identity.tokenizer_hash(more) != identity.tokenizer_hash(byte_pairs())
 
 
 def test_weights_hash_follows_the_weights(folder):
-    first = loading.weights_hash(folder)
+    first = identity.weights_hash(folder)
     model = loading.load_model(folder)
-    in_memory = loading.weights_hash(model)
-    assert in_memory == loading.weights_hash(loading.load_model(folder))
+    in_memory = identity.weights_hash(model)
+    assert in_memory == identity.weights_hash(loading.load_model(folder))
     model.lm_head.weight[0, 0] += 1
-    assert in_memory != loading.weights_hash(model)
+    assert in_memory != identity.weights_hash(model)
     model.save_pretrained(folder)
-    assert first != loading.weights_hash(folder)
+    assert first != identity.weights_hash(folder)

@@ -35,6 +35,19 @@ def by_total_order(nodes: list[Node], score: Callable[[Node], float] = lambda no
     return sorted(nodes, key=lambda node: (-float(score(node)), node.index))
 
 
+def single(value: float) -> np.float32:
+    return np.float32(value)
+
+
+def drafted(nodes: list[Node]) -> list[Node]:
+    return [node for node in nodes if node.parent is not None]
+
+
+def inside(nodes: list[Node], reach: int) -> list[Node]:
+    """Nodes that may be expanded, as their children still fit into the context."""
+    return [node for node in nodes if node.depth < reach]
+
+
 def grow(
     nodes: list[Node], frontier: list[Node], children_of: ChildrenOf, branching: Callable[[Node], int]
 ) -> list[Node]:

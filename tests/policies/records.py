@@ -60,7 +60,8 @@ def decide(policy: Policy, drafter: Drafter, cycle: Cycle) -> list[Decision]:
     """One cycle's decisions, row by row."""
     state = fresh(policy, cycle)
     drafted = draft(policy, drafter, cycle, state)
-    return [decision(drafted, row, state) for row in range(drafted.tree.rows)]
+    own = state if policy.scope in ("cycle", "sequence") else {}  # else the rows share it
+    return [decision(drafted, row, own) for row in range(drafted.tree.rows)]
 
 
 class Step(NamedTuple):

@@ -30,9 +30,8 @@ def write(
     top_k: int = 3,
 ) -> Recording:
     """Record ``length + overrun`` tokens per sequence; the forest holds what EAGLE-3's tree of this size expands."""
-    writer = RecordingWriter.create(
-        folder, {"drafters": [{"name": "made-up", "kind": "lm", "id": "made-up"}], "context_limit": 64}, plan
-    )
+    drafters = [{"name": "made-up", "kind": "lm", "id": "made-up"}]
+    writer = RecordingWriter.create(folder, {"target": {"id": "made-up"}, "drafters": drafters, "context_limit": 64}, plan)
     for shard in plan:
         rows, positions, nodes = [], [], []
         for sequence in shard.sequences:

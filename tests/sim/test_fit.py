@@ -227,7 +227,7 @@ def test_replay_strata_are_the_fitted_ones(recording):
     "arguments, told",
     [
         (["--policy", "eagle3"], "nothing to fit"),
-        (["--policy", "heterospek"], "did you mean heterospec?"),
+        (["--policy", "heterospek"], "did you mean heterospec"),
         (["--policy", "heterospec", "--drafter", "nobody"], "no drafter 'nobody'"),
         (["--policy", "heterospec", "--train-share", "2"], "between 0 and 1"),
         (["--policy", "heterospec", "--train-share", "0"], "training part holds no position"),

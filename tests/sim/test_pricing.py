@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from policies.errors import UserError
 from sim.pricing import plain_ms, plain_ms_per_token, price, price_parts
 from sim.replay import CycleLog
 from traces.costs import Profile
@@ -64,11 +63,6 @@ def test_padding_and_company_do_not_change_a_price():
     assert torch.equal(price(wide, COST), whole)
     one = CycleLog(**{name: value[:1] for name, value in vars(log()).items() if value is not None})
     assert torch.equal(price(one, COST), whole[:1])
-
-
-def test_larger_batches_are_refused():
-    with pytest.raises(UserError, match="batch > 1"):
-        price(log(), COST, batch=4)
 
 
 def test_plain_decoding():

@@ -85,18 +85,25 @@ def test_a_tree_that_outgrows_the_recorded_truth_is_missing(hand, tmp_path):
 
 
 def test_policies_see_positions_room_and_the_target(hand):
+    def spying(seen: list) -> Chain:
+        class Spy(Chain):
+            def observe(self, outcome, cycle, state):
+                seen.append((cycle, outcome))
+                return state
+
+        return Spy(k=2)
+
     seen = []
-
-    class Spy(Chain):
-        def observe(self, outcome, cycle, state):
-            seen.append((cycle, outcome))
-            return state
-
-    replay(hand, Spy(k=2), sequences=torch.tensor([0]))
+    replay(hand, spying(seen), sequences=torch.tensor([0]))
     (first, told), (second, _) = seen
     assert (int(first.room), int(second.room)) == (3, 1)
     assert (int(first.reach), int(second.reach)) == (61, 59)  # places behind the root in a context of 64
     assert [int(cycle.number) for cycle, _ in seen] == [0, 1]
+    hand.manifest["max_new_tokens"] = 9
+    again = []
+    replay(hand, spying(again), sequences=torch.tensor([0]))
+    assert [int(cycle.room) for cycle, _ in again] == [8, 6]  # the recorder's limit; where the text ended is not told
+    assert [int(cycle.position) for cycle, _ in again] == [int(cycle.position) for cycle, _ in seen]
     assert float(second.root_entropy) == hand.entropy[2] and float(second.root_logprob) == hand.logprob[2]
     assert told.status.tolist() == [[NONE, 1, 0]] and (int(told.accepted), int(told.bonus)) == (1, 12)
     assert told.top_tokens.tolist() == [hand.top_tokens[1:3].tolist()]

@@ -1,0 +1,292 @@
+"""What all pages share: the view chosen in the sidebar, remembered results, tables, charts and messages."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import altair as alt
+import numpy as np
+import polars as pl
+import streamlit as st
+
+from policies.contract import Policy
+from policies.errors import UserError
+from policies.registry import load_policy
+from sim import curves, intervals
+from sim.finding import digest_of, key_of
+from sim.vocabulary import Vocabulary, find_vocabulary
+from traces.costs import CostModel, Profile
+from traces.recording import Recording, open_recording
+
+HERE = Path(__file__).parent.parent
+FITTED = HERE / "policies" / "fitted"
+MOST_POSITIONS = 20_000
+POLICY_HELP = "name, name(parameter=value), FILE.json or FILE.py:Class; type your own"
+SHIPPED_TARGET = HERE / "live" / "reference" / "target"
+
+
+@dataclass(frozen=True)
+class View:
+    """What the sidebar chose.
+
+    name         of the recording, as the sidebar shows it
+    temperature  of the texts to look at; None: all texts have the same
+    others       the other recordings at hand, by name
+    sweeps, benches  files named on the command line
+    anywhere     whether typed paths may leave the folder that the app was started in
+    """
+
+    recording: Recording
+    name: str
+    drafter: str
+    temperature: float | None
+    profile: Profile | None
+    others: dict[str, Path]
+    sweeps: tuple[Path, ...] = ()
+    benches: tuple[Path, ...] = ()
+    anywhere: bool = False
+
+    @cached_property
+    def key(self) -> str:
+        """What results about this recording, drafter and temperature are remembered under."""
+        return f"{key_of(self.recording)} {self.drafter} {self.temperature}"
+
+    @cached_property
+    def texts(self) -> np.ndarray:
+        """Indices int64 of the texts to look at."""
+        return intervals.texts_at(self.recording, self.temperature)
+
+    @cached_property
+    def some_texts(self) -> np.ndarray:
+        """As many of them as can be drafted on at every position while one waits."""
+        return intervals.some_texts(self.recording, self.texts, MOST_POSITIONS)
+
+    def cost(self, policy: str) -> CostModel | None:
+        """The cost model of the chosen profile, with the named policy's own overhead where it was measured."""
+        return None if self.profile is None else self.profile.cost(self.drafter, policy)
+
+
+def remember(view: View) -> None:
+    st.session_state["view"] = view
+
+
+def current() -> View:
+    """The view that app.py has put together for this run."""
+    return st.session_state["view"]
+
+
+# --- messages
+
+
+@contextmanager
+def friendly() -> Iterator[None]:
+    """A user's mistake becomes a sentence on the page; what stands outside the block goes on."""
+    try:
+        yield
+    except UserError as error:
+        st.error(escaped(str(error)))
+
+
+def escaped(text: str) -> str:
+    """Text with Markdown's signs made harmless, except what stands between backticks."""
+    parts = text.split("`")
+    return "`".join(re.sub(r"([*_$\[\]~<>])", r"\\\1", part) if i % 2 == 0 else part for i, part in enumerate(parts))
+
+
+def title(name: str, question: str) -> None:
+    """A page's heading and, in one line, the question that it answers."""
+    st.title(name, anchor=False)
+    st.markdown(f"*{question}*")
+
+
+def nothing_drafted(view: View) -> bool:
+    """Whether no text is long enough to draft on; says so."""
+    if len(view.texts) and view.recording.length[view.texts].max() >= 2:
+        return False
+    st.info("No text of this recording has a second token, so nothing was ever drafted.")
+    return True
+
+
+# --- tables and charts
+
+
+def show_table(table: pl.DataFrame, name: str, columns: dict | None = None, data: pl.DataFrame | None = None) -> None:
+    """A table and its CSV (of ``data``, when that holds more than is shown)."""
+    st.dataframe(table, column_config=columns or {}, hide_index=True)
+    download(table if data is None else data, name, "" if data is None else "everything")
+
+
+def show_chart(
+    chart: alt.TopLevelMixin, data: pl.DataFrame, name: str, caption: str, on_select=None, width: str = "stretch"
+) -> None:
+    """A chart, its caption and the data behind it.
+
+    :param on_select: what to call when something in the chart is selected; the chart's key is ``chart_{name}``.
+    """
+    more = {"on_select": on_select} if on_select else {}
+    st.altair_chart(chart, key=f"chart_{name}", width=width, alt=caption, **more)
+    with st.container(horizontal=True):
+        st.caption(caption, width="stretch")
+        download(data, name)
+
+
+def download(table: pl.DataFrame, name: str, note: str = "") -> None:
+    label = f"CSV ({note})" if note else "CSV"
+    st.download_button(
+        label,
+        lambda: table.write_csv(),
+        f"{name}.csv",
+        "text/csv",
+        key=f"csv_{name}",
+        icon=":material/download:",
+        type="tertiary",
+        on_click="ignore",
+        help=f"Download the data of this as {name}.csv",
+    )
+
+
+# --- what is computed once
+
+
+@st.cache_resource(max_entries=4, show_spinner="Opening the recording")
+def opened(folder: str, files: tuple) -> Recording:
+    return open_recording(folder)
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the draft forest")
+def samples_of(key: str, _view: View) -> pl.DataFrame:
+    """`sim.curves.samples` of the chosen texts, and the first choice's probability."""
+    table = curves.samples(_view.recording, _view.drafter)
+    chosen = pl.Series(_view.recording.sequence_ids[_view.texts])
+    table = table.filter(pl.col("sequence").is_in(chosen.implode()))
+    return table.with_columns(top1_probability=pl.col("top1_logprob").exp())
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def vocabulary_of(key: str, _recording: Recording) -> Vocabulary:
+    return find_vocabulary(_recording.manifest, SHIPPED_TARGET)
+
+
+def words() -> Vocabulary:
+    """The words behind the recording's token ids."""
+    recording = current().recording
+    return vocabulary_of(key_of(recording), recording)
+
+
+@st.cache_data(max_entries=400, show_spinner=False)
+def _sums(key: str, policy_key: str, cost_key: str, _view: View, _policy: Policy, _cost: CostModel | None) -> pl.DataFrame:
+    return intervals.per_text(_view.recording, _policy, _view.drafter, _view.texts, _cost)
+
+
+def replayed(view: View, policy: Policy) -> pl.DataFrame:
+    """`sim.intervals.per_text` of one policy, without predicted times where the profile does not reach.
+
+    Raises UserError when the policy fails.
+    """
+    if view.profile is not None:
+        with friendly():
+            return _sums(view.key, policy_key(policy), digest_of(view.profile), view, policy, view.cost(policy.name))
+    try:
+        return _sums(view.key, policy_key(policy), "", view, policy, None)
+    except UserError:
+        raise
+    except Exception as error:
+        if not policy.source:
+            raise
+        raise UserError(f"{policy.source} failed ({type(error).__name__}: {error}): mend it and replay it again") from error
+
+
+@st.cache_data(max_entries=100, show_spinner=False)
+def _rows(key: str, _tables: dict[str, pl.DataFrame]) -> pl.DataFrame:
+    return intervals.rows(_tables)
+
+
+def rows_of(view: View, tables: dict[str, pl.DataFrame]) -> pl.DataFrame:
+    """`sim.intervals.rows` of what :func:`replayed` gave, by spec."""
+    return _rows(_results_key(view, tables), tables)
+
+
+@st.cache_data(max_entries=400, show_spinner=False)
+def _differences(key: str, _ours: pl.DataFrame, _theirs: pl.DataFrame) -> pl.DataFrame:
+    return intervals.differences(_ours, _theirs)
+
+
+def differences_of(view: View, ours: pl.DataFrame, theirs: pl.DataFrame) -> pl.DataFrame:
+    """`sim.intervals.differences` of what :func:`replayed` gave for two policies."""
+    return _differences(_results_key(view, {"ours": ours, "theirs": theirs}), ours, theirs)
+
+
+def _results_key(view: View, tables: dict[str, pl.DataFrame]) -> str:
+    return f"{view.key} {[(name, table.columns, int(table.hash_rows().sum())) for name, table in tables.items()]}"
+
+
+def policy_key(policy: Policy) -> str:
+    """The policy and its parameters, and for one from outside the text of its file."""
+    source = Path(policy.source.rpartition(":")[0]).read_text() if policy.source else ""
+    return json.dumps([policy.to_json(), source], sort_keys=True)
+
+
+# --- policies and paths
+
+
+def policy_of(spec: str) -> Policy:
+    """The fitted policy that a typed ``spec`` names. Raises UserError for one that cannot be read or is not fitted."""
+    inside(spec)
+    policy = load_policy(spec)
+    policy.check_fitted()
+    return policy
+
+
+def inside(spec: str) -> None:
+    """Raise UserError when ``spec`` names a file outside the folder that the app was started in."""
+    spec = spec.strip()
+    head = spec.partition("(")[0].strip() if spec.endswith(")") else spec  # as load_policy reads it
+    path = head if head.endswith(".json") else head.rpartition(":")[0] if ".py:" in head else ""
+    if path:
+        allowed(Path(path))
+
+
+def allowed(path: Path) -> Path:
+    """The path itself. Raises UserError when it leaves the folder that the app was started in, or what is shipped."""
+    view = st.session_state.get("view")
+    resolved = path.resolve()
+    if (view and view.anywhere) or any(resolved.is_relative_to(folder) for folder in (Path.cwd(), FITTED)):
+        return path
+    raise UserError(
+        f"{path} lies outside the folder the dashboard was started in: copy it there, start the dashboard there, "
+        "or start it with --anywhere"
+    )
+
+
+def choose_policy(label: str, key: str, start: str) -> str:
+    """A field for one policy: those that can run as they are, and whatever is typed. ``start``: part of the first name."""
+    specs = known_specs()
+    typed = st.session_state.get(key) or st.query_params.get(key)
+    if typed and typed not in specs:
+        specs.append(typed)
+    index = next((place for place, spec in enumerate(specs) if spec == start), None)
+    if index is None:
+        index = next((place for place, spec in enumerate(specs) if start in spec), 0)
+    return st.selectbox(label, specs, index, key=key, bind="query-params", accept_new_options=True, help=POLICY_HELP)
+
+
+def choose_policies(label: str, key: str, start: list[str]) -> list[str]:
+    """The same for several."""
+    specs = known_specs()
+    typed = st.session_state.get(key) or st.query_params.get_all(key)
+    specs += [spec for spec in typed if spec not in specs]
+    return st.multiselect(label, specs, start, key=key, bind="query-params", accept_new_options=True, help=POLICY_HELP)
+
+
+def known_specs() -> list[str]:
+    """Every policy that can run as it is: those of the registry, and the shipped fitted ones."""
+    from policies.registry import all_policies
+
+    ready = [name for name, cls in all_policies().items() if not cls.required_fit()]
+    return [*ready, *(str(path.relative_to(HERE)) for path in sorted(FITTED.glob("*.json")))]

@@ -1,0 +1,176 @@
+"""Compare: two policies on one recording, or one policy on two recordings; where they differ, and how surely."""
+
+from __future__ import annotations
+
+import polars as pl
+import streamlit as st
+
+from dashboard.common import (
+    View,
+    choose_policy,
+    current,
+    differences_of,
+    escaped,
+    friendly,
+    nothing_drafted,
+    opened,
+    policy_key,
+    policy_of,
+    replayed,
+    show_chart,
+    show_table,
+    title,
+    words,
+)
+from policies.contract import Policy
+from sim import charts, intervals, walkthrough
+from sim.finding import files_of, key_of
+
+# No bare strings in pages: Streamlit would show them.
+FIGURES = {"tau": "tau", "kept": "verified per cycle", "levels": "levels", "ms_per_token": "ms per token", "speedup": "speedup"}
+MOST = 100  # positions listed
+NUMBER = st.column_config.NumberColumn
+
+
+def page() -> None:
+    view = current()
+    title("Compare", "Where do two policies, or two recordings, differ, and is the difference more than chance?")
+    if nothing_drafted(view):
+        return
+    ways = ["two policies", "two recordings"]
+    way = st.segmented_control("Compare", ways, default=ways[0], required=True, key="way", bind="query-params")
+    with friendly():
+        if way == ways[0]:
+            two_policies(view)
+        else:
+            two_recordings(view)
+
+
+def two_policies(view: View) -> None:
+    left, right = st.columns(2)
+    with left:
+        ours = choose_policy("Policy A", "a", "eagle3")
+    with right:
+        theirs = choose_policy("Policy B", "b", "static")
+    one, other = policy_of(ours), policy_of(theirs)
+    table = differences_of(view, replayed(view, one), replayed(view, other))
+    by_domain(table, "A", "B")
+    st.subheader("Where do they differ most?", anchor=False)
+    places(view, one, other)
+
+
+def by_domain(table: pl.DataFrame, ours: str, theirs: str) -> None:
+    known = [figure for figure in FIGURES if figure in set(table["figure"])]
+    figure = st.segmented_control(
+        "Figure", known, format_func=FIGURES.get, default="tau", required=True, key="differing", bind="query-params"
+    )
+    part = table.filter(figure=figure)
+    left, right = st.columns(2)
+    with left:
+        show_chart(
+            charts.difference_chart(part, f"{FIGURES[figure]}: {ours} minus {theirs}", "domain"),
+            part,
+            "difference_by_domain",
+            "By domain, and the mean over domains. Lines: 95% intervals, the same texts drawn for both; none where a domain has a "
+            "single text.",
+        )
+    with right:
+        numbers = {name: NUMBER(format="%.3f") for name in ("ours", "theirs", "difference", "low", "high")}
+        numbers |= {"ours": NUMBER(ours, format="%.3f"), "theirs": NUMBER(theirs, format="%.3f")}
+        show_table(part.drop("figure"), "differences", numbers, table)
+
+
+@st.cache_resource(max_entries=20, show_spinner="Drafting at every position")
+def everywhere(key: str, policy_key: str, _view: View, _policy: Policy) -> pl.DataFrame:
+    return walkthrough.accepted_everywhere(_view.recording, _policy, _view.drafter, _view.some_texts, _view.cost(_policy.name))
+
+
+def places(view: View, one: Policy, other: Policy) -> None:
+    """The positions at which the two would accept the most different numbers of nodes."""
+    parts = [everywhere(view.key, policy_key(policy), view, policy) for policy in (one, other)]
+    both = parts[0].join(parts[1], on=["text", "position"], suffix="_b")
+    gap = (pl.col("accepted") - pl.col("accepted_b")).alias("difference")
+    both = both.with_columns(gap)
+    counts = both.group_by("difference").len("positions").sort("difference")
+    left, right = st.columns([2, 3])
+    with left:
+        show_chart(
+            charts.count_chart(counts, "difference", "accepted by A minus accepted by B"),
+            counts,
+            "accepted_differences",
+            f"{len(both):,} positions; each policy drafts there afresh, whether or not one of its cycles begins there.",
+        )
+    with right:
+        worst = both.sort(pl.col("difference").abs(), descending=True, maintain_order=True).head(MOST)
+        worst = worst.filter(pl.col("difference") != 0)
+        chosen = st.dataframe(
+            described(view, worst), hide_index=True, selection_mode="single-row", on_select="rerun", key="places", height=300
+        )
+        rows = [row for row in chosen.selection.rows if row < len(worst)] or [0]
+        if worst.is_empty():
+            st.info("Both accept the same everywhere.")
+            return
+        row = worst.row(rows[0], named=True)
+        domain = view.recording.domains[view.recording.domain_index[row["text"]]]
+        st.page_link(
+            "dashboard/explorer.py",
+            label=f"See text {row['text']}, position {row['position']} in the Token explorer",
+            icon=":material/account_tree:",
+            query_params={
+                "text": f"{row['text']} · {domain}",
+                "at": str(row["position"]),
+                "a": st.session_state["a"],
+                "b": st.session_state["b"],
+            },
+        )
+
+
+def described(view: View, rows: pl.DataFrame) -> pl.DataFrame:
+    recording, behind = view.recording, []
+    for text, position in rows.select("text", "position").rows():
+        tokens = recording.token[recording.offset[text] : recording.offset[text] + position + 1]
+        behind.append(words().text(tokens[-8:]))
+    return rows.select(
+        "text",
+        "position",
+        pl.Series("behind", behind, dtype=pl.String),
+        pl.col("accepted").alias("A accepts"),
+        pl.col("accepted_b").alias("B accepts"),
+        pl.col("kept").alias("A verifies"),
+        pl.col("kept_b").alias("B verifies"),
+    )
+
+
+def two_recordings(view: View) -> None:
+    if not view.others:
+        st.info("Open the dashboard with two recordings: `streamlit run app.py -- FIRST SECOND`.")
+        return
+    left, right = st.columns(2)
+    name = left.selectbox("Compared with the recording", list(view.others), key="other", bind="query-params")
+    with right:
+        spec = choose_policy("Policy", "both", "eagle3")
+    folder = view.others[name]
+    theirs = opened(str(folder), files_of(folder))
+    drafter = view.drafter if view.drafter in theirs.drafters else theirs.drafters[0]
+    policy = policy_of(spec)
+    ours = replayed(view, policy).drop("ms", "plain_ms", strict=False)
+    partner = intervals.partners(view.recording, theirs)
+    table = intervals.relabelled(_replayed_there(key_of(theirs), policy_key(policy), drafter, theirs, policy), partner)
+    shared = len(set(ours["text"]) & set(table["text"]))
+    if not shared:
+        st.info("The two recordings share no prompt (same domain and prompt id), so nothing can be paired.")
+        return
+    st.caption(
+        f"{shared:,} texts have a partner with the same prompt there. Drafters: {escaped(view.drafter)} here, {escaped(drafter)} "
+        "there. The answers need not be the same text."
+    )
+    by_domain(differences_of(view, ours, table), "here", "there")
+
+
+@st.cache_data(max_entries=20, show_spinner="Replaying the other recording")
+def _replayed_there(key: str, policy_key: str, drafter: str, _recording, _policy: Policy) -> pl.DataFrame:
+    return intervals.per_text(_recording, _policy, drafter)
+
+
+if __name__ == "__main__":
+    page()

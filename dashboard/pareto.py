@@ -1,0 +1,103 @@
+"""Pareto: a sweep's cloud and front; click a setting to open it in the lab."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import streamlit as st
+
+from dashboard.common import View, allowed, current, friendly, show_chart, show_table, title
+from policies.errors import UserError
+from sim import charts, lab, sweeps
+
+# No bare strings in pages: Streamlit would show them.
+EMPTY = """No sweep to show yet. Replay a grid of settings and open the dashboard with what it wrote:
+
+    python -m sim.sweep --help
+    streamlit run app.py -- TRACE --sweep sweep.parquet"""
+TITLES = {"tokens_per_second": "predicted tokens per second", "verified": "tokens verified per cycle"}
+
+
+def page() -> None:
+    view = current()
+    title("Pareto", "Which settings does no other setting beat?")
+    with friendly():
+        path = choose(view)
+        if path is None:
+            st.info(EMPTY)
+            return
+        cloud(sweeps.read_sweep(path))
+
+
+def choose(view: View) -> Path | None:
+    folder = view.recording.folder
+    beside = [*folder.glob("*sweep*.parquet"), *folder.parent.glob("*sweep*.parquet"), *Path.cwd().glob("*sweep*.parquet")]
+    known = list(dict.fromkeys(str(path) for path in [*view.sweeps, *sorted(beside)]))
+    name = st.selectbox(
+        "Sweep",
+        known,
+        0 if known else None,
+        key="sweep",
+        bind="query-params",
+        accept_new_options=True,
+        placeholder="a Parquet file that sim.sweep wrote",
+    )
+    if name is None:
+        return None
+    return Path(name) if name in known else allowed(Path(name))
+
+
+def cloud(table: pl.DataFrame) -> None:
+    figures = [name for name in sweeps.COSTS if name in table.columns and table[name].null_count() < len(table)]
+    names = TITLES | charts.VALUE_TITLES
+    columns = st.columns(4)
+    ask = {"format_func": lambda name: names.get(name, name), "bind": "query-params"}
+    x = columns[0].selectbox("Across", figures, figures.index("kept") if "kept" in figures else 0, key="across", **ask)
+    rest = [name for name in figures if name != x]
+    y = columns[1].selectbox("Up", rest, rest.index("tau") if "tau" in rest else 0, key="up", **ask)
+    domains = table["domain"].unique(maintain_order=True).to_list()
+    domain = columns[2].selectbox(
+        "Texts", domains, domains.index("mean") if "mean" in domains else 0, key="swept", bind="query-params"
+    )
+    shown = table.filter(domain=domain)
+    for name in ("batch", "temperature"):
+        values = sorted(shown[name].drop_nulls().unique().to_list()) if name in shown.columns else []
+        if len(values) > 1:
+            value = columns[3].selectbox(name, values, key=f"swept_{name}", bind="query-params")
+            shown = shown.filter(pl.col(name) == value)
+    covered = pl.col("coverage") == 1.0 if "coverage" in shown.columns else pl.lit(True)
+    partial = int((~shown.select(covered.alias("whole"))["whole"]).sum())
+    shown = sweeps.with_front(shown.filter(covered), x, y)
+    shown = shown.with_columns(kind=pl.col("policy").str.split("(").list.first())
+
+    def clicked() -> None:
+        found = st.session_state["chart_pareto"].selection["setting"]
+        st.session_state["picked"] = found[0]["setting"] if found else None
+
+    told = f"{len(shown):,} settings; the line joins those that no other beats in both respects. Click one to open it in the lab."
+    if partial:
+        told += f" {partial:,} are left out, since the recording lacks some of what they wanted."
+    chart = charts.pareto_chart(shown, x, y, names.get(x, x), names.get(y, y))
+    show_chart(chart, shown, "pareto", told, on_select=clicked)
+    open_in_lab(shown, st.session_state.get("picked"))
+    front = shown.filter("front").sort(x)
+    st.subheader("The front", anchor=False)
+    show_table(front.select("setting", *figures), "front")
+
+
+def open_in_lab(shown: pl.DataFrame, picked: str | None) -> None:
+    row = next(shown.filter(setting=picked).iter_rows(named=True), None) if picked else None
+    if row is None or "parameters" not in row:
+        return
+    try:
+        spec = lab.spec_of(json.loads(row["parameters"]))
+    except (UserError, ValueError, KeyError) as error:
+        st.warning(f"This setting cannot be opened in the lab: {error}")
+        return
+    st.page_link("dashboard/lab.py", label=f"Open {spec} in the lab", icon=":material/science:", query_params={"study": spec})
+
+
+if __name__ == "__main__":
+    page()

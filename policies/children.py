@@ -1,0 +1,92 @@
+"""What a drafter answers: the children of the nodes it was asked to expand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from policies.order import NONE
+
+
+class Children(NamedTuple):
+    """What a drafter answers when W nodes per row are expanded; padded frontier places hold -1 tokens.
+
+    token    int64   [B, W, K]  target token ids, most probable first, -1 where there are fewer
+    logprob  float32 [B, W, K]  draft log q (nats) of each child given its parent, -inf where there is none
+    entropy  float32 [B, W]     entropy (nats) of the whole next-token distribution of the expanded node
+    handle   int64   [B, W, K]  the drafter's own reference to each child, opaque to everyone else
+    missing  bool    [B, W]     the drafter could not answer: a recording does not hold this expansion; None = all answered
+    """
+
+    token: Tensor
+    logprob: Tensor
+    entropy: Tensor
+    handle: Tensor
+    missing: Tensor | None = None
+
+
+class ChildTable(NamedTuple):
+    """Recorded expansions, E rows. A child's handle is its place in the table: row * K + rank.
+
+    token    int32   [E, K]  most probable first, -1 where there are fewer
+    logprob  float32 [E, K]  draft log q (nats), -inf where there is none
+    entropy  float32 [E]     entropy (nats) of the expanded node's next-token distribution
+    """
+
+    token: Tensor
+    logprob: Tensor
+    entropy: Tensor
+
+    @property
+    def fanout(self) -> int:
+        return self.token.shape[1]
+
+    def tokens(self, handle: Tensor) -> Tensor:
+        """Tokens int64 [...] of children by handle; where the handle is below 0 they mean nothing."""
+        return self.token.view(-1)[handle.clamp(min=0)].to(torch.int64)
+
+
+@dataclass(frozen=True)
+class StoredChildren:
+    """Children that lie in a table. ``token``, ``entropy`` and ``handle`` are as in :class:`Children`, read when asked for.
+
+    A policy compares the path probability of every node that it drafts, but tokens matter only at the nodes that it keeps
+    and handles only at those that it expands: nothing else is copied out of a recording.
+
+    row      int64   [B, W]     which row of the table answers, -1 = none
+    logprob  float32 [B, W, K]  -inf where no row answers; elsewhere there are always K children
+    missing  bool    [B, W]     the recording does not hold this expansion; None = it holds all
+    """
+
+    table: ChildTable
+    row: Tensor
+    logprob: Tensor
+    missing: Tensor | None
+
+    @property
+    def fanout(self) -> int:
+        return self.logprob.shape[2]
+
+    @cached_property
+    def handle(self) -> Tensor:
+        """int64 [B, W, K]; where no row answers it means nothing."""
+        return self.row.clamp(min=0)[:, :, None] * self.table.fanout + torch.arange(self.fanout, device=self.row.device)
+
+    @cached_property
+    def token(self) -> Tensor:
+        """int64 [B, W, K]"""
+        return self.table.tokens(self.handle).masked_fill(self.row[:, :, None] < 0, NONE)
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """float32 [B, W]"""
+        return self.table.entropy[self.row.clamp(min=0)].masked_fill(self.row < 0, -1.0)
+
+    def read(self) -> Children:
+        """The same with everything read."""
+        missing = torch.zeros_like(self.row, dtype=torch.bool) if self.missing is None else self.missing
+        return Children(self.token, self.logprob, self.entropy, self.handle, missing)

@@ -1,0 +1,232 @@
+"""Goodput: draft and verify what pays, in milliseconds.
+
+Our own policy. A text of so many tokens takes least when every cycle maximises  value * (emitted tokens) - (milliseconds),
+where ``value`` is what a token costs at the rate that the decoding reaches (Dinkelbach 1967, "On nonlinear fractional
+programming", https://doi.org/10.1287/mnsc.13.7.492). So with P a node's calibrated chance of lying on the target's path
+(`policies.acceptance_table`, multiplied down from the root):
+
+- *which nodes to verify*: the n likeliest, for the n that maximises  value * (sum of P) - (ms of n + 1 tokens);
+- *whether to draft another level, and how wide*: the W best nodes of EAGLE-2's beam, for the W that maximises
+  value * ``patience`` * (sum of P) - (ms of a level W wide), as long as that is positive. ``patience`` is what drafting behind
+  a node adds, in accepted tokens per chance of getting there, once verifying it all and the levels behind it are counted in;
+- *whether to draft at all*: the same, at the root, whose P is how likely the draft's first choice has been lately.
+
+The rate is that of the training texts, or (``adaptive``) a moving average of this text's own cycles, priced as planned, which
+begins there: where a text is slow going, a token is worth more. Which of the two, ``markup`` and ``patience`` are chosen by
+predicted time on the training texts.
+
+A node is never expanded after a likelier one was passed over at an earlier level: each frontier is then a part of the beam's
+own, and a recording that covers EAGLE-3 at this top-k and depth covers this policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policies.acceptance_table import Acceptance, fading, fit_acceptance, histories, remember
+from policies.contract import Cycle, Expansion, Outcome, Policy, State, require
+from policies.eagle3 import Eagle3
+from policies.errors import UserError
+from policies.order import NONE, best
+from policies.registry import policy
+from policies.tree import DraftTree
+
+UNIT = 2.0**40
+"""Probabilities are added up as whole multiples of 1 / UNIT: sums of whole numbers are exact in any order."""
+
+
+@policy("goodput", paper="https://doi.org/10.1287/mnsc.13.7.492")
+class Goodput(Policy):
+    """Draft another level and verify a node where the expected tokens are worth their milliseconds.
+
+    ``depth`` is the most levels, ``top_k`` the widest frontier and the children of each node, ``total_tokens`` the most
+    verified tokens, root included; ``horizon`` is over how many tokens a text's own rate is averaged. Learned: ``rate_`` (ms
+    per token), what a token is worth in units of it (``markup_``), ``patience_``, whether the rate is ``adaptive_``, the
+    acceptance estimate, and what the machine takes at the recording's mean context: a plain cycle, each number of further
+    verified tokens, each level by its width.
+    """
+
+    depth: int = 12
+    top_k: int = 10
+    total_tokens: int = 80
+    horizon: int = 32
+    rate_: float | None = None
+    markup_: float | None = None
+    patience_: float | None = None
+    adaptive_: bool | None = None
+    logprob_edges_: tuple | None = None
+    entropy_edges_: tuple | None = None
+    odds_: tuple | None = None
+    slopes_: tuple | None = None
+    plain_ms_: float | None = None
+    verify_ms_: tuple | None = None
+    level_ms_: tuple | None = None
+
+    scope = "sequence"
+    needs = frozenset({"entropy"})
+    fits_on_nodes = True
+    fits_on_cost = True
+
+    def __post_init__(self):
+        for name in ("depth", "top_k", "total_tokens", "horizon"):
+            value = getattr(self, name)
+            require(value >= 1, self.name, f"{name} must be 1 or more, not {value}")
+        if self.level_ms_ is not None:
+            wide = len(self.level_ms_) >= self.depth and all(len(level) >= self.top_k for level in self.level_ms_)
+            fits = wide and len(self.verify_ms_ or ()) >= self.total_tokens - 1
+            require(fits, self.name, "depth, top_k and total_tokens may not grow after fitting: fit it again with sim.fit")
+
+    @cached_property
+    def _acceptance(self) -> Acceptance:
+        return Acceptance(self.logprob_edges_, self.entropy_edges_, self.odds_, self.slopes_)
+
+    @cached_property
+    def _ms(self) -> tuple[Tensor, Tensor]:
+        """ms float64 of n further verified tokens [n], and of each level by width [level, width], both from 0."""
+        verify = torch.tensor((0.0, *self.verify_ms_), dtype=torch.float64)
+        return verify, torch.tensor([(0.0, *level) for level in self.level_ms_], dtype=torch.float64)
+
+    def init(self, rows: int, key: Tensor) -> State:
+        """``history`` as in `policies.acceptance_table`; ``spent`` ms for ``gained`` tokens: the text's rate. float64 [B] each."""
+        zero = torch.zeros(rows, dtype=torch.float64, device=key.device)
+        return {"history": zero, "spent": zero + self.horizon * self.rate_, "gained": zero + self.horizon}
+
+    def begin(self, cycle: Cycle, state: State) -> State:
+        """``chance`` float64 [B, N]: P of each node so far; ``passed`` float32 [B]: the best score that was passed over;
+        ``planned`` float64 [B]: ms of the cycle so far."""
+        planned = torch.full_like(state["spent"], self.plain_ms_)
+        passed = torch.full_like(cycle.root_entropy, -torch.inf)
+        return state | {"chance": torch.ones_like(planned)[:, None], "passed": passed, "planned": planned}
+
+    def expand(self, tree: DraftTree, cycle: Cycle, state: State) -> Expansion | None:
+        if tree.levels == self.depth:
+            return None
+        state["chance"] = self._chances(tree, state)
+        nodes = tree.frontier(self.top_k)
+        score = tree.score.gather(1, nodes.clamp(min=0)).masked_fill(nodes < 0, -torch.inf)
+        open_ = score > state["passed"][:, None]
+        chance = state["chance"].gather(1, nodes.clamp(min=0)).masked_fill(~open_, 0.0)
+        ms = self._ms[1].to(nodes.device)[tree.levels]
+        width = most_worth(self._value(state) * self.patience_, chance, ms)
+        chosen = open_ & (torch.arange(nodes.shape[1], device=nodes.device) < width[:, None])
+        state["passed"] = torch.cat([state["passed"][:, None], score.masked_fill(chosen, -torch.inf)], 1).amax(1)
+        state["planned"] = state["planned"] + ms[chosen.sum(1)]
+        return Expansion(nodes.masked_fill(~chosen, NONE), self.top_k)
+
+    def select(self, tree: DraftTree, cycle: Cycle, state: State) -> Tensor:
+        state["chance"] = self._chances(tree, state)
+        chance = state["chance"].to(torch.float32).masked_fill(~tree.drafted(), -torch.inf)
+        place = best(chance, min(self.total_tokens - 1, tree.width))
+        likely = chance.gather(1, place.clamp(min=0)).masked_fill(place < 0, 0.0).to(torch.float64)
+        ms = self._ms[0].to(place.device)
+        count = most_worth(self._value(state), likely, ms)
+        kept = (place >= 0) & (torch.arange(place.shape[1], device=place.device) < count[:, None])
+        state["planned"] = state["planned"] + ms[kept.sum(1)]
+        return torch.zeros_like(tree.exists).scatter(1, place.clamp(min=0), kept)
+
+    def observe(self, outcome: Outcome, cycle: Cycle, state: State) -> State:
+        tree, active = outcome.tree, cycle.active
+        tested = (outcome.status >= 0) & (tree.rank == 0) & active[:, None]
+        expected = state["chance"] / state["chance"].gather(1, tree.parent.clamp(min=0))
+        surprise = ((outcome.status == 1).to(torch.float64) - expected).masked_fill(~tested, 0.0)
+        history = remember(state["history"], exact_cumsum(surprise)[:, -1], tested.sum(1))
+        emitted = outcome.accepted + 1
+        fade = fading(1 - 1 / self.horizon, emitted)
+        spent, gained = state["spent"] * fade + state["planned"], state["gained"] * fade + emitted
+        learned = {"history": history, "spent": spent, "gained": gained}
+        return state | {name: torch.where(active, value, state[name]) for name, value in learned.items()}
+
+    def _value(self, state: State) -> Tensor:
+        """What a token is worth, ms float64 [B]."""
+        if not self.adaptive_:
+            return torch.full_like(state["spent"], self.markup_ * self.rate_)
+        return self.markup_ * (state["spent"] / state["gained"])
+
+    def _chances(self, tree: DraftTree, state: State) -> Tensor:
+        """P float64 [B, N] of every node, given those of the nodes of earlier levels."""
+        known = state["chance"]
+        if tree.levels == 0:
+            return known
+        index, _ = tree.newest()
+        node = index.clamp(min=0)
+        parent = tree.parent.gather(1, node).clamp(min=0)
+        rank, depth, logprob = (column.gather(1, node) for column in (tree.rank, tree.depth, tree.logprob))
+        own = self._acceptance(rank, depth, logprob, tree.entropy.gather(1, parent), state["history"][:, None])
+        chance = known.gather(1, parent.clamp(max=known.shape[1] - 1)) * own
+        column = torch.nn.functional.pad(known, (0, tree.width + 1 - known.shape[1]), value=NONE)
+        return column.scatter(1, index.masked_fill(index < 0, tree.width), chance)[:, : tree.width]
+
+    def fit_base(self) -> Policy:
+        return BaseTree(depth=min(self.depth, 10), top_k=self.top_k)
+
+    def fit(self, samples: Any) -> Goodput:
+        """Estimate acceptance from the tested nodes, and take the machine's times at the mean context from the cost model."""
+        if samples.cost is None:
+            raise UserError("policy 'goodput' weighs time against tokens: fit it under a cost model, with --profile")
+        table = fit_acceptance(samples.nodes, samples.sequence)
+        one = torch.ones((), dtype=torch.int64)
+        context = one * round(float(samples.context.mean()))
+        verify = samples.cost.verify_ms(torch.arange(1, self.total_tokens + 1), context, one)
+        overhead = samples.cost.overhead_ms(torch.arange(self.depth + 1), one)
+        width = torch.arange(1, self.top_k + 1)
+        first = samples.cost.catch_up_ms(one, context, one).expand(self.top_k)
+        draft = [first] + [samples.cost.draft_ms(width, context, one)] * (self.depth - 1)
+        plain = float(verify[0] + samples.cost.commit_ms(one, one) + overhead[0])
+        return replace(
+            self,
+            rate_=plain,
+            markup_=0.9,
+            patience_=0.6,
+            adaptive_=False,
+            logprob_edges_=table.logprob_edges,
+            entropy_edges_=table.entropy_edges,
+            odds_=table.table,
+            slopes_=table.slopes,
+            plain_ms_=plain,
+            verify_ms_=tuple((verify[1:] - verify[0]).tolist()),
+            level_ms_=tuple(tuple(row.tolist()) for row in torch.stack(draft) + overhead.diff()[:, None]),
+        )
+
+    def variants(self, ms_per_token: float) -> list[Goodput]:
+        """Around the present worth of a token and patience; the rate is the one that was reached, adaptive or not."""
+        here = replace(self, rate_=ms_per_token, markup_=self.markup_ * self.rate_ / ms_per_token)
+        steps = [(0.8, 1.0), (1.25, 1.0), (1.0, 0.8), (1.0, 1.25), (0.8, 1.25), (1.25, 0.8)]
+        near = [replace(here, markup_=here.markup_ * a, patience_=here.patience_ * b) for a, b in steps]
+        return near + [replace(here, adaptive_=not self.adaptive_)]
+
+    def expected_acceptance(self, samples: Any) -> Any:
+        """As decided on, had each position before been a cycle of one level."""
+        nodes = samples.nodes
+        columns = [torch.from_numpy(getattr(nodes, name)) for name in ("rank", "depth", "logprob", "entropy")]
+
+        def chance(history: np.ndarray) -> np.ndarray:
+            return self._acceptance(*columns, torch.from_numpy(history)).numpy()
+
+        unknowing = chance(np.zeros(len(nodes.rank)))
+        return chance(histories(unknowing, nodes, samples.sequence)[nodes.sample])
+
+
+class BaseTree(Eagle3):
+    """EAGLE-3's beam, with the entropies that acceptance is estimated from."""
+
+    needs = frozenset({"entropy"})
+
+
+def most_worth(value: Tensor, chance: Tensor, ms: Tensor) -> Tensor:
+    """The n int64 [B] that maximises value * (sum of the first n chances) - ms[n], the least of equal ones.
+
+    :param value: float64 [B]. :param chance: float64 [B, M], each at most 1. :param ms: float64 [M + 1 or more], from 0 up.
+    """
+    gain = value[:, None] * exact_cumsum(torch.nn.functional.pad(chance, (1, 0))) - ms[: chance.shape[1] + 1]
+    return gain.argmax(1)
+
+
+def exact_cumsum(value: Tensor) -> Tensor:
+    """Sums float64 [..., M] over value[..., : m + 1] for every m, the same bits at every shape; values at most 1 in size."""
+    return torch.cumsum((value * UNIT).round().to(torch.int64), -1).to(torch.float64) / UNIT

@@ -1,0 +1,272 @@
+"""A chosen setting in the words of serving engines: ``python -m sim.export TRACE --policy 'eagle3(total_tokens=24, depth=5)'``.
+
+For SGLang, vLLM, TensorRT-LLM and Hugging Face transformers: the options that come closest, and in plain words what the engine
+cannot express. ``--tier 8=...`` names the policy for up to so many requests at once; give one per range. Flags as of the
+engines' documentation in 2026; acceptance rates are the replay's, on the recording given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from policies.errors import UserError, run_command
+
+if TYPE_CHECKING:  # torch is imported when there is work to do, not for --help
+    from policies.contract import Policy
+
+KEYS = "releases differ in whether a key of draft_len_schedule is the largest or the smallest batch of its length"
+ENGINES = ("sglang", "vllm", "tensorrt-llm", "transformers")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A policy as engines see it.
+
+    chain       tokens drafted one after the other; None for a tree
+    tree        (levels, children per node, verified tokens with the root) of EAGLE's dynamic tree; None for anything else
+    other       a fixed tree or a rule that decides in each cycle: no engine's options hold it
+    """
+
+    policy: str
+    chain: int | None = None
+    tree: tuple[int, int, int] | None = None
+    other: bool = False
+
+
+@dataclass
+class Export:
+    """What to tell one engine, and what it cannot be told."""
+
+    engine: str
+    options: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
+    cannot: list[str] = field(default_factory=list)
+    files: dict[str, Any] = field(default_factory=dict)
+    """Contents of JSON files that the command names."""
+
+
+def parser() -> argparse.ArgumentParser:
+    parse = argparse.ArgumentParser(prog="python -m sim.export", description=__doc__.split("\n")[0])
+    parse.add_argument("trace", metavar="TRACE", help="the recording that acceptance rates are taken from")
+    parse.add_argument("--policy", required=True, help="the chosen setting")
+    parse.add_argument("--tier", action="append", default=[], metavar="N=POLICY", help="policy for up to N requests at once")
+    parse.add_argument("--drafter", help="recorded drafter (default: the first)")
+    parse.add_argument("--engine", choices=(*ENGINES, "all"), default="all")
+    parse.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
+    return parse
+
+
+def main(arguments: list[str] | None = None) -> None:
+    given = sys.argv[1:] if arguments is None else arguments
+    args = parser().parse_args(given)
+    tiers = parse_tiers(args.tier)
+    from policies.registry import load_policy
+    from sim.metrics import replay_rows
+    from sim.opening import about, open_sound
+    from sim.outputs import check_writable, write_json
+
+    check_writable(args.json)
+    recording, drafter = open_sound(args.trace, args.drafter)
+    policy = load_policy(args.policy)
+    row = replay_rows(recording, policy, drafter)[-1]
+    shapes = {upto: shape_of(load_policy(spec)) for upto, spec in tiers.items()}
+    kind = next(entry for entry in recording.manifest["drafters"] if entry["name"] == drafter)
+    exports = exported(shape_of(policy), kind, recording.manifest.get("target", {}), list(row.accepted_by_depth), shapes)
+    chosen = [one for one in exports if args.engine in ("all", one.engine)]
+    content = {
+        "command": shlex.join(["python", "-m", "sim.export", *given]),
+        "about": about(recording, None),
+        "policy": policy.to_json(),
+        "tau": row.tau,
+        "coverage": row.coverage,
+        "accepted_by_depth": row.accepted_by_depth,
+        "engines": {
+            one.engine: {"options": one.options, "command": one.command, "cannot": one.cannot, "files": one.files}
+            for one in chosen
+        },
+    }
+    if args.json:
+        write_json(args.json, content)
+    print(f"{policy.spec()}: tau {row.tau:.2f} on {recording.folder} with drafter {drafter}")
+    if row.coverage < 1:
+        print(f"the recording covers only {row.coverage:.1%} of its cycles: the rates are too low")
+    for one in chosen:
+        print("\n".join(["", one.engine, f"  {one.command}" if one.command else "  nothing to set", *_wrapped(one.cannot)]))
+        for name, config in one.files.items():
+            print(f"  {name}: {json.dumps(config)}")
+
+
+def parse_tiers(words: list[str]) -> dict[int, str]:
+    """Policy by the largest number of requests it is for, ascending.
+
+    :raises UserError: when a word cannot be read or repeats a number.
+    """
+    tiers: dict[int, str] = {}
+    for word in words:
+        number, _, spec = word.partition("=")
+        if not number.strip().isdigit() or int(number) < 1 or not spec.strip():
+            raise UserError(f"cannot read the tier '{word}': write N=POLICY, as in --tier 8=chain(k=3)")
+        if int(number) in tiers:
+            raise UserError(f"two tiers end at {number} requests: give each once")
+        tiers[int(number)] = spec
+    return dict(sorted(tiers.items()))
+
+
+def shape_of(policy: Policy) -> Shape:
+    """What engines can be told of a policy."""
+    name, parameters = policy.name, policy.parameters()
+    if name == "autoregressive":
+        return Shape(policy.spec(), chain=0)
+    if name == "chain":
+        return Shape(policy.spec(), chain=parameters["k"])
+    if name == "eagle3":
+        return Shape(policy.spec(), tree=(parameters["depth"], parameters["top_k"], parameters["total_tokens"]))
+    return Shape(policy.spec(), other=True)
+
+
+def exported(
+    shape: Shape, drafter: dict[str, Any], target: dict[str, Any], rates: list[float], tiers: dict[int, Shape]
+) -> list[Export]:
+    """The setting for every engine.
+
+    :param drafter, target: entries of the recording's manifest.   :param rates: share of cycles that accept at least d nodes,
+        d = 1, 2, ...   :param tiers: by the largest number of requests at once.
+    """
+    eagle, models = drafter.get("kind") == "eagle3", (str(target.get("id", "TARGET")), str(drafter.get("id", "DRAFT")))
+    return [
+        _sglang(shape, eagle, models, tiers),
+        _vllm(shape, eagle, models, rates, tiers),
+        _tensorrt(shape, eagle, models, tiers),
+        _transformers(shape, eagle, models, tiers),
+    ]
+
+
+def _sglang(shape: Shape, eagle: bool, models: tuple[str, str], tiers: dict[int, Shape]) -> Export:
+    export = Export("sglang")
+    if shape.other:
+        export.cannot.append(f"{shape.policy}: SGLang's options hold chains and EAGLE's dynamic tree, one for all cycles")
+        return export
+    steps, top_k, tokens = shape.tree or (shape.chain, 1, (shape.chain or 0) + 1)
+    if not steps:
+        export.command = f"python -m sglang.launch_server --model-path {models[0]}"
+        return export
+    export.options = {
+        "speculative-algorithm": "EAGLE3" if eagle else "STANDALONE",
+        "speculative-draft-model-path": models[1],
+        "speculative-num-steps": steps,
+        "speculative-eagle-topk": top_k,
+        "speculative-num-draft-tokens": tokens,
+    }
+    if tiers:
+        chains = all(one.chain is not None for one in tiers.values()) and top_k == 1
+        if chains:
+            starts = [1, *(upto + 1 for upto in tiers)]
+            config = {
+                str(first): {"candidate_steps": [one.chain], "warmup_batches": 0}
+                for first, one in zip(starts, tiers.values(), strict=False)
+            }
+            export.options |= {"speculative-adaptive": True, "speculative-adaptive-config": "adaptive.json"}
+            export.files["adaptive.json"] = config
+        else:
+            export.cannot.append("tiers by batch need --speculative-eagle-topk 1: only chains can change with the batch")
+    flags = " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in export.options.items())
+    export.command = f"python -m sglang.launch_server --model-path {models[0]} {flags}"
+    return export
+
+
+def _vllm(shape: Shape, eagle: bool, models: tuple[str, str], rates: list[float], tiers: dict[int, Shape]) -> Export:
+    export = Export("vllm")
+    length = shape.chain if shape.chain is not None else len(rates) if shape.other else shape.tree[0]
+    if shape.chain is None:
+        what = "no chain" if shape.other else "a tree"
+        export.cannot.append(f"{shape.policy} is {what}; vLLM verifies chains of one length, whose accepted length is lower")
+    if not length:
+        export.command = f"vllm serve {models[0]}"
+        return export
+    export.options = {"method": "eagle3" if eagle else "draft_model", "model": models[1], "num_speculative_tokens": length}
+    if tiers:
+        table, first = [], 1
+        for upto, one in tiers.items():
+            if one.chain is None:
+                export.cannot.append(f"the tier up to {upto} ({one.policy}) is no chain and is left out of the table")
+            else:
+                table.append([first, upto, one.chain])
+                export.options["num_speculative_tokens"] = max(export.options["num_speculative_tokens"], one.chain)
+            first = upto + 1
+        export.options["num_speculative_tokens_per_batch_size"] = table
+    synthetic = [round(rate, 6) for rate in (rates + [0.0] * length)[:length]]
+    export.options["synthetic"] = {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": synthetic}
+    export.cannot.append(
+        "the part named synthetic is no deployment: with it vLLM accepts at the replayed rates per position (of the tree, where "
+        "there is one), to measure throughput without these weights"
+    )
+    served = {name: value for name, value in export.options.items() if name != "synthetic"}
+    export.command = f"vllm serve {models[0]} --speculative-config {shlex.quote(json.dumps(served))}"
+    return export
+
+
+def _tensorrt(shape: Shape, eagle: bool, models: tuple[str, str], tiers: dict[int, Shape]) -> Export:
+    export = Export("tensorrt-llm")
+    if shape.other:
+        export.cannot.append(f"{shape.policy}: TensorRT-LLM's options hold chains and EAGLE's dynamic tree, one per batch size")
+        return export
+    if shape.chain == 0:
+        export.command = "leave speculative_config out"
+        return export
+    name = "Eagle3DecodingConfig" if eagle else "DraftTargetDecodingConfig"
+    export.options = {"max_draft_len": shape.chain or shape.tree[0], "speculative_model": models[1]}
+    if shape.tree and eagle:
+        levels, top_k, tokens = shape.tree
+        export.options |= {"use_dynamic_tree": True, "dynamic_tree_max_topK": top_k, "max_total_draft_tokens": tokens - 1}
+    elif shape.tree:
+        export.cannot.append("trees are for EAGLE heads only: with a draft model the tree becomes a chain of its depth")
+    if tiers:
+        schedule = {upto: one.chain for upto, one in tiers.items() if one.chain is not None}
+        if shape.tree or len(schedule) < len(tiers):
+            export.cannot.append("draft_len_schedule changes the length of chains only; tiers that are trees are left out")
+        if schedule and not shape.tree:
+            export.options["max_draft_len"] = max(export.options["max_draft_len"], *schedule.values())
+            export.options["draft_len_schedule"] = schedule
+            export.cannot.append(f"{KEYS}: here the largest")
+    words = ", ".join(f"{key}={value!r}" for key, value in export.options.items())
+    export.command = f"speculative_config={name}({words})"
+    return export
+
+
+def _transformers(shape: Shape, eagle: bool, models: tuple[str, str], tiers: dict[int, Shape]) -> Export:
+    export = Export("transformers")
+    if eagle:
+        export.cannot.append("generate knows no EAGLE heads: only a draft language model can be its assistant")
+        return export
+    if shape.chain is None:
+        export.cannot.append(f"{shape.policy} is no chain of one length; generate drafts chains only")
+        return export
+    if tiers:
+        export.cannot.append("assisted generation decodes one request at a time: there are no tiers by batch")
+    if shape.chain == 0:
+        export.command = "model.generate(**inputs)"
+        return export
+    export.options = {
+        "num_assistant_tokens": shape.chain,
+        "num_assistant_tokens_schedule": "constant",
+        "assistant_confidence_threshold": 0.0,
+    }
+    words = ", ".join(f"{key}={value!r}" for key, value in export.options.items())
+    export.command = f"model.generate(**inputs, assistant_model=assistant, **dict({words}))  # assistant: {models[1]}"
+    return export
+
+
+def _wrapped(lines: list[str]) -> list[str]:
+    import textwrap
+
+    return [textwrap.fill(line, 110, initial_indent="  cannot say: ", subsequent_indent="      ") for line in lines]
+
+
+if __name__ == "__main__":
+    run_command(main)

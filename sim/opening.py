@@ -1,0 +1,111 @@
+"""What the simulator's commands take in: a sound recording, one of its drafters, a profile of its models, policies."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policies.contract import Policy
+from policies.errors import UserError
+from policies.registry import load_policy
+from sim.setting import EXACT_KINDS, Setting
+from traces.costs import Profile, check_profile, load_profile
+from traces.recording import Recording, open_recording
+
+_BLOCK = 1 << 20
+
+
+def open_sound(folder: str | Path, drafter: str | None = None) -> tuple[Recording, str]:
+    """Open a recording and choose one of its drafters (by default its first).
+
+    :raises UserError: when it is unfinished or damaged, lacks the drafter, or holds NaN where a replay reads numbers.
+    """
+    recording = open_recording(folder)
+    name = drafter or recording.drafters[0]
+    forest = recording.forest(name)
+    columns = {"logprob": recording.logprob, "entropy": recording.entropy, "top_logprobs": recording.top_logprobs}
+    columns |= {"draft entropy": forest.entropy, "child_logprobs": forest.child_logprob}
+    for column, values in columns.items():
+        if _holds_nan(values):
+            raise UserError(
+                f"{folder} holds NaN in its {column}: a replay of it would mean nothing; record it again, and look for "
+                "numbers beyond the range of the models' dtype"
+            )
+    return recording, name
+
+
+def _holds_nan(values: np.ndarray) -> bool:
+    """Block by block: a column may be larger than memory."""
+    return any(np.isnan(values[start : start + _BLOCK]).any() for start in range(0, len(values), _BLOCK))
+
+
+def open_profile(path: str | Path, recording: Recording, drafter: str, other_models: bool = False) -> Profile:
+    """Read a profile of the recording's models.
+
+    :param other_models: take one of other models too, as a what-if; what is printed then says so.
+    :raises UserError: when it is another's, lacks the drafter, or cannot be read.
+    """
+    profile = load_profile(path)
+    if not other_models:
+        try:
+            check_profile(profile, recording.manifest)
+        except UserError as error:
+            raise UserError(f"{error}, or say --other-models for a what-if") from None
+    profile.cost(drafter)
+    return profile
+
+
+def open_policies(specs: Sequence[str]) -> list[Policy]:
+    """The policies by their specs, fitted and each once.
+
+    :raises UserError: when one is unknown, unfitted or given twice.
+    """
+    policies = [load_policy(spec) for spec in specs]
+    names: list[str] = []
+    for policy in policies:
+        policy.check_fitted()
+        if policy.spec() in names:
+            raise UserError(f"two of the policies are called {policy.spec()}: give each once")
+        names.append(policy.spec())
+    return policies
+
+
+def about(recording: Recording, profile: Profile | None) -> dict[str, Any]:
+    """What results are worth remembering with: which recording (by the hash of its manifest, which holds its shards'),
+    which models, which profile."""
+    manifest = Path(recording.folder) / "manifest.json"
+    facts: dict[str, Any] = {
+        "recording": str(recording.folder),
+        "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+        "target": recording.manifest.get("target", {}),
+        "drafters": recording.manifest["drafters"],
+        "texts": len(recording.length),
+        "complete": recording.complete,
+    }
+    if profile is not None:
+        kind = profile.content.get("kind", "measured")
+        facts["profile"] = {"source": profile.source.removeprefix("the profile "), "kind": kind, "machine": profile.machine}
+        facts["profile"]["target"] = profile.content.get("target", {}).get("id")
+    return facts
+
+
+def says(facts: dict[str, Any], setting: Setting) -> list[str]:
+    """Warnings that belong under every table made from these facts."""
+    lines = []
+    if setting.execution == "pipelined":
+        kind = next(drafter.get("kind") for drafter in facts["drafters"] if drafter["name"] == setting.drafter)
+        exact = kind in EXACT_KINDS
+        rule = "exact for this drafter" if exact else "an estimate: this drafter would run ahead on features of its own"
+        lines.append(f"pipelined execution, the draft on hardware of its own: {rule}")
+    profile, target = facts.get("profile"), facts["target"].get("id")
+    if profile is None:
+        return lines
+    if profile["kind"] == "analytic":
+        lines.append(f"times are analytic (a roofline of {profile['machine']}), not measured")
+    if profile["target"] and target and Path(profile["target"]).name.lower() != Path(target).name.lower():
+        lines.append(f"times are those of {profile['target']}, acceptance that of {target}")
+    return lines

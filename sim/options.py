@@ -1,0 +1,64 @@
+"""Options that the simulator's commands share; loads nothing heavy, for --help."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sim.setting import EXECUTIONS, RAGGED, Setting
+
+if TYPE_CHECKING:
+    from traces.costs import CostModel, Profile
+    from traces.recording import Recording
+
+
+def add_setting(parse: argparse.ArgumentParser) -> None:
+    """--drafter, --temperature and everything about prices."""
+    parse.add_argument("--drafter", help="recorded drafter (default: the first)")
+    parse.add_argument("--temperature", type=float, metavar="T", help="only the texts sampled at it (default: all)")
+    parse.add_argument("--profile", metavar="FILE", help="what time costs: from traces.profile or traces.analytic")
+    parse.add_argument("--other-models", action="store_true", help="take a profile of other models too, as a what-if")
+    parse.add_argument("--batch", type=int, default=1, metavar="N", help="requests that decode together (default 1)")
+    parse.add_argument(
+        "--ragged", choices=RAGGED, default="max", help="what unequal requests pay for: the largest, or the sum of tokens"
+    )
+    parse.add_argument("--context-offset", type=int, default=0, metavar="N", help="price texts behind N more tokens")
+    parse.add_argument(
+        "--execution", choices=EXECUTIONS, default="serial", help="pipelined: drafting overlaps verification"
+    )
+
+
+def add_statistics(parse: argparse.ArgumentParser) -> None:
+    """--resamples and --seed of the bootstrap."""
+    parse.add_argument("--resamples", type=int, default=2000, metavar="N", help="bootstrap draws (default 2000)")
+    parse.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
+
+
+def add_outputs(parse: argparse.ArgumentParser) -> None:
+    """--json and --parquet."""
+    parse.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
+    parse.add_argument("--parquet", type=Path, metavar="FILE", help="write the rows of the table there")
+
+
+def setting_of(args: argparse.Namespace, drafter: str) -> Setting:
+    """The setting that the options ask for."""
+    return Setting(drafter, args.batch, args.ragged, args.context_offset, args.execution, args.temperature)
+
+
+def opened(args: argparse.Namespace, trace: str) -> tuple[Recording, Setting, Profile | None]:
+    """The recording, how it is to be replayed, and the profile if one is given.
+
+    :raises UserError: when one of them cannot be used.
+    """
+    setting_of(args, "")  # says what is wrong with the numbers before anything is opened
+    from sim.opening import open_profile, open_sound
+
+    recording, drafter = open_sound(trace, args.drafter)
+    profile = open_profile(args.profile, recording, drafter, args.other_models) if args.profile else None
+    return recording, setting_of(args, drafter), profile
+
+
+def cost_of(profile: Profile | None, setting: Setting, policy_name: str) -> CostModel | None:
+    """The cost model of one policy."""
+    return None if profile is None else profile.cost(setting.drafter, policy_name)

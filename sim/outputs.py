@@ -1,0 +1,64 @@
+"""Files that commands write: JSON and Parquet, whole or not at all, and refused before the work rather than after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from policies.errors import UserError
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Make sure that files can be made there.
+
+    :raises UserError: when a path is a folder, or lies in none that can be written to.
+    """
+    for path in paths:
+        if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+            raise UserError(f"cannot write {path}: name a file in a folder that exists and can be written to")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file."""
+    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file; numbers must be finite."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Replace a Parquet file with one row per dictionary. What is no number or word (parameters) becomes JSON text."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    flat = {name: [_plain(row.get(name)) for row in rows] for name in columns}
+    _replace(path, lambda temporary: pq.write_table(pa.table(flat), temporary, compression="zstd"))
+
+
+def _plain(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, (dict, list, tuple)) else value
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    path = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
+        os.close(handle)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): name a file in a writable folder") from None
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)  # mkstemp's files are private
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): free some space or name another file") from None
+    finally:
+        temporary.unlink(missing_ok=True)

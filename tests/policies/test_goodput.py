@@ -1,0 +1,144 @@
+"""goodput's decisions against loops over nodes, and its estimate of acceptance against what it was fitted on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from policies.acceptance_table import MEMORY, RANK_EDGES, Acceptance, fit_acceptance, histories, remember
+from policies.drafting import draft
+from policies.errors import UserError
+from policies.goodput import Goodput, exact_cumsum, most_worth
+from tests.policies.cases import SETTINGS, make
+from tests.policies.synthetic import Language, SyntheticDrafter, cycle_at, fresh
+
+
+def chance_of(policy: Goodput, rank: int, depth: int, logprob: float, entropy: float, history: float) -> float:
+    group = sum(rank >= edge for edge in RANK_EDGES)
+    row = sum(logprob > edge for edge in policy.logprob_edges_)
+    column = sum(entropy > edge for edge in policy.entropy_edges_)
+    slope = policy.slopes_[min(group, 1)]
+    return 1 / (1 + math.exp(-(policy.odds_[group][row][column] + slope[0] * depth + slope[1] * history)))
+
+
+@pytest.mark.parametrize("spec", SETTINGS["goodput"])
+@pytest.mark.parametrize("history", [0.0, 0.3, -0.9])
+def test_decisions_by_loops(spec, history):
+    policy, language, rows = make(spec), Language(3, steps=5), 12
+    cycle = cycle_at(list(range(rows)), [0] * rows)
+    state = fresh(policy, cycle) | {"history": torch.full((rows,), history, dtype=torch.float64)}
+    got = draft(policy, SyntheticDrafter(language, [language.truth(key, 3) for key in range(rows)]), cycle, state)
+    tree, value = got.tree, policy.markup_ * policy.rate_
+    verify, depths = (0.0, *policy.verify_ms_), set()
+    for row in range(rows):
+        chance, level_of = [1.0], {0: [0]}
+        for node in range(1, int(tree.size[row])):
+            parent, depth = int(tree.parent[row, node]), int(tree.depth[row, node])
+            entropy = float(tree.entropy[row, parent])
+            own = chance_of(policy, int(tree.rank[row, node]), depth, float(tree.logprob[row, node]), entropy, history)
+            chance.append(chance[parent] * own)
+            level_of.setdefault(depth, []).append(node)
+        passed, planned = -math.inf, policy.plain_ms_
+        for depth in range(policy.depth):
+            score = {node: float(tree.score[row, node]) for node in level_of.get(depth, [])}
+            beam = sorted(score, key=lambda node: (-score[node], node))[: policy.top_k]
+            open_ = [node for node in beam if score[node] > passed]
+            level = (0.0, *policy.level_ms_[depth])
+            gain = [value * policy.patience_ * sum(chance[n] for n in open_[:w]) - level[w] for w in range(len(open_) + 1)]
+            width = int(np.argmax(gain))
+            expanded = [node for node in beam if bool(tree.expanded[row, node])]
+            assert sorted(expanded) == sorted(open_[:width])
+            passed = max([passed, *(score[node] for node in beam if node not in expanded)])
+            planned += level[width]
+        order = sorted(range(1, len(chance)), key=lambda node: (-np.float32(chance[node]), node))[: policy.total_tokens - 1]
+        gain = [value * sum(chance[node] for node in order[:n]) - verify[n] for n in range(len(order) + 1)]
+        count = int(np.argmax(gain))
+        assert set(got.kept[row].nonzero()[:, 0].tolist()) == {0, *order[:count]}
+        assert float(state["planned"][row]) == pytest.approx(planned + verify[count])
+        depths.add(max(level_of))
+    assert len(depths) > 1 or history < 0
+
+
+def test_where_drafting_does_not_pay_it_decodes_plainly():
+    policy, language = make(SETTINGS["goodput"][0]), Language(3)
+    costly = Goodput(**{**policy.parameters(), "level_ms_": tuple(tuple(9.0 for _ in level) for level in policy.level_ms_)})
+    cycle = cycle_at([0, 1], [0, 0])
+    got = draft(costly, SyntheticDrafter(language, [[1], [2]]), cycle, fresh(costly, cycle))
+    assert got.tree.width == 1 and got.widths.shape[1] == 0
+
+
+def test_most_worth_takes_the_least_of_equal_ones():
+    chance = torch.tensor([[0.5, 0.5, 0.25], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
+    ms = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    assert most_worth(torch.tensor([2.0, 2.0, 9.0], dtype=torch.float64), chance, ms).tolist() == [0, 0, 3]
+    values = torch.rand(5, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(values[:2], (0, 9))
+    assert torch.equal(exact_cumsum(padded)[:, :40], exact_cumsum(values)[:2])
+
+
+def test_memory_fades_by_tested_first_choices():
+    history = torch.tensor([0.8, 0.8, 0.8], dtype=torch.float64)
+    new = remember(history, torch.tensor([0.0, 0.5, -0.5], dtype=torch.float64), torch.tensor([0, 1, 3]))
+    wanted = [0.8, 0.8 * MEMORY + 0.5 / 8, 0.8 * MEMORY**3 - 0.5 / 8]
+    assert new.tolist() == pytest.approx(wanted)
+
+
+@dataclass
+class Nodes:
+    sample: np.ndarray
+    depth: np.ndarray
+    rank: np.ndarray
+    logprob: np.ndarray
+    entropy: np.ndarray
+    accepted: np.ndarray
+
+
+def nodes_of_known_chance(count: int, seed: int) -> tuple[Nodes, np.ndarray, np.ndarray]:
+    """Nodes whose chance is known: not the draft's own, and falling with depth."""
+    numbers = np.random.default_rng(seed)
+    logprob = -numbers.exponential(1.5, count).astype(np.float32)
+    rank, depth = numbers.integers(0, 7, count), numbers.integers(1, 6, count)
+    odds = 2.5 + 1.2 * logprob - 0.5 * np.searchsorted(RANK_EDGES, rank, side="right") - 0.2 * depth
+    chance = 1 / (1 + np.exp(-odds))
+    entropy = numbers.random(count).astype(np.float32)
+    nodes = Nodes(np.arange(count) // 8, depth, rank, logprob, entropy, numbers.random(count) < chance)
+    return nodes, np.zeros(count // 8 + 1, dtype=np.int64), chance
+
+
+def test_the_estimate_finds_the_true_chances():
+    nodes, sequence, _ = nodes_of_known_chance(60000, 0)
+    estimate = fit_acceptance(nodes, sequence)
+    fresh_nodes, _, true = nodes_of_known_chance(5000, 1)
+    columns = [torch.from_numpy(getattr(fresh_nodes, name)) for name in ("rank", "depth", "logprob", "entropy")]
+    found = estimate(*columns, torch.zeros(5000, dtype=torch.float64)).numpy()
+    draft_error = np.abs(np.exp(fresh_nodes.logprob) - true).mean()
+    assert np.abs(found - true).mean() < min(0.03, draft_error / 4)
+    assert estimate.slopes[0][0] == pytest.approx(-0.2, abs=0.08)
+
+
+def test_histories_start_anew_with_each_text():
+    nodes = Nodes(*(np.array(column) for column in ([0, 1, 2, 3], [1] * 4, [0] * 4, [-0.1] * 4, [0.5] * 4, [1, 1, 0, 1])))
+    got = histories(np.full(4, 0.5), nodes, np.array([0, 0, 0, 1]))
+    assert got.tolist() == pytest.approx([0, 0.5 / 8, 0.5 / 8 * MEMORY + 0.5 / 8, 0])
+
+
+@pytest.mark.parametrize(
+    "change", [{"odds_": ((0.0,),)}, {"slopes_": ((0.0, 0.0),)}, {"odds_": "x"}], ids=["shape", "slopes", "no numbers"]
+)
+def test_a_damaged_estimate_is_named(change):
+    policy = make(SETTINGS["goodput"][0])
+    given = {**policy.parameters(), **change}
+    with pytest.raises(UserError, match="write it with sim.fit"):
+        Acceptance(given["logprob_edges_"], given["entropy_edges_"], given["odds_"], given["slopes_"])
+
+
+def test_it_cannot_outgrow_its_fit():
+    policy = make(SETTINGS["goodput"][0])
+    with pytest.raises(UserError, match="fit it again"):
+        Goodput(**{**policy.parameters(), "depth": 30})
+    with pytest.raises(UserError, match="must be fitted first"):
+        Goodput().check_fitted()

@@ -1,0 +1,79 @@
+"""Settings in the engines' words, and what each engine cannot be told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from policies.registry import load_policy
+from sim.export import exported, main, parse_tiers, shape_of
+from tests.sim.many_texts import write_many
+
+EAGLE, LM = {"kind": "eagle3", "id": "org/head"}, {"kind": "lm", "id": "org/small"}
+TARGET = {"id": "org/big"}
+
+
+def exports(spec, drafter, rates=(0.9, 0.5, 0.25), **tiers):
+    shapes = {int(upto[1:]): shape_of(load_policy(tier)) for upto, tier in tiers.items()}
+    return {one.engine: one for one in exported(shape_of(load_policy(spec)), drafter, TARGET, list(rates), shapes)}
+
+
+def test_a_tree_of_an_eagle_head():
+    found = exports("eagle3(total_tokens=24, depth=3, top_k=8)", EAGLE)
+    options = found["sglang"].options  # both count the root, and levels
+    assert options["speculative-num-steps"] == 3 and options["speculative-eagle-topk"] == 8
+    assert options["speculative-num-draft-tokens"] == 24 and options["speculative-algorithm"] == "EAGLE3"
+    assert not found["sglang"].cannot
+    trt = found["tensorrt-llm"].options
+    assert (trt["max_draft_len"], trt["dynamic_tree_max_topK"], trt["max_total_draft_tokens"]) == (3, 8, 23)
+    assert found["vllm"].options["num_speculative_tokens"] == 3 and "is a tree" in found["vllm"].cannot[0]
+    assert found["vllm"].options["synthetic"]["synthetic_acceptance_rates"] == [0.9, 0.5, 0.25]
+    assert "no EAGLE heads" in found["transformers"].cannot[0] and not found["transformers"].options
+
+
+def test_a_chain_of_a_draft_model():
+    found = exports("chain(k=3)", LM)
+    assert found["sglang"].options["speculative-num-draft-tokens"] == 4 and found["sglang"].options["speculative-eagle-topk"] == 1
+    assert found["sglang"].options["speculative-algorithm"] == "STANDALONE"
+    assert found["transformers"].options["num_assistant_tokens"] == 3
+    assert found["transformers"].options["assistant_confidence_threshold"] == 0.0
+    assert json.loads(found["vllm"].command.split("--speculative-config ")[1].strip("'"))["num_speculative_tokens"] == 3
+
+
+def test_tiers_by_batch():
+    found = exports("chain(k=5)", LM, _4="chain(k=5)", _16="chain(k=2)", _64="autoregressive")
+    assert found["vllm"].options["num_speculative_tokens_per_batch_size"] == [[1, 4, 5], [5, 16, 2], [17, 64, 0]]
+    assert found["tensorrt-llm"].options["draft_len_schedule"] == {4: 5, 16: 2, 64: 0}
+    steps = {first: one["candidate_steps"] for first, one in found["sglang"].files["adaptive.json"].items()}
+    assert steps == {"1": [5], "5": [2], "17": [0]}
+    assert "no tiers by batch" in found["transformers"].cannot[0]
+    trees = exports("eagle3", EAGLE, _4="eagle3", _64="chain(k=2)")
+    assert "only chains can change with the batch" in trees["sglang"].cannot[0]
+
+
+def test_rules_of_their_own_are_said_to_be_lost():
+    found = exports("static(tree=eagle1)", EAGLE)
+    assert not found["sglang"].options and "options hold chains" in found["sglang"].cannot[0]
+    assert "options hold chains" in found["tensorrt-llm"].cannot[0]
+
+
+def test_plain_decoding_sets_nothing():
+    found = exports("autoregressive", LM, rates=())
+    assert not any(one.options for one in found.values())
+
+
+def test_the_command(tmp_path, capsys):
+    trace = write_many(tmp_path / "trace")
+    main([str(trace), "--policy", "chain(k=2)", "--engine", "vllm", "--json", str(tmp_path / "e.json")])
+    content = json.loads((tmp_path / "e.json").read_text())
+    rates = content["engines"]["vllm"]["options"]["synthetic"]["synthetic_acceptance_rates"]
+    assert len(rates) == 2 and 1 > rates[0] > rates[1] > 0
+    assert rates == pytest.approx(content["accepted_by_depth"], abs=1e-6)
+    assert "vllm serve" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["8", "x=chain", "0=chain", "8="])
+def test_tiers_that_cannot_be_read(word, refused):
+    assert "cannot read the tier" in refused(lambda: parse_tiers([word]))
+    assert "two tiers end at 8" in refused(lambda: parse_tiers(["8=chain", "8=eagle3"]))

@@ -1,0 +1,110 @@
+"""Prediction against measurements that were made up around a known truth."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from policies.registry import load_policy
+from sim.metrics import replay_rows
+from sim.setting import Setting
+from sim.trial import run_trial
+from sim.validate import kendall, main
+from tests.sim.many_texts import write_many, write_profile
+from traces.costs import load_profile
+from traces.recording import open_recording
+
+SPECS = ("chain(k=2)", "autoregressive", "eagle3(total_tokens=8, depth=3, top_k=3)")
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory):
+    return write_many(tmp_path_factory.mktemp("validate") / "trace")
+
+
+def bench(trace, folder, slower=1.1, rounds=(1.0, 1.02, 0.98), **changes):
+    """A bench whose measured times are the predicted ones times ``slower``, and scatter from round to round."""
+    profile = write_profile(folder / "p.json")
+    recording, cost = open_recording(trace), load_profile(profile).cost("made-up")
+    predicted, measured = [], {}
+    for spec in SPECS:
+        policy = load_policy(spec)
+        predicted += [row.to_json() for row in replay_rows(recording, policy, "made-up", cost)]
+        sums = run_trial(recording, policy, Setting("made-up"), cost)
+        measured[spec] = [
+            {
+                "text": text,
+                "domain": recording.domains[recording.domain_index[text]],
+                "tokens": int(sums.sums["emitted"][text]),
+                "cycles": int(sums.sums["cycles"][text]),
+                "ms": float(sums.sums["ms"][text]) * slower * factor,
+            }
+            for factor in rounds
+            for text in (0, 1, 5)
+        ]
+    content = {"recording": str(trace), "profile": str(profile), "drafter": "made-up", "predicted": predicted, "measured": measured}
+    (folder / "bench.json").write_text(json.dumps(content | changes))
+    return folder / "bench.json"
+
+
+def test_a_profile_that_is_ten_per_cent_too_fast(trace, tmp_path, capsys):
+    main([str(bench(trace, tmp_path)), "--json", str(tmp_path / "v.json"), "--parquet", str(tmp_path / "v.parquet")])
+    found = json.loads((tmp_path / "v.json").read_text())
+    summary = found["summary"]
+    assert summary["lengths_equal"] and summary["kendall_tau"] == 1.0 and summary["within_spread"] == 0
+    assert summary["error"] == pytest.approx({"median_absolute": 1 - 1 / 1.1, "bias": 1 / 1.1 - 1})
+    assert summary["cycle_error"] == pytest.approx(summary["error"])
+    assert [row["built_the_profile"] for row in found["rows"]] == [False, False, True] and summary["unseen"] == 2
+    assert len(found["points"]) == 9
+    told = capsys.readouterr().out
+    assert "MISSED (5% or within the spread), reached (ranking 0.9)" in told and "equal on every text" in told
+
+
+def test_a_good_profile(trace, tmp_path, capsys):
+    main([str(bench(trace, tmp_path, slower=1.01))])
+    assert "bars: reached (5% or within the spread), reached (ranking 0.9)" in capsys.readouterr().out
+
+
+def test_lengths_that_differ_are_told(trace, tmp_path, capsys):
+    path = bench(trace, tmp_path)
+    content = json.loads(path.read_text())
+    for entry in content["measured"]["chain(k=2)"]:
+        entry["cycles"] += entry["text"] == 5
+    path.write_text(json.dumps(content))
+    main([str(path), "--json", str(tmp_path / "v.json")])
+    rows = json.loads((tmp_path / "v.json").read_text())["rows"]
+    assert [row["differing_texts"] for row in rows] == [[5], [], []]
+    assert "accepted lengths: NOT equal" in capsys.readouterr().out
+
+
+def test_a_single_round_has_no_spread(trace, tmp_path, capsys):
+    main([str(bench(trace, tmp_path, rounds=(1.0,)))])
+    assert "Kendall's tau 1.00 over 3 pairs" in capsys.readouterr().out
+
+
+def test_without_a_profile_only_lengths_are_compared(trace, tmp_path, capsys):
+    main([str(bench(trace, tmp_path, profile=None))])
+    told = capsys.readouterr().out
+    assert "equal on every text" in told and "no times" in told
+
+
+def test_ranking_by_hand():
+    def row(measured, expected, low, high):
+        return {"ms_per_token": measured, "expected_ms_per_token": expected, "low": low, "high": high}
+
+    rows = [row(10, 1, 9, 11), row(20, 3, 19, 21), row(30, 2, 29, 31), row(20.5, 9, 20, 22)]
+    # the second and the fourth overlap; of the five pairs left two are in the wrong order
+    assert kendall(rows) == ((3 - 2) / 5, 5)
+    assert kendall(rows[:1]) == (None, 0)
+
+
+def test_refusals(trace, tmp_path, refused):
+    assert "cannot be read" in refused(lambda: main([str(tmp_path / "none.json")]))
+    (tmp_path / "other.json").write_text("[]")
+    assert "is not a bench" in refused(lambda: main([str(tmp_path / "other.json")]))
+    path = bench(trace, tmp_path)
+    content = json.loads(path.read_text())
+    content["measured"]["chain(k=2)"][0]["text"] = 99
+    path.write_text(json.dumps(content))
+    assert "decoded text 99, which the recording does not hold" in refused(lambda: main([str(path)]))

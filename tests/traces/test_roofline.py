@@ -1,0 +1,104 @@
+"""Analytic profiles: shapes counted by hand, the roofline's two sides, the shipped files, the paper's table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from policies.errors import UserError
+from traces.analytic import FOLDER, SHIPPED, analytic_profile, main
+from traces.costs import check_profile, load_profile
+from traces.roofline import Machine, eagle3_shape, target_shape
+
+MODELS = json.loads((FOLDER / "sources" / "models.json").read_text())
+
+
+def test_shapes_have_the_published_sizes():
+    published = {"llama-3.1-8b": 8.030e9, "vicuna-13b": 13.016e9, "llama-3.3-70b": 70.554e9}
+    for name, size in published.items():
+        assert target_shape(MODELS[name]["config"]).stored == pytest.approx(size, rel=1e-3)
+
+
+def test_an_eagle3_head_by_hand():
+    config = {"hidden_size": 8, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "vocab_size": 50}  # fmt: skip
+    shape = eagle3_shape(config, 30)  # keys are 4 wide: q 16 x 8, k and v 16 x 4, o 8 x 8, three of 8 x 20, head 8 x 30
+    assert shape.parameters == 128 + 2 * 64 + 64 + 480 + 240 and shape.cache == 8 and shape.layers == 1
+
+
+def test_both_sides_of_the_roofline():
+    shape = target_shape(MODELS["llama-3.1-8b"]["config"])
+    machine = Machine(1000, 100, bandwidth_share=1.0, compute_share=1.0)
+    memory = (shape.parameters + 32 * 2048) * 2 / 1e12 * 1e3
+    assert machine.pass_ms(shape, 1, 0) == pytest.approx(memory, rel=1e-6)  # one token reads all weights
+    many = machine.pass_ms(shape, 4000, 0)
+    assert many == pytest.approx(2 * 4000 * (shape.parameters + 32 * 8192 * 4000) / 1e14 * 1e3, rel=1e-6)  # multiplying decides
+    assert Machine(1e9, 1e9, launch_us=5).pass_ms(shape, 1, 0) == pytest.approx(32 * 0.005)  # the host decides
+    two = Machine(1000, 100, 2, 10, bandwidth_share=1.0, compute_share=1.0).pass_ms(shape, 1, 0)
+    assert two == pytest.approx(memory / 2 + 64 * 0.01)
+
+
+def test_shipped_profiles_are_what_the_command_makes(tmp_path: Path, capsys):
+    main(["--shipped", str(tmp_path)])
+    made = sorted(path.name for path in tmp_path.iterdir())
+    assert made == sorted(f"{gpu}_{model}.json" for gpu in SHIPPED for model in MODELS)
+    for name in made:
+        assert (tmp_path / name).read_text() == (FOLDER / name).read_text(), f"{name}: run python -m traces.analytic --shipped"
+        assert load_profile(FOLDER / name).content["kind"] == "analytic"
+
+
+def test_as_few_devices_as_hold_the_model():
+    def devices(hardware: str, model: str) -> int:
+        return load_profile(FOLDER / f"{hardware}_{model}.json").content["method"]["devices"]
+
+    assert [devices(gpu, "llama-3.1-8b") for gpu in SHIPPED] == [1, 1, 1, 1, 1]
+    assert [devices(gpu, "vicuna-13b") for gpu in SHIPPED] == [1, 1, 1, 2, 2]
+    assert [devices(gpu, "llama-3.3-70b") for gpu in SHIPPED] == [2, 2, 2, 8, 8]
+
+
+def test_a_draft_model_of_ones_own(tmp_path: Path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(MODELS["llama-3.1-8b"]["config"] | {"num_hidden_layers": 4}))
+    (tmp_path / "gpu.json").write_text(json.dumps({"bandwidth_gb_s": 500, "bf16_tflop_s": 50, "memory_gb": 40}))
+    words = ["--hardware", str(tmp_path / "gpu.json"), "--model", "vicuna-13b", "--out", str(tmp_path / "p.json")]
+    main([*words, "--draft", f"small={tmp_path / 'config.json'}", "--draft", "eagle3"])
+    profile = load_profile(tmp_path / "p.json")
+    assert profile.drafters == ["small", "eagle3"]
+    assert float(profile.cost("small").draft_ms(1, 512, 1)) > float(profile.cost("eagle3").draft_ms(1, 512, 1))
+
+
+def test_it_fits_recordings_of_its_size_only():
+    profile = analytic_profile("h100", "llama-3.1-8b")
+    check_profile(profile, {"target": {"id": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "parameters": 8030261248}, "drafters": []})
+    with pytest.raises(UserError, match="is of meta-llama/Llama-3.1-8B-Instruct .8.03 billion.*made with reference .0.0104"):
+        check_profile(profile, {"target": {"id": "reference", "parameters": 10426624}, "drafters": []})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--hardware", "tpu", "--model", "vicuna-13b"], "hardware 'tpu' is none of a100"),
+        (["--hardware", "a100", "--model", "gpt-9"], "model 'gpt-9' is none of llama-3.1-8b"),
+        (["--hardware", "a100"], "give --hardware, --model and --out"),
+        (["--shipped", "/nowhere/at-all"], "there is no folder"),
+    ],
+)
+def test_refusals(tmp_path, refused, words, message):
+    assert message in refused(lambda: main([*words, "--out", str(tmp_path / "p.json")]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_mixtures_of_experts_are_refused():
+    with pytest.raises(UserError, match="mixture of experts"):
+        target_shape(MODELS["llama-3.1-8b"]["config"] | {"num_local_experts": 8})
+
+
+def test_the_papers_speedups_come_out_but_for_one_model():
+    from benchmarks.paper_table import check
+
+    for row in check():
+        if row.model == "Vicuna 13B":  # verification would have to cost a quarter more than the roofline says
+            assert 0.1 < row.mean < 0.25 and 1.15 < row.verify < 1.35
+        else:
+            assert abs(row.mean) < 0.1, row
