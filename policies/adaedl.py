@@ -24,7 +24,8 @@ class AdaEdl(StoppingChain):
 
     ``start`` is the threshold of a fresh sequence, ``goal`` the acceptance rate it aims at; ``rate_memory`` and
     ``threshold_memory`` weigh the old value in each moving average, ``step`` is how far the threshold is pushed. With
-    step 0 it stays. The starting value and the length limit are ours: the constants above are the published ones.
+    step 0 it stays. The starting value and the length limit are ours; gamma is the paper's, the others are those of
+    Draft & Verify's code.
     """
 
     gamma: float = 0.2

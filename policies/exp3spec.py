@@ -1,7 +1,7 @@
 """EXP3Spec of BanditSpec: play settings at random, the ones that lost little more often.
 
 Hou et al. 2025, "BanditSpec: Adaptive Speculative Decoding via Bandit Algorithms" (https://arxiv.org/abs/2505.15141),
-section 5: for rewards that need not come from a fixed distribution. Draws are counter-based (policies/philox.py), so that
+EXP3Spec: for rewards that need not come from a fixed distribution. Draws are counter-based (policies/philox.py), so that
 replay and live decoding play the same arms.
 """
 

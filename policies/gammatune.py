@@ -1,7 +1,7 @@
 """GammaTune: widen the chain after a full success, else go back to a moving average of what was accepted.
 
 Gautam, Shrestha and Reddy 2025, "Token-Driven GammaTune: Adaptive Calibration for Enhanced Speculative Decoding"
-(https://arxiv.org/abs/2504.00030), algorithm 1.
+(https://arxiv.org/abs/2504.00030). The rule and its constants follow a restatement of it, not the paper's own pseudo-code.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Sequoia: the static tree that is best for the rank-acceptance vector of a recording.
 
 Chen et al. 2024, "Sequoia: Scalable, Robust, and Hardware-aware Speculative Decoding"
-(https://arxiv.org/abs/2402.12374), section 4.1 (dynamic programme) and 4.3 (size and depth by hardware). r_b is the
-probability that the child of rank b is the accepted one, given that its parent is; measured, as by the authors'
+(https://arxiv.org/abs/2402.12374): its dynamic programme, and size and depth by hardware, as read in the released code. r_b is
+the probability that the child of rank b is the accepted one, given that its parent is; measured, as by the authors'
 `test_accept.py`, on the children of the root alone, here at every position of the training texts.
 """
 

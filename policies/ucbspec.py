@@ -1,7 +1,7 @@
 """UCBSpec of BanditSpec: try each setting, then play the one that might be best.
 
 Hou et al. 2025, "BanditSpec: Adaptive Speculative Decoding via Bandit Algorithms" (https://arxiv.org/abs/2505.15141),
-section 4: an upper confidence bound on the tokens a setting emits per cycle, which minimises the number of cycles of a
+UCBSpec: an upper confidence bound on the tokens a setting emits per cycle, which minimises the number of cycles of a
 request. The authors' code rewards throughput instead (``gain="speed"``, with the cost model's time).
 """
 
@@ -25,7 +25,8 @@ class UcbSpec(Policy):
 
     Each request learns afresh. The default arms are those of the authors' code. The bound of an arm that was played n
     times of t is mean + L / 2 * sqrt((1 + n) / n**2 * (1 + 2 log(K t**2 sqrt(1 + n) / delta))), L being the deepest arm's
-    depth; ``exploration`` scales what is added to the mean.
+    depth; ``exploration`` scales what is added to the mean; it and ``delta`` have
+    no published value that we know of.
     """
 
     arms: tuple = (1, 2, 3, 4)

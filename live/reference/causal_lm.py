@@ -54,7 +54,16 @@ class Recipe:
 
 
 TARGET = Recipe(
-    "target", hidden=256, layers=12, intermediate=704, heads=8, kv_heads=4, tokens=9_420_800, muon_lr=7e-3, adam_lr=1.5e-3, short=0.88
+    "target",
+    hidden=256,
+    layers=12,
+    intermediate=704,
+    heads=8,
+    kv_heads=4,
+    tokens=9_420_800,
+    short=0.88,
+    muon_lr=7e-3,
+    adam_lr=1.5e-3,
 )
 DRAFT = Recipe("draft", hidden=128, layers=3, intermediate=352, heads=4, kv_heads=2, tokens=3_000_000, adam_lr=3e-3, seed=2)
 
