@@ -10,6 +10,7 @@ from torch import Tensor
 
 from policies.children import Children, ChildTable, StoredChildren
 from policies.contract import Cycle, Sampling
+from policies.cost import Cost
 from policies.order import NONE
 from policies.tree import DraftTree
 from policies.verification import Kept, Walk, walk
@@ -48,6 +49,29 @@ class RecordedText:
     def at(self, cycle: Cycle) -> Tensor:
         """Flat position int64 [B] of each row's root."""
         return self.offset[cycle.sequence] + cycle.position
+
+    def cycle(
+        self, sequence: Tensor, position: Tensor, number: Tensor, group: Tensor, context_limit: int, cost: Cost | None = None
+    ) -> Cycle:
+        """What a policy may know of cycles that start at ``position`` int64 [B] of the texts ``sequence`` int64 [B].
+
+        :param number: int64 [B] cycles before. :param group: int64 [B] who decodes together. :param cost: what time costs.
+        """
+        at = self.offset[sequence] + position
+        return Cycle(
+            active=torch.ones_like(sequence, dtype=torch.bool),
+            sequence=sequence,
+            number=number,
+            position=position,
+            context_length=self.context_length[at],
+            room=self.limit[sequence] - 1 - position,
+            reach=context_limit - 1 - self.context_length[at],
+            root_entropy=self.entropy[at],
+            root_logprob=self.logprob[at],
+            group=group,
+            sampling=self.sampling.by_row(sequence),
+            cost=cost,
+        )
 
 
 def _limits(recording: Recording, text: RecordedText) -> Tensor:

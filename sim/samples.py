@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,9 @@ def build_samples(
     with torch.inference_mode():
         for first in range(0, max(len(sequence), 1), chunk):  # an empty chunk still gives the columns their names
             here = slice(first, first + chunk)
-            cycle = _cycle(text, sequence[here], position[here], recording.manifest["context_limit"], cost)
+            none, alone = torch.zeros_like(sequence[here]), torch.arange(len(sequence[here]))
+            cycle = text.cycle(sequence[here], position[here], none, alone, recording.manifest["context_limit"], cost)
+            cycle = replace(cycle, room=text.length[sequence[here]] - 1 - position[here])  # behind it no truth counts
             part, table = _one_chunk(policy, base, *world, cycle, nodes)
             if table:
                 tables.append(table | {"sample": table["sample"] + first})
@@ -120,23 +122,6 @@ def build_samples(
         context=text.context_length[text.offset[sequence] + position].numpy(),
         columns=joined,
         nodes=Nodes(**joined_nodes) if joined_nodes else None,
-        cost=cost,
-    )
-
-
-def _cycle(text: RecordedText, sequence: Tensor, position: Tensor, context_limit: int, cost: Cost | None) -> Cycle:
-    at = text.offset[sequence] + position
-    return Cycle(
-        active=torch.ones_like(sequence, dtype=torch.bool),
-        sequence=sequence,
-        number=torch.zeros_like(sequence),
-        position=position,
-        context_length=text.context_length[at],
-        room=text.length[sequence] - 1 - position,
-        reach=context_limit - 1 - text.context_length[at],
-        root_entropy=text.entropy[at],
-        root_logprob=text.logprob[at],
-        group=torch.arange(len(sequence)),  # every position is a batch of its own
         cost=cost,
     )
 
