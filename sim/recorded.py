@@ -128,6 +128,30 @@ class RecordedDrafter:
         return torch.where(nodes == 0, self._root[:, None], row)
 
 
+class ListeningDrafter:
+    """A recorded drafter that remembers how unsure it was behind each node, whatever the policy asked to see."""
+
+    def __init__(self, drafter: RecordedDrafter):
+        self.drafter = drafter
+        self.heard: list[tuple[Tensor, Tensor]] = []
+
+    def root(self, cycle: Cycle) -> Tensor:
+        self.heard = []
+        return self.drafter.root(cycle)
+
+    def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children | StoredChildren:
+        children = self.drafter.expand(tree, nodes, branching)
+        self.heard.append((nodes, children.entropy))
+        return children
+
+    def entropy(self, tree: DraftTree) -> Tensor:
+        """Of the draft's distribution behind each node, float32 [B, N] nats; NaN where the recording was not asked or had none."""
+        found = torch.full((tree.rows, tree.width + 1), torch.nan)
+        for nodes, value in self.heard:
+            found.scatter_(1, nodes.masked_fill((nodes < 0) | (value < 0), tree.width), value)
+        return found[:, : tree.width]
+
+
 class RecordedVerifier:
     """Chooses the recorded tokens. Off the true path its choice is never looked at."""
 

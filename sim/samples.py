@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from policies.contract import Cycle, Policy
 from policies.cost import Cost
 from policies.drafting import Draft, draft
-from policies.tree import DraftTree
 from policies.verification import node_status, pack
-from sim.recorded import RecordedDrafter, RecordedText, RecordedVerifier
+from sim.recorded import ListeningDrafter, RecordedDrafter, RecordedText, RecordedVerifier
 from traces.recording import Recording
 
 CHUNK = 2048
@@ -133,7 +131,7 @@ def _one_chunk(
     if not len(cycle.sequence):
         return {"accepted": np.zeros(0, np.int64), "missing": np.zeros(0, np.int64)}, {}
     if nodes:
-        drafter = _EntropyKeeper(drafter)
+        drafter = ListeningDrafter(drafter)
     drafted = draft(base, drafter, cycle, base.begin(cycle, base.init(len(cycle.sequence), cycle.sequence)))
     walk = verifier.accept(cycle, pack(drafted.tree, drafted.kept))
     columns = {"accepted": walk.accepted, "missing": drafted.missing} | policy.measure(drafted.tree, cycle)
@@ -141,24 +139,8 @@ def _one_chunk(
     return {name: column.numpy() for name, column in columns.items()}, table
 
 
-class _EntropyKeeper:
-    """A drafter that remembers the entropy of each node's children's distribution, whatever the policy asked for."""
-
-    def __init__(self, drafter: RecordedDrafter):
-        self.drafter = drafter
-        self.entropies: list[tuple[Tensor, Tensor]] = []
-
-    def root(self, cycle: Cycle) -> Tensor:
-        return self.drafter.root(cycle)
-
-    def expand(self, tree: DraftTree, nodes: Tensor, branching: int):
-        children = self.drafter.expand(tree, nodes, branching)
-        self.entropies.append((nodes, children.entropy))
-        return children
-
-
 def _tested_nodes(
-    drafted: Draft, keeper: _EntropyKeeper, verifier: RecordedVerifier, cycle: Cycle, every: int = 0
+    drafted: Draft, listening: ListeningDrafter, verifier: RecordedVerifier, cycle: Cycle, every: int = 0
 ) -> dict[str, np.ndarray]:
     """The tested nodes (``every`` 0), or the accepted ones and every so many-th other that the truth can deny."""
     tree = drafted.tree
@@ -170,10 +152,7 @@ def _tested_nodes(
         turn = (torch.arange(tree.width) + cycle.position[:, None]) % every == 0
         listed = (status == 1) | (turn & tree.drafted() & (walk.bonus >= 0)[:, None])
     sample, node = listed.nonzero(as_tuple=True)
-    entropy = torch.zeros((tree.rows, tree.width + 1))
-    for nodes, value in keeper.entropies:
-        entropy.scatter_(1, nodes.masked_fill(nodes < 0, tree.width), value)
     columns = {name: getattr(tree, name)[sample, node] for name in ("depth", "rank", "logprob", "score")}
-    columns |= {"sample": sample, "entropy": entropy[sample, tree.parent[sample, node]]}
+    columns |= {"sample": sample, "entropy": listening.entropy(tree)[sample, tree.parent[sample, node]]}
     columns["accepted"] = status[sample, node] == 1
     return {field.name: columns[field.name].numpy() for field in fields(Nodes)}
