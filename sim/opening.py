@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from policies.contract import Policy
 from policies.errors import UserError
 from policies.registry import load_policy
+from sim.finding import manifest_digest
 from sim.setting import EXACT_KINDS, Setting
 from traces.costs import Profile, check_profile, load_profile
 from traces.recording import Recording, open_recording
@@ -77,10 +77,9 @@ def open_policies(specs: Sequence[str]) -> list[Policy]:
 def about(recording: Recording, profile: Profile | None) -> dict[str, Any]:
     """What results are worth remembering with: which recording (by the hash of its manifest, which holds its shards'),
     which models, which profile."""
-    manifest = Path(recording.folder) / "manifest.json"
     facts: dict[str, Any] = {
         "recording": str(recording.folder),
-        "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+        "manifest_sha256": manifest_digest(recording),
         "target": recording.manifest.get("target", {}),
         "drafters": recording.manifest["drafters"],
         "texts": len(recording.length),

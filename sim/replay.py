@@ -13,7 +13,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from policies.contract import Cycle, Policy, State
+from policies.contract import Policy, State
 from policies.cost import Cost
 from policies.drafting import Drafter
 from policies.errors import UserError
@@ -137,21 +137,7 @@ class ReplayRun:
         if not len(self.sequence):
             return None
         text, sequence = self.text, self.sequence
-        at = text.offset[sequence] + self.position
-        cycle = Cycle(
-            active=torch.ones_like(sequence, dtype=torch.bool),
-            sequence=sequence,
-            number=self.number,
-            position=self.position,
-            context_length=text.context_length[at],
-            room=text.limit[sequence] - 1 - self.position,
-            reach=self.context_limit - 1 - text.context_length[at],
-            root_entropy=text.entropy[at],
-            root_logprob=text.logprob[at],
-            group=self.group,
-            sampling=text.sampling.by_row(sequence),
-            cost=self.cost,
-        )
+        cycle = text.cycle(sequence, self.position, self.number, self.group, self.context_limit, self.cost)
         done = run_cycle(self.policy, self.drafter, self.verifier, cycle, self.state)
         left = text.length[sequence] - 1 - self.position  # where the text ends is not the policy's to know
         gained = emitted(done.walk, left)

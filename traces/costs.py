@@ -86,6 +86,12 @@ class CostModel:
         return self.tables[table](*where).masked_fill(where[0] <= 0, 0.0)
 
 
+def machine_in_words(content: dict[str, Any]) -> str:
+    """What a profile or a recording's manifest says of the machine that made it."""
+    parts = [content.get("machine", {}).get("processor"), content.get("device"), content.get("dtype")]
+    return ", ".join(dict.fromkeys(str(part) for part in parts if part)) or "an unknown machine"
+
+
 @dataclass(frozen=True)
 class Profile:
     """One model pair on one machine.
@@ -113,9 +119,7 @@ class Profile:
     @property
     def machine(self) -> str:
         """The machine in words."""
-        machine = self.content.get("machine", {})
-        parts = [machine.get("processor"), self.content.get("device"), self.content.get("dtype")]
-        return ", ".join(dict.fromkeys(str(part) for part in parts if part)) or "an unknown machine"
+        return machine_in_words(self.content)
 
     def cost(self, drafter: str, policy: str = DEFAULT_POLICY) -> CostModel:
         """The cost model of one drafter; the loop's overhead is that measured with ``policy``, or else the default's.
