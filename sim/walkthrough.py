@@ -11,11 +11,13 @@ from torch import Tensor
 
 from policies.contract import Cycle, Policy
 from policies.cost import Cost
+from policies.drafting import Drafter
 from policies.loop import Step
 from policies.order import rank_of
 from policies.tree import Children, DraftTree
 from policies.verification import node_status
-from sim.recorded import RecordedDrafter, RecordedText
+from sim.looked_up import replayed_drafter
+from sim.recorded import RecordedText
 from sim.replay import ReplayRun
 from traces.recording import Recording
 
@@ -57,7 +59,7 @@ class Shown:
 class _Listening:
     """A drafter that remembers how unsure it was behind each node, whatever the policy asked to see."""
 
-    def __init__(self, drafter: RecordedDrafter):
+    def __init__(self, drafter: Drafter):
         self.drafter = drafter
         self.heard: list[tuple[Tensor, Tensor]] = []
 
@@ -109,7 +111,7 @@ def cycle_at(
 def _run(recording: Recording, policy: Policy, drafter: str | None, cost: Cost | None) -> tuple[ReplayRun, _Listening]:
     policy.check_fitted()
     words = RecordedText(recording)
-    listening = _Listening(RecordedDrafter(recording, drafter, words))
+    listening = _Listening(replayed_drafter(recording, drafter, words))
     return ReplayRun(recording, words, listening, policy, cost), listening
 
 
@@ -127,7 +129,7 @@ def accepted_everywhere(
     """
     policy.check_fitted()
     words = RecordedText(recording)
-    run = ReplayRun(recording, words, RecordedDrafter(recording, drafter, words), policy, cost)
+    run = ReplayRun(recording, words, replayed_drafter(recording, drafter, words), policy, cost)
     starts = torch.from_numpy(np.maximum(recording.length[texts] - 1, 0))
     text = torch.from_numpy(np.asarray(texts, np.int64)).repeat_interleave(starts)
     position = torch.arange(len(text)) - (starts.cumsum(0) - starts).repeat_interleave(starts)
