@@ -37,7 +37,7 @@ def contenders(
 
     def speculative(policy: Policy) -> Contender:
         limit = recording.manifest["context_limit"]
-        network = pair.networks[drafter]
+        network = pair.draft(drafter)
         decoder = SpeculativeDecoder(pair.target(), network, policy, pair.end_tokens, cost, limit)
 
         def decode(text: int) -> tuple[int, int, float]:

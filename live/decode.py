@@ -11,6 +11,7 @@ from torch import Tensor
 
 from live.distribution import entropy_of, log_probabilities
 from live.drafter import LiveDrafter
+from live.looking_up import LiveLookup
 from live.model import CachedModel
 from live.network import DraftNetwork
 from live.sampling import GREEDY, Sampler
@@ -19,6 +20,7 @@ from policies.contract import Cycle, Policy, Sampling, State
 from policies.cost import Cost
 from policies.drafting import Drafter
 from policies.errors import UserError
+from policies.lookup.rule import Rule
 from policies.loop import Step, emitted, gather_rows, run_cycle
 
 
@@ -52,15 +54,17 @@ class SpeculativeDecoder:
     def __init__(
         self,
         target: CachedModel,
-        network: DraftNetwork,
+        network: DraftNetwork | Rule,
         policy: Policy,
         end_tokens: Sequence[int] = (),
         cost: Cost | None = None,
         context_limit: int | None = None,
     ):
-        """:param context_limit: tokens that fit in the context of target and draft; the target's by default."""
+        """:param network: what drafts: a network, or a training-free rule.
+        :param context_limit: tokens that fit in the context of target and draft; the target's by default."""
         policy.check_fitted()
-        self.target, self.drafter, self.policy, self.cost = target, LiveDrafter(network), policy, cost
+        self.target, self.policy, self.cost = target, policy, cost
+        self.drafter = LiveLookup(network) if isinstance(network, Rule) else LiveDrafter(network)
         self.asked: Drafter = self.drafter  # whom the drafting loop asks; fidelity puts a tape in between
         ends = torch.tensor(list(end_tokens), dtype=torch.int64, device=target.device)
         self.verifier = LiveVerifier(target, ends)
@@ -180,6 +184,8 @@ class SpeculativeDecoder:
         ended = (done.walk.bonus < 0) | torch.isin(done.walk.bonus, self.verifier.end_tokens)
         self._going = (gained < left) & ~ended
         if bool(self._going.any()):
+            if isinstance(self.drafter, LiveLookup) and (count := self.drafter.rule.top):
+                self.drafter.hear(*self.verifier.target_top(cycle, done.kept, done.walk, count))
             self.drafter.commit(tokens, self.verifier.features, counts)
             self.verifier.sampler.commit(tokens, counts)
             self._entropy, self._logprob = self.verifier.bonus_distribution(done.walk)

@@ -126,12 +126,13 @@ def terminal_ranks(recording: Recording, policy: Policy, drafter: str) -> dict[s
     """
     import torch
 
-    from sim.recorded import RecordedDrafter, RecordedText
+    from sim.looked_up import replayed_drafter
+    from sim.recorded import RecordedText
     from sim.replay import ReplayRun
     from sim.walkthrough import terminal_rank
 
     text = RecordedText(recording)
-    run = ReplayRun(recording, text, RecordedDrafter(recording, drafter, text), policy)
+    run = ReplayRun(recording, text, replayed_drafter(recording, drafter, text), policy)
     sequences = torch.arange(len(text.length))
     ranks, kept, nothing = [], [], 0
     with torch.inference_mode():

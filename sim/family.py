@@ -17,11 +17,12 @@ from torch import Tensor
 
 from policies.contract import Cycle, Policy
 from policies.cost import Cost
-from policies.drafting import draft
+from policies.drafting import Drafter, draft
 from policies.errors import UserError
 from policies.verification import pack
+from sim.looked_up import replayed_drafter
 from sim.parts import in_threads
-from sim.recorded import RecordedDrafter, RecordedText, RecordedVerifier
+from sim.recorded import RecordedText, RecordedVerifier
 from sim.replay import CycleLog
 from traces.recording import Recording
 
@@ -92,7 +93,7 @@ def replay_family(
     start[texts] = room.cumsum(0) - room
     sequence = texts.repeat_interleave(room)
     position = torch.arange(len(sequence)) - start[sequence]
-    world = RecordedDrafter(recording, drafter, text)
+    world = replayed_drafter(recording, drafter, text)
     limit = recording.manifest["context_limit"]
     work = []
     for here in torch.arange(len(sequence)).split(POSITIONS):
@@ -104,7 +105,7 @@ def replay_family(
 
 
 @torch.inference_mode()
-def _outlook(policies: list[Policy], drafter: RecordedDrafter, cycle: Cycle, text: RecordedText) -> Outlook:
+def _outlook(policies: list[Policy], drafter: Drafter, cycle: Cycle, text: RecordedText) -> Outlook:
     first = policies[0]
     state = first.begin(cycle, first.init(len(cycle.sequence), cycle.sequence))
     drafted = draft(first, drafter, cycle, state)

@@ -14,7 +14,8 @@ from policies.cost import Cost
 from policies.loop import Step
 from policies.order import rank_of
 from policies.verification import node_status
-from sim.recorded import ListeningDrafter, RecordedDrafter, RecordedText
+from sim.looked_up import replayed_drafter
+from sim.recorded import ListeningDrafter, RecordedText
 from sim.replay import ReplayRun
 from traces.recording import Recording
 
@@ -83,7 +84,7 @@ def cycle_at(
 def _run(recording: Recording, policy: Policy, drafter: str | None, cost: Cost | None) -> tuple[ReplayRun, ListeningDrafter]:
     policy.check_fitted()
     words = RecordedText(recording)
-    listening = ListeningDrafter(RecordedDrafter(recording, drafter, words))
+    listening = ListeningDrafter(replayed_drafter(recording, drafter, words))
     return ReplayRun(recording, words, listening, policy, cost), listening
 
 
@@ -108,7 +109,7 @@ def accepted_everywhere(
     """
     policy.check_fitted()
     words = RecordedText(recording)
-    run = ReplayRun(recording, words, RecordedDrafter(recording, drafter, words), policy, cost)
+    run = ReplayRun(recording, words, replayed_drafter(recording, drafter, words), policy, cost)
     starts = torch.from_numpy(np.maximum(recording.length[texts] - 1, 0))
     text = torch.from_numpy(np.asarray(texts, np.int64)).repeat_interleave(starts)
     position = torch.arange(len(text)) - (starts.cumsum(0) - starts).repeat_interleave(starts)
