@@ -38,11 +38,18 @@ def ranked(logits: Tensor, count: int) -> Ranked:
     entropy = entropy_of(logprob)
     logprob = logprob.float()  # what policies see in every mode; ranking the rounded values keeps the modes alike
     count = min(count, logprob.shape[-1])
+    value, index = logprob.topk(min(count + 1, logprob.shape[-1]), dim=-1)
+    if bool((value[..., 1:] == value[..., :-1]).any()):
+        index = _settled(logprob, count)
+        return Ranked(index, logprob.gather(-1, index), entropy)
+    return Ranked(index[..., :count], value[..., :count], entropy)  # all distinct, so this is the only order
+
+
+def _settled(logprob: Tensor, count: int) -> Tensor:
+    """The best entries int64 [..., K] where some are tied: ties by lowest index."""
     looked_at = min(count + SLACK, logprob.shape[-1])
     value, index = logprob.topk(looked_at, dim=-1)
     if looked_at < logprob.shape[-1] and bool((value[..., count - 1] == value[..., -1]).any()):
-        index = best(logprob, count)  # so many ties that the slack may have missed the lowest index
-    else:
-        index = index.sort(dim=-1).values
-        index = index.gather(-1, best(logprob.gather(-1, index), count))
-    return Ranked(index, logprob.gather(-1, index), entropy)
+        return best(logprob, count)  # so many ties that the slack may have missed the lowest index
+    index = index.sort(dim=-1).values
+    return index.gather(-1, best(logprob.gather(-1, index), count))

@@ -34,6 +34,10 @@ class EagleNetwork:
     def gather_rows(self, rows: Tensor) -> None:
         self._key, self._value, self._length = self._key[rows], self._value[rows], self._length[rows]
 
+    def forwards(self) -> list[tuple[object, str]]:
+        own = [(self, name) for name in ("_attend", "_attend_committed")]
+        return own + [(self.head, name) for name in ("fuse", "project", "finish", "logits")]
+
     def advance(self, tokens: Tensor, features: Tensor | None, counts: Tensor, everywhere: bool = False) -> Tensor:
         head, rows, count = self.head, *tokens.shape
         hidden = head.fuse(features)
@@ -43,19 +47,23 @@ class EagleNetwork:
         self._reserve(int(self._length.max()) + count)
         row = torch.arange(rows, device=tokens.device)[:, None]
         self._key[row, positions], self._value[row, positions] = key, value
-        span = int(self._length.max()) + count
-        visible = torch.arange(span, device=tokens.device) <= positions[:, :, None]
+        attended = self._attend_committed(query, positions, int(self._length.max()) + count)
+        hidden = head.finish(hidden, attended)
+        self._length = self._length + counts
+        if everywhere:
+            return hidden
+        return hidden.gather(1, (counts - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0]
+
+    def _attend_committed(self, query: Tensor, positions: Tensor, span: int) -> Tensor:
+        """Causal attention of committed cells [R, T, heads, d] at ``positions`` int64 [R, T] over the first ``span`` cells."""
+        visible = torch.arange(span, device=query.device) <= positions[:, :, None]
         attended = F.scaled_dot_product_attention(
             query.transpose(1, 2),
             self._heads(self._key[:, :span]),
             self._heads(self._value[:, :span]),
             attn_mask=visible[:, None],
         )
-        hidden = head.finish(hidden, attended.transpose(1, 2).reshape(rows, count, -1))
-        self._length = self._length + counts
-        if everywhere:
-            return hidden
-        return hidden.gather(1, (counts - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0]
+        return attended.transpose(1, 2).flatten(2)
 
     def open(self, source: Tensor, context_length: Tensor, width: int) -> Ranked:
         self._prefix = context_length  # cells 0 .. context_length - 1

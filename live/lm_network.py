@@ -28,6 +28,9 @@ class LanguageModelNetwork:
     def gather_rows(self, rows: Tensor) -> None:
         self.model.gather_rows(rows)
 
+    def forwards(self) -> list[tuple[object, str]]:
+        return [(self.model, "run")]
+
     def advance(self, tokens: Tensor, features: Tensor | None, counts: Tensor, everywhere: bool = False) -> Tensor:
         self.model.drop_tree()
         output = self.model.prefill(self._known(tokens), counts, logits="all" if everywhere else "last")

@@ -39,6 +39,9 @@ class DraftNetwork(Protocol):
     def gather_rows(self, rows: Tensor) -> None:
         """Keep only these rows int64 [R'] of the committed part."""
 
+    def forwards(self) -> list[tuple[object, str]]:
+        """Owner and name of the methods that are the network's forward pass, for timers (live/breakdown.py)."""
+
 
 class Ancestry:
     """Slots of each slot's ancestors, itself included and the root left out: int64 [B, S, D], -1 padding on the right."""
