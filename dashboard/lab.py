@@ -219,8 +219,14 @@ def differences(tallies: dict[str, Tally], study: str) -> None:
 
 
 @st.cache_data(max_entries=20, show_spinner="Searching the best static setting")
+def best_static(key: str, cost_key: str, _view: View, _cost: CostModel | None) -> Policy | None:
+    return place(_view.recording, [], _cost, _view.drafter, texts=_view.texts).static
+
+
+@st.cache_data(max_entries=50, show_spinner="Placing the policy")
 def placed(key: str, policy_key: str, cost_key: str, _view: View, _policy: Policy, _cost: CostModel | None) -> Placing:
-    return place(_view.recording, [_policy], _cost, _view.drafter, texts=_view.texts)
+    static = best_static(key, cost_key, _view, _cost)
+    return place(_view.recording, [_policy], _cost, _view.drafter, static=static, texts=_view.texts)
 
 
 def how_far(view: View, study: str) -> None:
