@@ -12,10 +12,11 @@ from torch import Tensor
 
 from policies.contract import Cycle, Policy
 from policies.cost import Cost
-from policies.drafting import Draft, draft
+from policies.drafting import Draft, Drafter, draft
 from policies.tree import DraftTree
 from policies.verification import node_status, pack
-from sim.recorded import RecordedDrafter, RecordedText, RecordedVerifier
+from sim.looked_up import replayed_drafter
+from sim.recorded import RecordedText, RecordedVerifier
 from traces.recording import Recording
 
 CHUNK = 2048
@@ -90,7 +91,7 @@ def build_samples(
     :param on_positions: told how many positions are done, for progress bars.
     """
     text = RecordedText(recording)
-    world = RecordedDrafter(recording, drafter or recording.drafters[0], text), RecordedVerifier(text)
+    world = replayed_drafter(recording, drafter, text), RecordedVerifier(text)
     base = policy.fit_base()
     if sequences is None:
         sequences = np.arange(len(text.length))
@@ -142,7 +143,7 @@ def _cycle(text: RecordedText, sequence: Tensor, position: Tensor, context_limit
 
 
 def _one_chunk(
-    policy: Policy, base: Policy, drafter: RecordedDrafter, verifier: RecordedVerifier, cycle: Cycle, nodes: bool
+    policy: Policy, base: Policy, drafter: Drafter, verifier: RecordedVerifier, cycle: Cycle, nodes: bool
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Per position: what was accepted and measured; per tested node (when asked for): the table."""
     if not len(cycle.sequence):
@@ -159,7 +160,7 @@ def _one_chunk(
 class _EntropyKeeper:
     """A drafter that remembers the entropy of each node's children's distribution, whatever the policy asked for."""
 
-    def __init__(self, drafter: RecordedDrafter):
+    def __init__(self, drafter: Drafter):
         self.drafter = drafter
         self.entropies: list[tuple[Tensor, Tensor]] = []
 
