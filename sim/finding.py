@@ -9,7 +9,6 @@ from pathlib import Path
 
 from policies.errors import UserError
 from traces.costs import Profile, check_profile, load_profile
-from traces.costs import machine_in_words as hardware  # noqa: F401 (the dashboard's sidebar asks for it here)
 from traces.recording import Recording
 
 

@@ -49,6 +49,7 @@ def fit(
     """
     from policies.contract import Policy
     from sim.finding import manifest_digest
+    from sim.looked_up import runs_again
     from sim.samples import build_samples
     from sim.split import split_sequences
 
@@ -57,7 +58,7 @@ def fit(
     if policy.fits_on_cost and cost is None:
         raise UserError(f"policy '{policy.name}' weighs time against tokens: give --profile FILE, from traces.profile")
     drafter = drafter or recording.drafters[0]
-    if drafter not in recording.drafters:
+    if drafter not in recording.drafters and not runs_again(recording, drafter):
         raise UserError(f"the recording has no drafter '{drafter}': it has {', '.join(recording.drafters)}")
     split = split_sequences(recording.sequence_ids, recording.domain_index, train_share, seed)
     positions = int((recording.length[split.train] - 1).clip(min=0).sum())

@@ -11,9 +11,10 @@ import torch
 
 from policies.contract import Cycle, Policy
 from policies.cost import Cost
-from policies.drafting import Draft, draft
+from policies.drafting import Draft, Drafter, draft
 from policies.verification import node_status, pack
-from sim.recorded import ListeningDrafter, RecordedDrafter, RecordedText, RecordedVerifier
+from sim.looked_up import replayed_drafter
+from sim.recorded import ListeningDrafter, RecordedText, RecordedVerifier
 from traces.recording import Recording
 
 CHUNK = 2048
@@ -88,7 +89,7 @@ def build_samples(
     :param on_positions: told how many positions are done, for progress bars.
     """
     text = RecordedText(recording)
-    world = RecordedDrafter(recording, drafter or recording.drafters[0], text), RecordedVerifier(text)
+    world = replayed_drafter(recording, drafter, text), RecordedVerifier(text)
     base = policy.fit_base()
     if sequences is None:
         sequences = np.arange(len(text.length))
@@ -125,7 +126,7 @@ def build_samples(
 
 
 def _one_chunk(
-    policy: Policy, base: Policy, drafter: RecordedDrafter, verifier: RecordedVerifier, cycle: Cycle, nodes: bool
+    policy: Policy, base: Policy, drafter: Drafter, verifier: RecordedVerifier, cycle: Cycle, nodes: bool
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Per position: what was accepted and measured; per tested node (when asked for): the table."""
     if not len(cycle.sequence):
