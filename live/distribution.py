@@ -32,17 +32,17 @@ def entropy_of(logprob: Tensor) -> Tensor:
     return -(logprob.exp() * logprob.nan_to_num(neginf=0.0)).sum(-1).float()
 
 
-def ranked(logits: Tensor, count: int) -> Ranked:
-    """The ``count`` best entries by float32 log-probability, ties by lowest index, and the full entropy."""
+def ranked(logits: Tensor, count: int, entropy: bool = True) -> Ranked:
+    """The ``count`` best entries by float32 log-probability, ties by lowest index, and the full entropy (-1 unless asked for)."""
     logprob = log_probabilities(logits)
-    entropy = entropy_of(logprob)
+    spread = entropy_of(logprob) if entropy else logprob.new_full(logprob.shape[:-1], -1.0, dtype=torch.float32)
     logprob = logprob.float()  # what policies see in every mode; ranking the rounded values keeps the modes alike
     count = min(count, logprob.shape[-1])
     value, index = logprob.topk(min(count + 1, logprob.shape[-1]), dim=-1)
     if bool((value[..., 1:] == value[..., :-1]).any()):
         index = _settled(logprob, count)
-        return Ranked(index, logprob.gather(-1, index), entropy)
-    return Ranked(index[..., :count], value[..., :count], entropy)  # all distinct, so this is the only order
+        return Ranked(index, logprob.gather(-1, index), spread)
+    return Ranked(index[..., :count], value[..., :count], spread)  # all distinct, so this is the only order
 
 
 def _settled(logprob: Tensor, count: int) -> Tensor:

@@ -49,6 +49,7 @@ class LiveDrafter:
 
     def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children:
         if tree.levels == 0:
+            self.network.entropies = "entropy" in tree.needs  # a sum over the vocabulary that most policies never look at
             if self._pending is not None:
                 self._source = self.network.advance(*self._pending)
                 self._pending = None

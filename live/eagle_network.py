@@ -19,12 +19,14 @@ from live.network import Ancestry
 class EagleNetwork:
     kind = "eagle3"
     needs_features = True
+    entropies = True
 
     def __init__(self, head: Eagle3Head, name: str = "eagle3"):
         self.head, self.name = head, name
         self.reset(1)
 
     def reset(self, rows: int) -> None:
+        self.entropies = True
         head = self.head
         like = next(head.parameters())
         self._key = like.new_empty((rows, 0, head.num_kv_heads, head.head_dim))
@@ -71,7 +73,7 @@ class EagleNetwork:
         self._hidden = source[:, None]  # each slot's output; the root's is the last committed cell's
         self._tree_key = self._key.new_zeros((len(source), 1, self.head.num_kv_heads, self.head.head_dim))
         self._tree_value = torch.zeros_like(self._tree_key)
-        return self._children(ranked(self.head.logits(self._hidden)[:, 0], width))
+        return self._children(ranked(self.head.logits(self._hidden)[:, 0], width, self.entropies))
 
     def grow(self, parent: Tensor, token: Tensor, width: int) -> Ranked:
         above = self._ancestry.add(parent)
@@ -82,7 +84,7 @@ class EagleNetwork:
         self._tree_value = torch.cat([self._tree_value, value], dim=1)
         output = self.head.finish(hidden, self._attend(query, above))
         self._hidden = torch.cat([self._hidden, output], dim=1)
-        return self._children(ranked(self.head.logits(output), width))
+        return self._children(ranked(self.head.logits(output), width, self.entropies))
 
     def _attend(self, query: Tensor, above: Tensor) -> Tensor:
         """Attention of tree nodes [B, W, heads, d] to their committed prefix and to their ancestors' slots [B, W, D]."""

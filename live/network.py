@@ -20,6 +20,8 @@ class DraftNetwork(Protocol):
     name: str
     kind: str
     needs_features: bool
+    entropies: bool
+    """Whether anybody wants to know the entropies; true again after each :meth:`reset`."""
 
     def reset(self, rows: int) -> None:
         """Forget everything; ``rows`` fresh committed parts."""
