@@ -14,7 +14,7 @@ import streamlit as st
 
 from dashboard.common import View, escaped, friendly, opened, remember
 from policies.errors import UserError
-from sim.finding import files_of, found_profiles, hardware, profile_for, recordings_in
+from sim.finding import files_of, found_profiles, profile_for, recordings_in
 from traces.costs import Profile
 from traces.recording import Recording
 
@@ -119,7 +119,7 @@ def choose_profile(recording: Recording, drafter: str, paths: list[Path]) -> Pro
     if name == "none":
         return None
     profile = profile_for(names[name], recording, drafter)
-    st.sidebar.caption(escaped(hardware(profile.content)))
+    st.sidebar.caption(escaped(profile.machine))
     return profile
 
 

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from policies.errors import UserError, run_command
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from policies.contract import Policy
-    from policies.cost import Cost
     from policies.heterospec import HeteroSpec
-    from sim.texts import TextSums
+    from sim.tally import Tally
+    from sim.trial import Trials
+    from traces.costs import CostModel
     from traces.recording import Recording
 
 PAPER = "The paper, mean over 20 cells against EAGLE-3: tau +4.1%, target calls -3.6%, verified tokens -10.4%, speed +4.7%."
@@ -39,44 +38,24 @@ def parser() -> argparse.ArgumentParser:
     return about
 
 
-@dataclass(frozen=True)
-class Bench:
-    """Replays on the held-out texts, each policy once."""
+def figures(sums: Tally, domain: int | None = None) -> dict[str, float]:
+    """tau, calls, verified tokens and ms per token; of one domain, or tau and ms as means and the others as sums."""
+    mine = [True] * len(sums.domain) if domain is None else sums.domain == domain
 
-    recording: Recording
-    held_out: np.ndarray
-    drafter: str
-    cost: Cost | None
-    known: dict[Policy, TextSums]
+    def figure(name: str) -> float:
+        if name not in sums.figures:
+            return math.nan
+        return sums.mean(name) if domain is None else sums.by_domain(name)[sums.domains[domain]]
 
-    def sums(self, policy: Policy) -> TextSums:
-        import torch
-
-        from sim.replay import replay
-        from sim.texts import text_sums
-
-        if policy not in self.known:
-            chosen = torch.as_tensor(self.held_out)
-            log = replay(self.recording, policy, self.drafter, sequences=chosen, cost=self.cost)
-            self.known[policy] = text_sums(log, len(self.recording.length), self.cost)
-        return self.known[policy]
-
-    def figures(self, policy: Policy, domain: int | None = None) -> dict[str, float]:
-        """tau, calls, verified tokens and ms per token; of one domain, or tau and ms as means and the others as sums."""
-        import numpy as np
-
-        from sim.texts import over_domains
-
-        of, sums = np.asarray(self.recording.domain_index), self.sums(policy)
-        mine = np.full(len(of), True) if domain is None else of == domain
-        return {
-            "tau": over_domains(sums.emitted * mine, sums.cycles * mine, of),
-            "calls": float(sums.cycles[mine].sum()),
-            "verified": float(sums.verified[mine].sum()),
-            "levels": float(sums.levels[mine].sum() / sums.cycles[mine].sum()),
-            "ms": over_domains(sums.ms * mine, sums.emitted * mine, of),
-            "missing": float(sums.missing[mine].sum()),
-        }
+    total = {name: float(column[mine].sum()) for name, column in sums.sums.items()}
+    return {
+        "tau": figure("tau"),
+        "calls": total["cycles"],
+        "verified": total["verified"],
+        "levels": total["levels"] / total["cycles"],
+        "ms": figure("ms_per_token"),
+        "uncovered": total["cycles"] - total["covered"],
+    }
 
 
 def changes(theirs: dict[str, float], ours: dict[str, float]) -> list[str]:
@@ -90,77 +69,77 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def comparison(bench: Bench, baseline: Policy, contenders: list[tuple[str, Policy]]) -> str:
+def comparison(trials: Trials, baseline: Policy, contenders: list[tuple[str, Policy]]) -> str:
     """One row per policy, over all domains, against the baseline."""
-    start = bench.figures(baseline)
+    start = figures(trials.tally(baseline))
     rows = []
     for name, policy in [("EAGLE-3", baseline), *contenders]:
-        found = bench.figures(policy)
+        found = figures(trials.tally(policy))
         ms = "-" if math.isnan(found["ms"]) else f"{found['ms']:.3f}"
         absolute = [f"{found['tau']:.2f}", f"{found['calls']:.0f}", f"{found['verified']:.0f}", f"{found['levels']:.1f}", ms]
-        lacking = "" if not found["missing"] else f" ({found['missing']:.0f} expansions not recorded)"
+        lacking = "" if not found["uncovered"] else f" ({found['uncovered']:.0f} cycles not covered by the recording)"
         rows.append([name + lacking, *absolute, *changes(start, found)])
     header = ["policy", "tau", "calls", "verified tokens", "levels per cycle", "ms/token", "tau", "calls", "verified", "ms"]
     return markdown(header, rows)
 
 
-def per_domain(bench: Bench, baseline: Policy, fitted: Policy) -> str:
+def per_domain(trials: Trials, baseline: Policy, fitted: Policy) -> str:
+    base, ours = trials.tallies([baseline, fitted])
     rows = []
-    for index, domain in enumerate(bench.recording.domains):
-        if bench.sums(baseline).cycles[bench.recording.domain_index == index].sum():
-            start, found = bench.figures(baseline, index), bench.figures(fitted, index)
-            rows.append([domain, f"{start['tau']:.2f}", f"{found['tau']:.2f}", *changes(start, found)])
-    rows.append(["all", f"{bench.figures(baseline)['tau']:.2f}", f"{bench.figures(fitted)['tau']:.2f}"])
-    rows[-1] += changes(bench.figures(baseline), bench.figures(fitted))
+    for domain in [*base.present(), None]:
+        start, found = figures(base, domain), figures(ours, domain)
+        name = "all" if domain is None else base.domains[domain]
+        rows.append([name, f"{start['tau']:.2f}", f"{found['tau']:.2f}", *changes(start, found)])
     return markdown(["domain", "EAGLE-3 tau", "HeteroSpec tau", "tau", "calls", "verified", "ms"], rows)
 
 
-def verdict(bench: Bench, fitted: Policy, others: list[tuple[str, Policy]]) -> str:
+def verdict(trials: Trials, fitted: Policy, others: list[tuple[str, Policy]]) -> str:
     """Time (or calls, without a profile) against each control, with 95% intervals."""
-    import numpy as np
+    from sim.bootstrap import Resamples
 
-    from sim.texts import over_domains, paired_interval
-
-    domain, ours = np.asarray(bench.recording.domain_index), bench.sums(fitted)
-    what = "time per token" if bench.cost else "target calls per token"
-
-    def spent(sums: TextSums) -> np.ndarray:
-        return sums.ms if bench.cost else sums.cycles
-
+    ours = trials.tally(fitted)
+    draws = Resamples(ours)
+    what, figure = ("time", "ms_per_token") if trials.cost else ("target calls", "cycles_per_token")
     lines = []
     for name, policy in others:
-        theirs = bench.sums(policy)
-        low, high = paired_interval(spent(ours), spent(theirs), ours.emitted, domain)
-        a, b = (over_domains(spent(sums), sums.emitted, domain) for sums in (ours, theirs))
-        sure = "better" if low > 0 else "worse" if high < 0 else "no sure difference"
-        lines.append(f"- against {name}: {a / b - 1:+.1%} {what} ({-high:+.1%} .. {-low:+.1%}): {sure}")
+        saved = draws.saving(ours, trials.tally(policy), figure)
+        told = f"- against {name}: {-saved.value:+.1%} {what} per token"
+        if saved.low is None:
+            lines.append(f"{told}: no interval, since a domain has a single text")
+            continue
+        sure = "better" if saved.low > 0 else "worse" if saved.high < 0 else "no sure difference"
+        lines.append(f"{told} ({-saved.high:+.1%} .. {-saved.low:+.1%}): {sure}")
     return "\n".join(lines)
 
 
-def report(recording: Recording, policy: HeteroSpec, drafter: str, cost: Cost | None, train_share: float, seed: int) -> str:
+def report(recording: Recording, policy: HeteroSpec, drafter: str, cost: CostModel | None, train_share: float, seed: int) -> str:
     """The whole report, as Markdown."""
+    import torch
+
     from policies.eagle3 import Eagle3
     from sim.fit import fit
+    from sim.setting import Setting
     from sim.split import split_sequences
-    from sim.static_search import Family, best_static, same_budget
+    from sim.static_search import best_static, fixed_trees, same_budget
+    from sim.trial import Trials
 
     fitted: Any
     fitted, how, _ = fit(recording, policy, train_share=train_share, seed=seed, drafter=drafter)
     split = split_sequences(recording.sequence_ids, recording.domain_index, train_share, seed)
     if not len(split.held_out):
         raise UserError("no text is left to score on: record more texts, or lower --train-share")
-    bench = Bench(recording, split.held_out, drafter, cost, {})
+    scored, training = (Trials(recording, Setting(drafter), cost, torch.as_tensor(part)) for part in (split.held_out, split.train))
     base = Eagle3(fitted.total_tokens, fitted.depth, fitted.top_k)
     half = math.ceil(fitted.depth / 2)
-    training = Family(recording, split.train, drafter)
-    kept = training.logs([fitted])[0].kept.double().mean()
+    spent = training.tally(fitted).sums
+    kept = float(spent["kept"].sum() / spent["cycles"].sum())
     deepest = min(fitted.depth + max(fitted.extra_levels()), 14)
     controls = [
-        (f"same-budget static, {(same := same_budget(training, float(kept), (6, 8, deepest))).spec()}", same),
+        (f"same-budget static, {(same := same_budget(training, kept, (6, 8, deepest))).spec()}", same),
         (f"always as deep, {(deep := Eagle3(fitted.total_tokens, deepest, fitted.top_k)).spec()}", deep),
     ]
     if cost is not None:
-        found = best_static(training, cost).policy
+        found = best_static(training, fixed_trees(training)).policy
         controls.append((f"best static, {found.spec()}", found))
     ablation = [
         ("+ DED (deeper)", replace(fitted, prune=False)),
@@ -175,15 +154,15 @@ def report(recording: Recording, policy: HeteroSpec, drafter: str, cost: Cost | 
         f"`{drafter}`. Strata end at {edges or 'none'} nats. Changes are against EAGLE-3 at {fitted.total_tokens} tokens, "
         f"depth {fitted.depth}, top-k {fitted.top_k}. {PAPER}",
         "## By domain",
-        per_domain(bench, base, fitted),
+        per_domain(scored, base, fitted),
         "## Ablation (the paper's table 2)",
-        comparison(bench, base, ablation),
+        comparison(scored, base, ablation),
         "## alpha (the paper's table 3)",
-        comparison(bench, base, sweep),
+        comparison(scored, base, sweep),
         "## Controls",
-        comparison(bench, base, [("HeteroSpec", fitted), *controls]),
+        comparison(scored, base, [("HeteroSpec", fitted), *controls]),
         "## Verdict",
-        verdict(bench, fitted, [("EAGLE-3 defaults", base), *controls]),
+        verdict(scored, fitted, [("EAGLE-3 defaults", base), *controls]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -192,18 +171,15 @@ def main() -> None:
     given = parser().parse_args()
     from policies.heterospec import HeteroSpec
     from policies.registry import load_policy
-    from traces.costs import check_profile, load_profile
+    from sim.finding import profile_for
     from traces.recording import open_recording
 
     policy = load_policy(given.policy)
     if not isinstance(policy, HeteroSpec):
         raise UserError(f"this report is about heterospec, not {policy.name}: give --policy 'heterospec(...)'")
     recording = open_recording(given.trace)
-    drafter, cost = given.drafter or recording.drafters[0], None
-    if given.profile:
-        profile = load_profile(given.profile)
-        check_profile(profile, recording.manifest)
-        cost = profile.cost(drafter)
+    drafter = given.drafter or recording.drafters[0]
+    cost = profile_for(given.profile, recording, drafter).cost(drafter) if given.profile else None
     text = report(recording, policy, drafter, cost, given.train_share, given.seed)
     if not given.out:
         print(text, end="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -18,9 +19,14 @@ import streamlit as st
 from policies.contract import Policy
 from policies.errors import UserError
 from policies.registry import load_policy
-from sim import curves, intervals
+from sim import curves, glance
+from sim.bootstrap import Resamples
 from sim.finding import digest_of, key_of
+from sim.setting import Setting
+from sim.tally import Tally
+from sim.trial import run_trial, texts_at
 from sim.vocabulary import Vocabulary, find_vocabulary
+from sim.walkthrough import some_texts
 from traces.costs import CostModel, Profile
 from traces.recording import Recording, open_recording
 
@@ -58,14 +64,20 @@ class View:
         return f"{key_of(self.recording)} {self.drafter} {self.temperature}"
 
     @cached_property
+    def setting(self) -> Setting:
+        """How policies are replayed: one request at a time."""
+        return Setting(self.drafter, temperature=self.temperature)
+
+    @cached_property
     def texts(self) -> np.ndarray:
         """Indices int64 of the texts to look at."""
-        return intervals.texts_at(self.recording, self.temperature)
+        chosen = texts_at(self.recording, self.temperature)
+        return np.arange(len(self.recording.length)) if chosen is None else chosen.numpy()
 
     @cached_property
     def some_texts(self) -> np.ndarray:
         """As many of them as can be drafted on at every position while one waits."""
-        return intervals.some_texts(self.recording, self.texts, MOST_POSITIONS)
+        return some_texts(self.recording, self.texts, MOST_POSITIONS)
 
     def cost(self, policy: str) -> CostModel | None:
         """The cost model of the chosen profile, with the named policy's own overhead where it was measured."""
@@ -180,12 +192,12 @@ def words() -> Vocabulary:
 
 
 @st.cache_data(max_entries=400, show_spinner=False)
-def _sums(key: str, policy_key: str, cost_key: str, _view: View, _policy: Policy, _cost: CostModel | None) -> pl.DataFrame:
-    return intervals.per_text(_view.recording, _policy, _view.drafter, _view.texts, _cost)
+def _sums(key: str, policy_key: str, cost_key: str, _view: View, _policy: Policy, _cost: CostModel | None) -> Tally:
+    return run_trial(_view.recording, _policy, _view.setting, _cost)
 
 
-def replayed(view: View, policy: Policy) -> pl.DataFrame:
-    """`sim.intervals.per_text` of one policy, without predicted times where the profile does not reach.
+def replayed(view: View, policy: Policy) -> Tally:
+    """Sums of one policy's replay, without predicted times where the profile does not reach.
 
     Raises UserError when the policy fails.
     """
@@ -202,28 +214,42 @@ def replayed(view: View, policy: Policy) -> pl.DataFrame:
         raise UserError(f"{policy.source} failed ({type(error).__name__}: {error}): mend it and replay it again") from error
 
 
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _draws(texts: str, _like: Tally) -> Resamples:
+    """One set of draws for all that was replayed on the same texts."""
+    return Resamples(_like)
+
+
 @st.cache_data(max_entries=100, show_spinner=False)
-def _rows(key: str, _tables: dict[str, pl.DataFrame]) -> pl.DataFrame:
-    return intervals.rows(_tables)
+def _rows(key: str, _view: View, _tallies: dict[str, Tally]) -> pl.DataFrame:
+    like = next(iter(_tallies.values()))
+    named = {spec: (policy_of(spec), sums) for spec, sums in _tallies.items()}
+    return glance.rows_with_intervals(named, _view.setting, _draws(_texts_key(like), like))
 
 
-def rows_of(view: View, tables: dict[str, pl.DataFrame]) -> pl.DataFrame:
-    """`sim.intervals.rows` of what :func:`replayed` gave, by spec."""
-    return _rows(_results_key(view, tables), tables)
+def rows_of(view: View, tallies: dict[str, Tally]) -> pl.DataFrame:
+    """`sim.glance.rows_with_intervals` of what :func:`replayed` gave, by spec."""
+    return _rows(f"{view.key} {[(spec, _digest(sums)) for spec, sums in tallies.items()]}", view, tallies)
 
 
 @st.cache_data(max_entries=400, show_spinner=False)
-def _differences(key: str, _ours: pl.DataFrame, _theirs: pl.DataFrame) -> pl.DataFrame:
-    return intervals.differences(_ours, _theirs)
+def _differences(key: str, _ours: Tally, _theirs: Tally) -> pl.DataFrame:
+    return glance.difference_table(_ours, _theirs, _draws(_texts_key(_ours), _ours))
 
 
-def differences_of(view: View, ours: pl.DataFrame, theirs: pl.DataFrame) -> pl.DataFrame:
-    """`sim.intervals.differences` of what :func:`replayed` gave for two policies."""
-    return _differences(_results_key(view, {"ours": ours, "theirs": theirs}), ours, theirs)
+def differences_of(ours: Tally, theirs: Tally) -> pl.DataFrame:
+    """`sim.glance.difference_table` of two replays of the same texts."""
+    return _differences(f"{_digest(ours)} {_digest(theirs)}", ours, theirs)
 
 
-def _results_key(view: View, tables: dict[str, pl.DataFrame]) -> str:
-    return f"{view.key} {[(name, table.columns, int(table.hash_rows().sum())) for name, table in tables.items()]}"
+def _digest(sums: Tally) -> str:
+    columns = [sums.sequence, sums.domain, *sums.sums.values()]
+    names = json.dumps([sums.domains, list(sums.sums)])
+    return hashlib.sha256(b"".join([names.encode(), *(column.tobytes() for column in columns)])).hexdigest()
+
+
+def _texts_key(sums: Tally) -> str:
+    return hashlib.sha256(sums.sequence.tobytes() + sums.domain.tobytes()).hexdigest()
 
 
 def policy_key(policy: Policy) -> str:

@@ -23,8 +23,13 @@ from dashboard.common import (
     words,
 )
 from policies.contract import Policy
-from sim import charts, intervals, walkthrough
+from sim import charts, walkthrough
+from sim.compare import aligned, check_same_tokenizer, paired_texts
 from sim.finding import files_of, key_of
+from sim.setting import Setting
+from sim.tally import Tally
+from sim.trial import run_trial
+from traces.recording import Recording
 
 # No bare strings in pages: Streamlit would show them.
 FIGURES = {"tau": "tau", "kept": "verified per cycle", "levels": "levels", "ms_per_token": "ms per token", "speedup": "speedup"}
@@ -53,7 +58,7 @@ def two_policies(view: View) -> None:
     with right:
         theirs = choose_policy("Policy B", "b", "static")
     one, other = policy_of(ours), policy_of(theirs)
-    table = differences_of(view, replayed(view, one), replayed(view, other))
+    table = differences_of(replayed(view, one), replayed(view, other))
     by_domain(table, "A", "B")
     st.subheader("Where do they differ most?", anchor=False)
     places(view, one, other)
@@ -153,23 +158,21 @@ def two_recordings(view: View) -> None:
     theirs = opened(str(folder), files_of(folder))
     drafter = view.drafter if view.drafter in theirs.drafters else theirs.drafters[0]
     policy = policy_of(spec)
-    ours = replayed(view, policy).drop("ms", "plain_ms", strict=False)
-    partner = intervals.partners(view.recording, theirs)
-    table = intervals.relabelled(_replayed_there(key_of(theirs), policy_key(policy), drafter, theirs, policy), partner)
-    shared = len(set(ours["text"]) & set(table["text"]))
-    if not shared:
-        st.info("The two recordings share no prompt (same domain and prompt id), so nothing can be paired.")
-        return
+    check_same_tokenizer(view.recording, theirs)
+    at = float(view.recording.temperature[view.texts[0]])
+    pairs = paired_texts(view.recording, theirs, at, at)
+    setting = Setting(drafter, temperature=at)
+    there = _replayed_there(key_of(theirs), policy_key(policy), setting, theirs, policy)
     st.caption(
-        f"{shared:,} texts have a partner with the same prompt there. Drafters: {escaped(view.drafter)} here, {escaped(drafter)} "
-        "there. The answers need not be the same text."
+        f"{len(pairs):,} texts have a partner with the same prompt there. Drafters: {escaped(view.drafter)} here, "
+        f"{escaped(drafter)} there. The answers need not be the same text."
     )
-    by_domain(differences_of(view, ours, table), "here", "there")
+    by_domain(differences_of(*aligned([replayed(view, policy), there], pairs)), "here", "there")
 
 
 @st.cache_data(max_entries=20, show_spinner="Replaying the other recording")
-def _replayed_there(key: str, policy_key: str, drafter: str, _recording, _policy: Policy) -> pl.DataFrame:
-    return intervals.per_text(_recording, _policy, drafter)
+def _replayed_there(key: str, policy_key: str, setting: Setting, _recording: Recording, _policy: Policy) -> Tally:
+    return run_trial(_recording, _policy, setting)
 
 
 if __name__ == "__main__":

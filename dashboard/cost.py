@@ -8,7 +8,6 @@ import streamlit as st
 
 from dashboard.common import View, allowed, current, escaped, friendly, show_chart, show_table, title
 from sim import charts, surfaces
-from sim.finding import hardware
 from traces.costs import Profile
 
 # No bare strings in pages: Streamlit would show them.
@@ -46,7 +45,7 @@ def page() -> None:
 def latency(profile: Profile) -> None:
     how = profile.content.get("kind", "measured")
     between = profile.content["interpolation"]
-    st.markdown(f"**{escaped(hardware(profile.content))}** · {escaped(str(how))} · between points: {between}")
+    st.markdown(f"**{escaped(profile.machine)}** · {escaped(str(how))} · between points: {between}")
     kinds = [kind for kind in surfaces.AXES if kind in profile.content]
     left, right, third = st.columns(3)
     kind = left.selectbox("Part of a cycle", kinds, key="part", bind="query-params")

@@ -25,7 +25,8 @@ from dashboard.common import (
 )
 from policies.heterospec import HeteroSpec
 from policies.registry import load_policy
-from sim import charts, curves, intervals, reliability, strata, walkthrough
+from sim import charts, curves, reliability, strata, walkthrough
+from sim.metrics import ALL
 
 MEASURES = {
     "draft_entropy": "draft entropy",
@@ -216,9 +217,9 @@ def thresholds(view: View) -> None:
 def against_base(view: View, policy: HeteroSpec) -> None:
     """The thresholds' policy replayed beside its own base, EAGLE-3."""
     base = replace(policy, thresholds_=())
-    table = differences_of(view, replayed(view, policy), replayed(view, base))
+    table = differences_of(replayed(view, policy), replayed(view, base))
     names = {"tau": "tau", "kept": "verified nodes per cycle", "levels": "draft levels per cycle", "ms_per_token": "ms per token"}
-    mean = table.filter((pl.col("domain") == intervals.ALL) & pl.col("figure").is_in(list(names)))
+    mean = table.filter((pl.col("domain") == ALL) & pl.col("figure").is_in(list(names)))
     st.markdown("With these thresholds, replayed on every text:")
     for column, row in zip(st.columns(2) * 2, mean.rows(named=True), strict=False):
         better = "inverse" if row["figure"] != "tau" else "normal"
@@ -242,7 +243,7 @@ def trust(view: View, table: pl.DataFrame) -> None:
         )
         by = "domain" if by == "each domain" else None
         found = reliability.reliability(roots(table), by=by)
-        error = reliability.calibration_error(reliability.reliability(roots(table)))
+        error = reliability.first_choices(roots(table)).ece
         show_chart(
             charts.reliability_chart(found, by),
             found,

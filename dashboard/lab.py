@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import asdict
 
 import polars as pl
 import streamlit as st
@@ -24,12 +25,19 @@ from dashboard.common import (
     replayed,
     rows_of,
     show_chart,
+    show_table,
     title,
 )
 from policies.contract import Policy
 from policies.errors import UserError
 from policies.registry import load_policy
-from sim import charts, intervals, lab
+from sim import charts, lab
+from sim.bounds import Placing, place
+from sim.export import Export, exported_from
+from sim.finding import digest_of
+from sim.metrics import ALL, result_rows
+from sim.tally import Tally
+from traces.costs import CostModel
 
 # No bare strings in pages: Streamlit would show them.
 START = ("autoregressive", "chain", "static", "eagle3", "heterospec")  # compared at first, where they can run
@@ -45,6 +53,17 @@ COLUMNS = {
     "coverage": ("coverage", "cycles that found all they wanted in the recording", "percent"),
 }
 
+PLACES = {
+    "tau": ("tau", "tokens emitted per cycle", "%.2f"),
+    "ms_per_token": ("ms per token", "predicted, prefill excluded", "%.3f"),
+    "coverage": ("coverage", "cycles that found all they wanted in the recording", "percent"),
+    "of_plain": ("gap closed from plain", "of the gap between plain decoding and the bound", "percent"),
+    "of_static": ("gap closed from static", "of the gap between the best static setting and the bound", "percent"),
+    "faster": ("less than static", "how much less it takes per token than the best static setting", "percent"),
+    "low": ("from", "lower end of its 95% interval, paired over texts", "percent"),
+    "high": ("to", "upper end", "percent"),
+}
+
 
 def page() -> None:
     view = current()
@@ -58,12 +77,13 @@ def page() -> None:
     with right:
         start = [spec for spec in specs if any(lab.head_of(spec) == name or f"{name}.json" in spec for name in START)]
         against = choose_policies("Compared with", "against", start)
-        tables = replay_all(view, [study, *against] if study else against)
-        if tables:
-            results(view, tables, study)
-    if study in tables:
-        differences(view, tables, study)
-        take_away(view, study)
+        tallies = replay_all(view, [study, *against] if study else against)
+        if tallies:
+            results(view, tallies, study)
+    if study in tallies:
+        differences(tallies, study)
+        how_far(view, study)
+        take_away(view, study, tallies[study])
 
 
 # --- the policy under study
@@ -116,9 +136,9 @@ def turned(spec: str, name: str, key: str, literal: bool) -> None:
 # --- replay and results
 
 
-def replay_all(view: View, specs: list[str]) -> dict[str, pl.DataFrame]:
+def replay_all(view: View, specs: list[str]) -> dict[str, Tally]:
     """The sums of every policy that could be replayed, by spec; the same policy once, under its first name."""
-    tables: dict[str, pl.DataFrame] = {}
+    tallies: dict[str, Tally] = {}
     seen: set[str] = set()
     bar = st.empty()
     for number, spec in enumerate(specs):
@@ -128,16 +148,16 @@ def replay_all(view: View, specs: list[str]) -> dict[str, pl.DataFrame]:
                 continue
             bar.progress(number / len(specs), text=f"replaying {escaped(spec)}")
             seen.add(digest)
-            tables[spec] = replayed(view, policy)
+            tallies[spec] = replayed(view, policy)
     bar.empty()
-    return tables
+    return tallies
 
 
-def results(view: View, tables: dict[str, pl.DataFrame], study: str | None) -> None:
-    rows = rows_of(view, tables)
-    domains = [domain for domain in rows["domain"].unique(maintain_order=True) if domain != intervals.ALL]
-    every = [intervals.ALL, *domains]
-    of = st.segmented_control("Texts", every, default=intervals.ALL, required=True, key="of", bind="query-params")
+def results(view: View, tallies: dict[str, Tally], study: str | None) -> None:
+    rows = rows_of(view, tallies)
+    domains = [domain for domain in rows["domain"].unique(maintain_order=True) if domain != ALL]
+    every = [ALL, *domains]
+    of = st.segmented_control("Texts", every, default=ALL, required=True, key="of", bind="query-params")
     shown = rows.filter(pl.col("domain") == of)
     for figure in ("tau", "speedup"):
         if f"{figure}_low" in shown.columns:
@@ -149,7 +169,7 @@ def results(view: View, tables: dict[str, pl.DataFrame], study: str | None) -> N
     st.dataframe(shown.select("policy", *names), column_config=config, hide_index=True)
     download(rows, "policies", "every policy and domain")
     covered = rows.filter((pl.col("coverage") == 1.0).all().over("policy"))
-    partial = [spec for spec in tables if spec not in set(covered["policy"])]
+    partial = [spec for spec in tallies if spec not in set(covered["policy"])]
     if partial:
         st.caption(
             f"Not ranked, since the recording lacks some of what they wanted: {escaped(', '.join(partial))}; "
@@ -171,13 +191,13 @@ def span(low: float | None, high: float | None) -> str | None:
 # --- how sure, and against what
 
 
-def differences(view: View, tables: dict[str, pl.DataFrame], study: str) -> None:
-    others = [spec for spec in tables if spec != study]
+def differences(tallies: dict[str, Tally], study: str) -> None:
+    others = [spec for spec in tallies if spec != study]
     if not others:
         return
     st.subheader("Is the policy under study better?", anchor=False)
     known = {"tau": "tau", "kept": "verified per cycle", "ms_per_token": "ms per token", "speedup": "speedup"}
-    priced = all("ms" in table.columns for table in tables.values())
+    priced = all("speedup" in sums.figures for sums in tallies.values())
     choices = [name for name in known if priced or name in ("tau", "kept")]
     first = "speedup" if priced else "tau"
     figure = st.segmented_control(
@@ -185,12 +205,12 @@ def differences(view: View, tables: dict[str, pl.DataFrame], study: str) -> None
     )
     parts = []
     for spec in others:
-        part = differences_of(view, tables[study], tables[spec])
+        part = differences_of(tallies[study], tallies[spec])
         parts.append(part.filter(pl.col("figure") == figure).with_columns(policy=pl.lit(spec)))
     table = pl.concat(parts)
     sure = table["low"].null_count() == 0
     show_chart(
-        charts.difference_chart(table.filter(domain=intervals.ALL), f"{known[figure]}: this minus the other", "policy"),
+        charts.difference_chart(table.filter(domain=ALL), f"{known[figure]}: this minus the other", "policy"),
         table,
         "differences",
         "Difference of the means over domains, the same texts drawn for both (paired bootstrap, 95%). A line that crosses zero "
@@ -198,7 +218,45 @@ def differences(view: View, tables: dict[str, pl.DataFrame], study: str) -> None
     )
 
 
-def take_away(view: View, study: str) -> None:
+@st.cache_data(max_entries=20, show_spinner="Searching the best static setting")
+def best_static(key: str, cost_key: str, _view: View, _cost: CostModel | None) -> Policy | None:
+    return place(_view.recording, [], _cost, _view.drafter, texts=_view.texts).static
+
+
+@st.cache_data(max_entries=50, show_spinner="Placing the policy")
+def placed(key: str, policy_key: str, cost_key: str, _view: View, _policy: Policy, _cost: CostModel | None) -> Placing:
+    static = best_static(key, cost_key, _view, _cost)
+    return place(_view.recording, [_policy], _cost, _view.drafter, static=static, texts=_view.texts)
+
+
+def how_far(view: View, study: str) -> None:
+    """The policy between plain decoding, the best static setting and what a clairvoyant would need."""
+    st.subheader("How far from possible?", anchor=False)
+    told = "Replays some hundred settings on half of the texts: seconds on a small recording, minutes on a large one."
+    if not st.toggle("Bound and best static setting", key="bound", bind="query-params", help=told):
+        return
+    with friendly():
+        policy, profile = policy_of(study), view.profile
+        cost = profile and profile.cost(view.drafter)
+        found = placed(view.key, policy_key(policy), digest_of(profile) if profile else "", view, policy, cost)
+        table = pl.DataFrame([asdict(line) for line in found.lines], infer_schema_length=None)
+        table = table[[column.name for column in table if column.null_count() < len(table)]]
+        config = {name: NUMBER(label, help=about, format=how) for name, (label, about, how) in PLACES.items()}
+        show_table(table, "bound", config | {"name": "policy"})
+        search = "Choose a hardware profile to have the best static setting searched."
+        if found.static:
+            search = f"Best static setting, searched on the others: {escaped(found.static.spec())}."
+        st.caption(
+            f"Scored on {len(found.split.held_out):,} of the texts. {search} The bound knows the text and drafts just what will "
+            "be accepted: nothing beats it inside the recording. A fitted policy may have seen some of these texts."
+        )
+        if found.static and not any(each.learned and each.value for each in lab.parameters(found.static)):  # else no spec says it
+            label = "Open the best static setting in the lab"
+            spec = found.static.spec()
+            st.page_link("dashboard/lab.py", label=label, icon=":material/science:", query_params={"study": spec})
+
+
+def take_away(view: View, study: str, sums: Tally) -> None:
     st.subheader("Take it away", anchor=False)
     policy: Policy = policy_of(study)
     content = json.dumps(policy.to_json(), indent=1)
@@ -215,6 +273,22 @@ def take_away(view: View, study: str) -> None:
         wrap_lines=True,
     )
     right.caption("Predicted beside measured, and the same policy decoding live.")
+    row = result_rows(sums, policy, view.setting)[-1]
+    exports = {each.engine: each for each in exported_from(view.recording, view.drafter, policy, row.accepted_by_depth)}
+    engine = st.segmented_control("In the words of an engine", list(exports), key="engine", bind="query-params")
+    if engine:
+        in_words(exports[engine])
+
+
+def in_words(export: Export) -> None:
+    """What to tell one engine, and what it cannot be told."""
+    if export.command:
+        st.code(export.command, language="bash", wrap_lines=True)
+    for name, content in export.files.items():
+        st.caption(name)
+        st.code(json.dumps(content, indent=1), language="json")
+    for lacking in export.cannot:
+        st.caption(escaped(lacking))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from dashboard.common import (
     words,
 )
 from sim import charts, glance
-from sim.finding import hardware
+from traces.costs import machine_in_words
 
 NUMBER = st.column_config.NumberColumn
 
@@ -55,7 +55,7 @@ def facts(view: View, by_domain: pl.DataFrame) -> None:
     lines = [
         f"target **{escaped(str(manifest.get('target', {}).get('id', 'not named')))}**",
         f"drafters **{escaped(drafters)}**",
-        f"recorded on **{escaped(hardware(manifest))}**",
+        f"recorded on **{escaped(machine_in_words(manifest))}**",
     ]
     st.markdown(" · ".join(lines))
     columns = {

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from policies.errors import UserError, run_command
 
 if TYPE_CHECKING:
+    from live.breakdown import Breakdown
     from live.pair import Pair
     from policies.contract import Policy
     from sim.metrics import ResultRow
@@ -36,10 +37,11 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("trace", metavar="TRACE", help="a recording of the pair to run")
     parse.add_argument("--profile", metavar="FILE", help="what traces.profile measured on this machine")
     parse.add_argument("--policy", action="append", default=[], help="may be repeated (default: one of each kind)")
-    parse.add_argument("--drafter", help="recorded drafter (default: the first)")
+    parse.add_argument("--drafter", help="recorded drafter (default: the first), or a training-free one: suffix")
     parse.add_argument("--temperature", type=float, help="which of the recording's texts (default: its lowest temperature)")
     parse.add_argument("--texts", type=int, default=1, help="texts per domain to decode live (default 1)")
     parse.add_argument("--rounds", type=int, default=1, help="times that each text is decoded by each policy (default 1)")
+    parse.add_argument("--breakdown", action="store_true", help="print where the time of a cycle goes (decodes once more)")
     parse.add_argument("--device", default="cpu")
     parse.add_argument("--json", metavar="FILE", help="write all figures there")
     return parse
@@ -52,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(f"{name} must be 1 or more, not {value}")
     from live.fidelity import check_same_models, shipped
     from live.pair import load_pair
+    from policies.lookup.rule import is_rule
     from policies.registry import load_policy
     from traces.recording import open_recording
 
@@ -64,7 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
     for policy in policies:
         policy.check_fitted()
     drafter = args.drafter or recording.drafters[0]
-    recording.forest(drafter)
+    if drafter in recording.drafters or not is_rule(drafter):
+        recording.forest(drafter)
     cost = None
     if args.profile:
         from traces.costs import check_profile, load_profile
@@ -79,9 +83,17 @@ def main(arguments: list[str] | None = None) -> None:
     texts = chosen_texts(recording, args.texts, members)
     measured = measure(recording, pair, policies, drafter, texts, args.rounds, cost)
     print(report(recording, policies, predicted, measured, texts, members))
+    broken_down = {}
+    if args.breakdown:
+        from live.contenders import break_down
+
+        broken_down = break_down(recording, pair, policies, drafter, cost, texts)
+        print("\n" + breakdown_table(broken_down))
     if args.json:
         content = {"recording": str(args.trace), "profile": args.profile, "drafter": drafter, "device": about["device"]}
         content |= {"predicted": [row.to_json() for rows in predicted for row in rows], "measured": measured}
+        if broken_down:
+            content["breakdown"] = {name: found.per_cycle() | {"cycles": found.cycles} for name, found in broken_down.items()}
         Path(args.json).write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -198,6 +210,19 @@ def report(
             verdict,
         ]
     )
+
+
+def breakdown_table(broken_down: dict[str, Breakdown]) -> str:
+    """Milliseconds of a mean cycle by part, and the share that is overhead: a line per policy."""
+    from live.breakdown import PARTS
+    from sim.table import number, text_table
+
+    rows = []
+    for name, found in broken_down.items():
+        parts = found.per_cycle()
+        rows.append([name, *(number(parts[part]) for part in PARTS), number(sum(parts.values())), f"{found.overhead:.1%}"])
+    header = ["milliseconds per cycle", "draft", "verify", "policy", "cache\ncommit", "Python", "whole\ncycle", "overhead"]
+    return f"{text_table(header, rows)}\n\nOverhead is all that is not the two networks' forward passes."
 
 
 def mean_ms(entries: list[dict[str, Any]]) -> float:

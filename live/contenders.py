@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from live.decode import SpeculativeDecoder
+from live.breakdown import Breakdown, Breaker
+from live.decode import Decoded, SpeculativeDecoder
 from live.decoding_plain import plain_decode
 from live.model import CachedModel
 from policies.contract import Sampling
@@ -36,13 +37,10 @@ def contenders(
         return Sampling(**recording.sampling(text))
 
     def speculative(policy: Policy) -> Contender:
-        limit = recording.manifest["context_limit"]
-        network = pair.networks[drafter]
-        decoder = SpeculativeDecoder(pair.target(), network, policy, pair.end_tokens, cost, limit)
+        decoder = decoder_of(recording, pair, policy, drafter, cost)
 
         def decode(text: int) -> tuple[int, int, float]:
-            number = torch.tensor([recording.sequence_ids[text]], device=pair.model.device)
-            done = decoder.generate([prompt(text)], int(recording.length[text]), sampling=sampling(text), text=number)
+            done = decode_text(decoder, recording, text)
             return len(done.tokens[0]) - 1, done.cycles[0], done.decode_ms
 
         return decode
@@ -79,6 +77,39 @@ def contenders(
     target = CachedModel(pair.model)
     everyone = {policy.spec(): speculative(policy) for policy in policies}
     return everyone | {"plain loop": plain_loop, "model.generate": generate}
+
+
+def decoder_of(
+    recording: Recording, pair: Pair, policy: Policy, drafter: str, cost: Cost | None
+) -> SpeculativeDecoder:
+    """A live decoder of the recording's texts under a policy."""
+    limit = recording.manifest["context_limit"]
+    return SpeculativeDecoder(pair.target(), pair.draft(drafter), policy, pair.end_tokens, cost, limit)
+
+
+def decode_text(
+    decoder: SpeculativeDecoder, recording: Recording, text: int, on_first: Callable[[torch.Tensor], None] | None = None
+) -> Decoded:
+    """A recorded prompt decoded up to its recorded length, sampled as it was recorded."""
+    number = torch.tensor([recording.sequence_ids[text]], device=decoder.target.device)
+    prompt, length = recording.prompt_tokens(text).tolist(), int(recording.length[text])
+    return decoder.generate([prompt], length, on_first=on_first, sampling=Sampling(**recording.sampling(text)), text=number)
+
+
+def break_down(
+    recording: Recording, pair: Pair, policies: list[Policy], drafter: str, cost: Cost | None, texts: list[int]
+) -> dict[str, Breakdown]:
+    """Where the time of each policy's cycles goes, by its spec; policies take turns text by text, prefill excluded."""
+    decoders = {policy.spec(): decoder_of(recording, pair, policy, drafter, cost) for policy in policies}
+    found: dict[str, Breakdown] = {}
+    for turn, text in enumerate([texts[0], *texts]):  # the first turn warms up
+        for name, decoder in decoders.items():
+            with Breaker(decoder).watching() as breaker:
+                done = decode_text(decoder, recording, text, on_first=lambda _, begin=breaker.begin: begin())
+                part = breaker.end(done.cycles[0])
+            if turn:
+                found[name] = found[name] + part if name in found else part
+    return found
 
 
 def as_generate_takes_it(sampling: dict[str, Any], length: int) -> dict[str, Any]:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from live.distribution import entropy_of, log_probabilities
 from live.drafter import LiveDrafter
+from live.faults import DraftFailed, GuardedDrafter, drafting
+from live.looking_up import LiveLookup
 from live.model import CachedModel
 from live.network import DraftNetwork
 from live.sampling import GREEDY, Sampler
 from live.verifier import LiveVerifier
+from policies.autoregressive import Autoregressive
 from policies.contract import Cycle, Policy, Sampling, State
 from policies.cost import Cost
 from policies.drafting import Drafter
 from policies.errors import UserError
-from policies.loop import Step, emitted, gather_rows, run_cycle
+from policies.lookup.rule import Rule
+from policies.loop import Cycled, Step, emitted, gather_rows, run_cycle
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,18 @@ class Decoded:
     cycles      draft-verify cycles per prompt
     prefill_ms  milliseconds until the first tokens stood
     decode_ms   milliseconds from there to the end
+    failed      per prompt that failed, the sentence that says why; its tokens are what stood before
+    draft_error why the draft crashed, if it did; the texts went on without it
+    plain       cycles that were decoded plainly because of that
     """
 
     tokens: list[list[int]]
     cycles: list[int]
     prefill_ms: float
     decode_ms: float
+    failed: dict[int, str] = field(default_factory=dict)
+    draft_error: str | None = None
+    plain: int = 0
 
 
 class SpeculativeDecoder:
@@ -52,15 +62,17 @@ class SpeculativeDecoder:
     def __init__(
         self,
         target: CachedModel,
-        network: DraftNetwork,
+        network: DraftNetwork | Rule,
         policy: Policy,
         end_tokens: Sequence[int] = (),
         cost: Cost | None = None,
         context_limit: int | None = None,
     ):
-        """:param context_limit: tokens that fit in the context of target and draft; the target's by default."""
+        """:param network: what drafts: a network, or a training-free rule.
+        :param context_limit: tokens that fit in the context of target and draft; the target's by default."""
         policy.check_fitted()
-        self.target, self.drafter, self.policy, self.cost = target, LiveDrafter(network), policy, cost
+        self.target, self.policy, self.cost = target, policy, cost
+        self.drafter = LiveLookup(network) if isinstance(network, Rule) else LiveDrafter(network)
         self.asked: Drafter = self.drafter  # whom the drafting loop asks; fidelity puts a tape in between
         ends = torch.tensor(list(end_tokens), dtype=torch.int64, device=target.device)
         self.verifier = LiveVerifier(target, ends)
@@ -87,7 +99,7 @@ class SpeculativeDecoder:
         """
         started = time.perf_counter()
         self.prefill(prompts, max_new_tokens, sampling=sampling, text=text)
-        texts = [[token] for token in self._root.tolist()]
+        texts = [[] if row in self.failed else [token] for row, token in enumerate(self._root.tolist())]
         cycles = [0] * len(prompts)
         prefilled = time.perf_counter()
         if on_first is not None:
@@ -99,7 +111,12 @@ class SpeculativeDecoder:
             if on_step is not None:
                 on_step(step)
         ended = time.perf_counter()
-        return Decoded(texts, cycles, 1e3 * (prefilled - started), 1e3 * (ended - prefilled))
+        took = 1e3 * (prefilled - started), 1e3 * (ended - prefilled)
+        return Decoded(texts, cycles, *took, self.failed, self.draft_error, self.plain)
+
+    def end(self, row: int) -> None:
+        """Let text number ``row`` end where it is; to be called from ``on_first`` or ``on_step``."""
+        self._going = self._going & (self._row != row)
 
     @torch.inference_mode()
     def prefill(
@@ -136,7 +153,10 @@ class SpeculativeDecoder:
         self._root = sampler.choose(output.logits, torch.zeros_like(counts)[:, None])[:, 0] if root is None else root
         sampler.commit(self._root[:, None], torch.ones_like(counts))
         self.verifier.sampler = sampler
-        self.drafter.prefill(tokens, counts, output.captured, self._root)
+        self.failed: dict[int, str] = {}
+        self.draft_error: str | None = None
+        self.plain = 0
+        self._drafting(lambda: self.drafter.prefill(tokens, counts, output.captured, self._root))
         logprob = log_probabilities(logits)
         self._entropy, self._logprob = entropy_of(logprob), logprob.gather(1, self._root[:, None])[:, 0].float()
         self._context = counts
@@ -151,7 +171,9 @@ class SpeculativeDecoder:
             goes_on = self.policy.scope == "stream" and self.state is not None
             state = self.state if goes_on else self.policy.init(rows, self._sequence)
         self.state = state
-        self._going = (self._position < self._limit - 1) & ~torch.isin(self._root, self.verifier.end_tokens)
+        broken = logits.amax(-1).isnan()  # a maximum passes NaN on
+        self._going = (self._position < self._limit - 1) & ~torch.isin(self._root, self.verifier.end_tokens) & ~broken
+        self._tell_broken(broken)
 
     @torch.inference_mode()
     def step(self) -> LiveStep | None:
@@ -172,21 +194,53 @@ class SpeculativeDecoder:
             sampling=self.verifier.sampler.sampling,
             cost=self.cost,
         )
-        done = run_cycle(self.policy, self.asked, self.verifier, cycle, self.state)
+        done = self._run(cycle)
         tokens, counts = self.verifier.committed(done.kept, done.walk)
         left = self._limit - 1 - self._position
-        gained = emitted(done.walk, left)
+        broken = self.verifier.broken()
+        gained = emitted(done.walk, left).masked_fill(broken, 0)
         step = LiveStep(cycle, done, gained, self._row, tokens)
         ended = (done.walk.bonus < 0) | torch.isin(done.walk.bonus, self.verifier.end_tokens)
-        self._going = (gained < left) & ~ended
+        self._going = (gained < left) & ~ended & ~broken
+        self._tell_broken(broken)
         if bool(self._going.any()):
-            self.drafter.commit(tokens, self.verifier.features, counts)
+            if self.draft_error is None:
+                if isinstance(self.drafter, LiveLookup) and (count := self.drafter.rule.top):
+                    self.drafter.hear(*self.verifier.target_top(cycle, done.kept, done.walk, count))
+                self.drafter.commit(tokens, self.verifier.features, counts)
+            self._root = tokens.gather(1, (counts - 1).clamp(min=0)[:, None])[:, 0]
             self.verifier.sampler.commit(tokens, counts)
             self._entropy, self._logprob = self.verifier.bonus_distribution(done.walk)
         self.state = done.state
         self._context = self._context + done.walk.accepted + 1
         self._position, self._number = self._position + gained, self._number + 1
         return step
+
+    def _run(self, cycle: Cycle) -> Cycled:
+        """The cycle under the policy, or plainly once the draft has crashed."""
+        if self.draft_error is None:
+            try:
+                return run_cycle(self.policy, GuardedDrafter(self.asked), self.verifier, cycle, self.state)
+            except DraftFailed as error:
+                self.draft_error = str(error)
+        self.plain += 1
+        done = run_cycle(Autoregressive(), _RootOnly(self._root), self.verifier, cycle, {})
+        return done._replace(state=self.state)
+
+    def _drafting(self, call: Callable[[], None]) -> None:
+        """Do something with the draft; a crash ends drafting, not decoding."""
+        try:
+            drafting(call)
+        except DraftFailed as error:
+            self.draft_error = str(error)
+
+    def _tell_broken(self, broken: Tensor) -> None:
+        if bool(broken.any()):
+            for row, place in zip(self._row[broken].tolist(), self._position[broken].tolist(), strict=True):
+                self.failed[row] = (
+                    f"the target's logits of prompt {row} are not numbers (NaN) behind {place + 1} generated tokens: "
+                    "use another --dtype, or check the model's weights"
+                )
 
     def _keep_going(self) -> bool:
         """Let rows that have ended leave; whether any is left."""
@@ -197,9 +251,11 @@ class SpeculativeDecoder:
             return False
         self.state = gather_rows(self.state, keep, len(self._row), self.policy.scope)
         self.target.gather_rows(keep)
-        self.drafter.gather_rows(keep)
+        if self.draft_error is None:
+            self._drafting(lambda: self.drafter.gather_rows(keep))
         self.verifier.sampler.gather_rows(keep)
-        for name in ("row", "sequence", "position", "number", "limit", "told_limit", "context", "entropy", "logprob", "going"):
+        names = ("row", "root", "sequence", "position", "number", "limit", "told_limit", "context", "entropy", "logprob", "going")
+        for name in names:
             setattr(self, f"_{name}", getattr(self, f"_{name}")[keep])
         return True
 
@@ -213,3 +269,13 @@ class SpeculativeDecoder:
                 raise UserError(
                     f"prompt {index} has {len(prompt)} tokens, but the context of the models holds {self.context_limit}: shorten it"
                 )
+
+
+class _RootOnly:
+    """In place of a draft that has crashed: it knows the roots int64 [B] and is asked for nothing else."""
+
+    def __init__(self, root: Tensor):
+        self._root = root
+
+    def root(self, cycle: Cycle) -> Tensor:
+        return self._root

@@ -32,17 +32,24 @@ def entropy_of(logprob: Tensor) -> Tensor:
     return -(logprob.exp() * logprob.nan_to_num(neginf=0.0)).sum(-1).float()
 
 
-def ranked(logits: Tensor, count: int) -> Ranked:
-    """The ``count`` best entries by float32 log-probability, ties by lowest index, and the full entropy."""
+def ranked(logits: Tensor, count: int, entropy: bool = True) -> Ranked:
+    """The ``count`` best entries by float32 log-probability, ties by lowest index, and the full entropy (-1 unless asked for)."""
     logprob = log_probabilities(logits)
-    entropy = entropy_of(logprob)
+    spread = entropy_of(logprob) if entropy else logprob.new_full(logprob.shape[:-1], -1.0, dtype=torch.float32)
     logprob = logprob.float()  # what policies see in every mode; ranking the rounded values keeps the modes alike
     count = min(count, logprob.shape[-1])
+    value, index = logprob.topk(min(count + 1, logprob.shape[-1]), dim=-1)
+    if bool((value[..., 1:] == value[..., :-1]).any()):
+        index = _settled(logprob, count)
+        return Ranked(index, logprob.gather(-1, index), spread)
+    return Ranked(index[..., :count], value[..., :count], spread)  # all distinct, so this is the only order
+
+
+def _settled(logprob: Tensor, count: int) -> Tensor:
+    """The best entries int64 [..., K] where some are tied: ties by lowest index."""
     looked_at = min(count + SLACK, logprob.shape[-1])
     value, index = logprob.topk(looked_at, dim=-1)
     if looked_at < logprob.shape[-1] and bool((value[..., count - 1] == value[..., -1]).any()):
-        index = best(logprob, count)  # so many ties that the slack may have missed the lowest index
-    else:
-        index = index.sort(dim=-1).values
-        index = index.gather(-1, best(logprob.gather(-1, index), count))
-    return Ranked(index, logprob.gather(-1, index), entropy)
+        return best(logprob, count)  # so many ties that the slack may have missed the lowest index
+    index = index.sort(dim=-1).values
+    return index.gather(-1, best(logprob.gather(-1, index), count))

@@ -49,6 +49,7 @@ class LiveDrafter:
 
     def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children:
         if tree.levels == 0:
+            self.network.entropies = "entropy" in tree.needs  # a sum over the vocabulary that most policies never look at
             if self._pending is not None:
                 self._source = self.network.advance(*self._pending)
                 self._pending = None
@@ -56,9 +57,8 @@ class LiveDrafter:
             found = type(found)(found.index[:, None], found.logprob[:, None], found.entropy[:, None])
             self._slots, slot = 1, torch.zeros_like(nodes)
         else:
-            place = nodes.clamp(min=0)
-            token = tree.token.gather(1, place).masked_fill(nodes < 0, NONE)
-            parent = tree.handle.gather(1, place).masked_fill(nodes < 0, 0)
+            token = tree.at("token", nodes).masked_fill(nodes < 0, NONE)
+            parent = tree.at("handle", nodes).masked_fill(nodes < 0, 0)
             found = self.network.grow(parent, token, branching)
             slot = torch.arange(self._slots, self._slots + nodes.shape[1], device=nodes.device).expand_as(nodes)
             self._slots += nodes.shape[1]

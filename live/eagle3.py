@@ -192,7 +192,8 @@ class Eagle3Head(nn.Module):
         value = attention.v_proj(both).unflatten(-1, (self.num_kv_heads, self.head_dim))
         if self.config.qk_norm:
             query, key = attention.q_norm(query), attention.k_norm(key)
-        return self._rotate(query, positions), self._rotate(key, positions), value
+        turn = self._turn(query, positions)
+        return self._rotate(query, *turn), self._rotate(key, *turn), value
 
     def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
         """The cells' output, which is also what a child cell consumes.
@@ -209,25 +210,29 @@ class Eagle3Head(nn.Module):
         """Scores over the draft vocabulary from what :meth:`finish` gives, [B, T, H] -> [B, T, Vd]."""
         return self.lm_head(hidden if self.config.return_hidden_post_norm else self.norm(hidden))
 
-    def _rotate(self, heads: Tensor, positions: Tensor) -> Tensor:
-        """Rotate-half rotary embedding of [B, T, n, d] at positions [B, T]."""
+    def _turn(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [B, T, 1, d/2] of the rotary angles at positions [B, T], in float32 for half precisions."""
+        frequencies, scale = self._rotary(_wide(like))
+        angle = positions[..., None].to(frequencies.dtype) * frequencies
+        return (scale * angle.cos())[:, :, None], (scale * angle.sin())[:, :, None]
+
+    def _rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate-half rotary embedding of [B, T, n, d]."""
         work = _wide(heads)
         half = self.head_dim // 2
-        frequencies, scale = self._rotary(work)
-        angle = positions[..., None].to(work.dtype) * frequencies  # [B, T, d/2]
-        cos, sin = (scale * angle.cos())[:, :, None], (scale * angle.sin())[:, :, None]
         low, high = work[..., :half], work[..., half:]
         return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(heads.dtype)
 
     def _rotary(self, work: Tensor) -> tuple[Tensor, float]:
-        """Frequencies [d/2] in the dtype of ``work``, and what cosines and sines are multiplied by."""
-        config, half = self.config, self.head_dim // 2
-        if config.rope_scaling is None:
-            return config.rope_theta ** -(torch.arange(half, device=work.device, dtype=work.dtype) / half), 1.0
-        if self._frequencies is None:
-            self._frequencies = scaled_frequencies(config)
-        frequencies, scale = self._frequencies
-        return frequencies.to(work.device, work.dtype), scale
+        """Frequencies [d/2] in the dtype of ``work``, and what cosines and sines are multiplied by; made once."""
+        if self._frequencies is None or (self._frequencies[0].dtype, self._frequencies[0].device) != (work.dtype, work.device):
+            config, half = self.config, self.head_dim // 2
+            if config.rope_scaling is None:
+                own = config.rope_theta ** -(torch.arange(half, device=work.device, dtype=work.dtype) / half), 1.0
+            else:
+                own = scaled_frequencies(config)
+            self._frequencies = own[0].to(work.device, work.dtype), own[1]
+        return self._frequencies
 
 
 def scaled_frequencies(config: Eagle3Config) -> tuple[Tensor, float]:

@@ -19,12 +19,14 @@ from live.network import Ancestry
 class EagleNetwork:
     kind = "eagle3"
     needs_features = True
+    entropies = True
 
     def __init__(self, head: Eagle3Head, name: str = "eagle3"):
         self.head, self.name = head, name
         self.reset(1)
 
     def reset(self, rows: int) -> None:
+        self.entropies = True
         head = self.head
         like = next(head.parameters())
         self._key = like.new_empty((rows, 0, head.num_kv_heads, head.head_dim))
@@ -33,6 +35,10 @@ class EagleNetwork:
 
     def gather_rows(self, rows: Tensor) -> None:
         self._key, self._value, self._length = self._key[rows], self._value[rows], self._length[rows]
+
+    def forwards(self) -> list[tuple[object, str]]:
+        own = [(self, name) for name in ("_attend", "_attend_committed")]
+        return own + [(self.head, name) for name in ("fuse", "project", "finish", "logits")]
 
     def advance(self, tokens: Tensor, features: Tensor | None, counts: Tensor, everywhere: bool = False) -> Tensor:
         head, rows, count = self.head, *tokens.shape
@@ -43,19 +49,23 @@ class EagleNetwork:
         self._reserve(int(self._length.max()) + count)
         row = torch.arange(rows, device=tokens.device)[:, None]
         self._key[row, positions], self._value[row, positions] = key, value
-        span = int(self._length.max()) + count
-        visible = torch.arange(span, device=tokens.device) <= positions[:, :, None]
+        attended = self._attend_committed(query, positions, int(self._length.max()) + count)
+        hidden = head.finish(hidden, attended)
+        self._length = self._length + counts
+        if everywhere:
+            return hidden
+        return hidden.gather(1, (counts - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0]
+
+    def _attend_committed(self, query: Tensor, positions: Tensor, span: int) -> Tensor:
+        """Causal attention of committed cells [R, T, heads, d] at ``positions`` int64 [R, T] over the first ``span`` cells."""
+        visible = torch.arange(span, device=query.device) <= positions[:, :, None]
         attended = F.scaled_dot_product_attention(
             query.transpose(1, 2),
             self._heads(self._key[:, :span]),
             self._heads(self._value[:, :span]),
             attn_mask=visible[:, None],
         )
-        hidden = head.finish(hidden, attended.transpose(1, 2).reshape(rows, count, -1))
-        self._length = self._length + counts
-        if everywhere:
-            return hidden
-        return hidden.gather(1, (counts - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0]
+        return attended.transpose(1, 2).flatten(2)
 
     def open(self, source: Tensor, context_length: Tensor, width: int) -> Ranked:
         self._prefix = context_length  # cells 0 .. context_length - 1
@@ -63,7 +73,7 @@ class EagleNetwork:
         self._hidden = source[:, None]  # each slot's output; the root's is the last committed cell's
         self._tree_key = self._key.new_zeros((len(source), 1, self.head.num_kv_heads, self.head.head_dim))
         self._tree_value = torch.zeros_like(self._tree_key)
-        return self._children(ranked(self.head.logits(self._hidden)[:, 0], width))
+        return self._children(ranked(self.head.logits(self._hidden)[:, 0], width, self.entropies))
 
     def grow(self, parent: Tensor, token: Tensor, width: int) -> Ranked:
         above = self._ancestry.add(parent)
@@ -74,7 +84,7 @@ class EagleNetwork:
         self._tree_value = torch.cat([self._tree_value, value], dim=1)
         output = self.head.finish(hidden, self._attend(query, above))
         self._hidden = torch.cat([self._hidden, output], dim=1)
-        return self._children(ranked(self.head.logits(output), width))
+        return self._children(ranked(self.head.logits(output), width, self.entropies))
 
     def _attend(self, query: Tensor, above: Tensor) -> Tensor:
         """Attention of tree nodes [B, W, heads, d] to their committed prefix and to their ancestors' slots [B, W, D]."""

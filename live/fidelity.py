@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     parse = argparse.ArgumentParser(prog="python -m live.fidelity", description=__doc__.split("\n")[0])
     parse.add_argument("trace", metavar="TRACE")
     parse.add_argument("--policy", action="append", default=[], help="policy to check; may be repeated (default: the foundation's)")
-    parse.add_argument("--drafter", action="append", default=[], help="recorded drafter; may be repeated (default: all)")
+    parse.add_argument("--drafter", action="append", default=[], help="may be training-free; repeat it (default: all recorded)")
     parse.add_argument("--cycles", type=int, default=2000, help="cycles to compare per policy, drafter, temperature (default 2000)")
     parse.add_argument("--device", default="cpu")
     parse.add_argument("--skip-generate", action="store_true", help="do not compare the texts with plain decoding")
@@ -66,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     from live.pair import load_pair
+    from policies.lookup.rule import is_rule
     from policies.registry import load_policy
     from traces.recording import open_recording
 
@@ -75,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     pair = load_pair(about["target"]["id"], drafts, about["dtype"], args.device)
     check_same_models(pair, about)
     policies = [load_policy(spec) for spec in args.policy or shipped(FOUNDATION)]
-    unknown = [name for name in args.drafter if name not in recording.drafters]
+    unknown = [name for name in args.drafter if name not in recording.drafters and not is_rule(name)]
     if unknown:
         raise UserError(f"the recording has no drafter '{unknown[0]}': it has {', '.join(recording.drafters)}")
     exact = about["dtype"] == "float64"
@@ -143,7 +144,7 @@ def check_policy(
     from live.tandem import Tandem
 
     limit = recording.manifest["context_limit"]
-    decoder = SpeculativeDecoder(pair.target(), pair.networks[drafter], policy, pair.end_tokens, context_limit=limit)
+    decoder = SpeculativeDecoder(pair.target(), pair.draft(drafter), policy, pair.end_tokens, context_limit=limit)
     report = Report(policy.spec(), drafter, temperature)
     tandem = Tandem(recording, drafter, decoder, report)
     progress = tqdm(total=cycles, desc=f"{drafter} {policy.name}", unit="cycle", file=sys.stderr, leave=False)

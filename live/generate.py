@@ -1,4 +1,4 @@
-"""Answer one prompt with speculative decoding: ``python -m live.generate "Once upon a time"``.
+"""Answer a prompt, or chat, with speculative decoding: ``python -m live.generate "Once upon a time"``, or ``--chat``.
 
 The text is what the target would write on its own, token for token, whatever the policy; a sampled text depends on the
 prompt, the settings and the seed alone.
@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from live.options import add_sampling_options, sampling_of
 from policies.errors import UserError, run_command
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from live.decode import LiveStep, SpeculativeDecoder
+    from policies.contract import Sampling
+
 
 def parser() -> argparse.ArgumentParser:
     parse = argparse.ArgumentParser(prog="python -m live.generate", description=__doc__.split("\n")[0])
-    parse.add_argument("prompt", help="what to say to the target ('-' reads standard input)")
+    parse.add_argument("prompt", nargs="?", help="what to say to the target ('-' reads standard input)")
+    parse.add_argument("--chat", action="store_true", help="go on with turns read line by line from standard input")
+    parse.add_argument("--show", action="store_true", help="per cycle, what was drafted and which nodes were accepted")
     parse.add_argument("--target", default="reference", help="hub id or folder of the target (default: the shipped one)")
     parse.add_argument("--draft", help="hub id or folder of the drafter (default: the shipped EAGLE-3 head)")
     parse.add_argument("--policy", default="eagle3(total_tokens=16, depth=5, top_k=8)", help="name, JSON file or file.py:Class")
@@ -29,8 +39,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    if args.prompt is None and not args.chat:
+        raise UserError("nothing to answer: give a prompt, or --chat")
+    if args.prompt == "-" and args.chat:
+        raise UserError("--chat reads its turns from standard input: give the first one as a prompt, or leave '-' out")
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    if not prompt.strip():
+    if prompt is not None and not prompt.strip():
         raise UserError("the prompt is empty: say something")
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be 1 or more, not {args.max_new_tokens}")
@@ -51,16 +65,55 @@ def main(arguments: list[str] | None = None) -> None:
 
         cost = load_profile(args.profile).cost(name)
     decoder = SpeculativeDecoder(pair.target(), network, policy, pair.end_tokens, cost, pair.context_limit)
-    ids = encode_prompt(pair.tokenizer, [{"role": "user", "content": prompt}])
-    printer = _Printer(pair.tokenizer)
-    done = decoder.generate(
-        [ids],
-        args.max_new_tokens,
-        on_first=lambda first: printer.put(first.tolist()),
-        on_step=lambda step: printer.put(step.tokens[0, : int(step.gained[0])].tolist()),
-        sampling=sampling,
-    )
-    print()
+    messages: list[dict[str, str]] = []
+    for said in turns(prompt, args.chat):
+        messages.append({"role": "user", "content": said})
+        ids = encode_prompt(pair.tokenizer, messages)
+        text = answer(decoder, pair.tokenizer, ids, args.max_new_tokens, sampling, args.show)
+        messages.append({"role": "assistant", "content": text})
+
+
+def turns(first: str | None, chat: bool) -> Iterator[str]:
+    """What the user says: the prompt, then in a chat every line of standard input that is not empty."""
+    if first is not None:
+        yield first
+    while chat:
+        if sys.stdin.isatty():
+            print("> ", end="", flush=True, file=sys.stderr)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def answer(
+    decoder: SpeculativeDecoder,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    max_new_tokens: int,
+    sampling: Sampling,
+    show: bool = False,
+) -> str:
+    """Decode and print one answer as it comes, figures on stderr; its text. Raises UserError when the target's logits fail."""
+    printer = _Printer(tokenizer)
+    view: list[str] = []
+
+    def step(step: LiveStep) -> None:
+        printer.put(step.tokens[0, : int(step.gained[0])].tolist())
+        if show:
+            view.append(drawn(step, tokenizer))
+
+    try:
+        done = decoder.generate(
+            [ids], max_new_tokens, on_first=lambda first: printer.put(first.tolist()), on_step=step, sampling=sampling
+        )
+    finally:  # after an interrupt, too, what was generated stands on its own lines
+        print()
+    if view:
+        print("\n" + "\n".join(view), file=sys.stderr)
+    if done.failed:
+        raise UserError(done.failed[0])
     count = len(done.tokens[0]) - 1
     if count:
         print(
@@ -68,6 +121,31 @@ def main(arguments: list[str] | None = None) -> None:
             f"{done.decode_ms / count:.2f} ms per token behind {done.prefill_ms:.0f} ms of prefill",
             file=sys.stderr,
         )
+    if done.draft_error:
+        print(f"the draft crashed ({done.draft_error}): {done.plain} cycles were decoded plainly", file=sys.stderr)
+    return printer.shown
+
+
+def drawn(step: LiveStep, tokenizer: PreTrainedTokenizerBase) -> str:
+    """One cycle as a tree: every kept node under its parent, ``+`` accepted, ``-`` not, and the target's own token at the end."""
+    kept, walk = step.done.kept, step.done.walk
+    count, path = int(kept.count[0]) + 1, set(walk.path[0].tolist())
+    parents, depths = kept.parent[0, :count].tolist(), kept.depth[0, :count].tolist()
+    words = [repr(tokenizer.decode([token])) for token in kept.token[0, :count].tolist()]
+    logprobs = step.done.draft.tree.logprob[0, kept.node[0, :count]].tolist()
+    children: dict[int, list[int]] = {}
+    for node in range(1, count):
+        children.setdefault(parents[node], []).append(node)
+    place, accepted = int(step.cycle.position[0]), int(walk.accepted[0])
+    lines = [f"cycle {int(step.cycle.number[0]) + 1}, token {place}, behind {words[0]}: {accepted} of {count - 1} accepted"]
+    waiting = children.get(0, [])[::-1]
+    while waiting:  # depth first
+        node = waiting.pop()
+        mark = "+" if node in path else "-"
+        lines.append(f"  {mark} {'  ' * (depths[node] - 1)}{words[node]}  node {node}, log q {logprobs[node]:.2f}")
+        waiting += children.get(node, [])[::-1]
+    bonus = int(walk.bonus[0])
+    return "\n".join([*lines, "  = the end" if bonus < 0 else f"  = {tokenizer.decode([bonus])!r}, the target's own"])
 
 
 class _Printer:

@@ -13,6 +13,7 @@ from live.network import Ancestry
 class LanguageModelNetwork:
     kind = "lm"
     needs_features = False
+    entropies = True
 
     def __init__(self, model: CachedModel, name: str = "draft", vocabulary: int | None = None):
         """:param vocabulary: rows of the target's embeddings. Models pad theirs to different sizes over one tokenizer: what
@@ -23,10 +24,14 @@ class LanguageModelNetwork:
         self.vocabulary, self._last = own if vocabulary is None else vocabulary, own - 1
 
     def reset(self, rows: int) -> None:
+        self.entropies = True
         self.model.reset(rows)
 
     def gather_rows(self, rows: Tensor) -> None:
         self.model.gather_rows(rows)
+
+    def forwards(self) -> list[tuple[object, str]]:
+        return [(self.model, "run")]
 
     def advance(self, tokens: Tensor, features: Tensor | None, counts: Tensor, everywhere: bool = False) -> Tensor:
         self.model.drop_tree()
@@ -41,7 +46,7 @@ class LanguageModelNetwork:
             self.model.gather_rows(source.new_zeros(trees, dtype=torch.int64))  # cheaper than one row that masks the others
         self._prefix = context_length + 1  # the root itself is committed
         self._ancestry = Ancestry(trees, source.device)
-        return ranked(source, width)
+        return ranked(source, width, self.entropies)
 
     def grow(self, parent: Tensor, token: Tensor, width: int) -> Ranked:
         trees, count = parent.shape
@@ -53,7 +58,7 @@ class LanguageModelNetwork:
         sees = sees.scatter(2, (above - 1).masked_fill(above < 0, slots), True)[:, :, :-1]
         prefix = self._prefix[:, None].expand(-1, count)
         output = self.model.forward_tree(self._known(token), prefix, prefix + depth - 1, sees)
-        return ranked(output.logits[..., : self.vocabulary], width)
+        return ranked(output.logits[..., : self.vocabulary], width, self.entropies)
 
     def _known(self, tokens: Tensor) -> Tensor:
         """Tokens that the draft can embed; padding becomes any of them."""

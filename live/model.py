@@ -198,14 +198,7 @@ class CachedModel:
         if self._wants_cache_position:
             extra["cache_position"] = torch.arange(cache.end - cache.new, cache.end, device=self.device)
         try:
-            logits = self.model(
-                input_ids=tokens,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                **extra,
-            ).logits
+            logits = self.run(tokens, positions, mask, extra)
         finally:
             for handle in handles:
                 handle.remove()
@@ -215,6 +208,12 @@ class CachedModel:
         if self.layers_to_capture:  # of a model spread over several devices, all on the first
             captured = torch.cat([streams[i].to(self.device) for i in self.layers_to_capture], -1)
         return Output(logits.to(self.device), captured)
+
+    def run(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, extra: dict[str, Tensor]) -> Tensor:
+        """The network's forward pass itself, and nothing else: logits [R, T, V]."""
+        return self.model(
+            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True, **extra
+        ).logits
 
     def _watch(self, layer: int, streams: dict[int, Tensor]):
         """Hook that keeps the residual stream entering ``layer``."""

@@ -20,6 +20,8 @@ class DraftNetwork(Protocol):
     name: str
     kind: str
     needs_features: bool
+    entropies: bool
+    """Whether anybody wants to know the entropies; true again after each :meth:`reset`."""
 
     def reset(self, rows: int) -> None:
         """Forget everything; ``rows`` fresh committed parts."""
@@ -38,6 +40,9 @@ class DraftNetwork(Protocol):
 
     def gather_rows(self, rows: Tensor) -> None:
         """Keep only these rows int64 [R'] of the committed part."""
+
+    def forwards(self) -> list[tuple[object, str]]:
+        """Owner and name of the methods that are the network's forward pass, for timers (live/breakdown.py)."""
 
 
 class Ancestry:

@@ -23,6 +23,7 @@ from live.loading import load_model, load_target, load_tokenizer
 from live.model import CachedModel
 from live.network import DraftNetwork
 from policies.errors import UserError
+from policies.lookup.rule import Rule, load_rule
 
 REFERENCE_DRAFTS = ("reference/eagle3", "reference/draft")
 
@@ -47,6 +48,10 @@ class Pair:
     def target(self, rows: int = 1) -> CachedModel:
         """The target with a cache of its own."""
         return CachedModel(self.model, rows, layers_to_capture=self.captured)
+
+    def draft(self, name: str) -> DraftNetwork | Rule:
+        """What drafts under a name: a network of this pair, or a training-free rule with its parameters."""
+        return self.networks[name] if name in self.networks else load_rule(name)
 
     @property
     def end_tokens(self) -> list[int]:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from live.explain import TOLERANCE, TapedDrafter, largest_difference, same_decision, same_kept
+from live.looking_up import LiveLookup
 from policies.contract import Sampling, State
 from policies.loop import Step
-from sim.recorded import RecordedDrafter, RecordedText
+from sim.looked_up import replayed_drafter
+from sim.recorded import RecordedText
 from sim.replay import ReplayRun
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class Tandem:
     def __init__(self, recording: Recording, drafter: str, decoder: SpeculativeDecoder, report: Report):
         self.recording, self.decoder, self.policy, self.report = recording, decoder, decoder.policy, report
         self.text_data = RecordedText(recording)
-        self.recorded = TapedDrafter(RecordedDrafter(recording, drafter, self.text_data))
+        self.recorded = TapedDrafter(replayed_drafter(recording, drafter, self.text_data))
         self.live = decoder.asked = TapedDrafter(decoder.drafter)
         self.replay = ReplayRun(recording, self.text_data, self.recorded, self.policy, decoder.cost)
         self.exact = recording.manifest.get("dtype") == "float64"
@@ -80,6 +82,9 @@ class Tandem:
             sampling=Sampling(**self.recording.sampling(sequence)),
             text=torch.tensor([self.recording.sequence_ids[sequence]], device=self.decoder.target.device),
         )
+        if isinstance(self.decoder.drafter, LiveLookup):  # it forgot what the target said on the way here
+            told = slice(first + 1, first + position + 1)
+            self.decoder.drafter.recall(text.top_tokens[told], text.top_logprobs[told])
 
     def _differs(self, reason: str, explained: bool) -> None:
         if explained:

@@ -59,6 +59,11 @@ class LiveVerifier:
         place = cycle.position[:, None] + kept.depth.clamp(min=0) + 1
         return self.sampler.choose(self.logits, place, self.sampler.on_paths(kept.token.clamp(min=0), sees))
 
+    def broken(self) -> Tensor:
+        """bool [B]: logits that the last walk followed are not numbers."""
+        place = self.walked.clamp(min=0)[:, :, None].expand(-1, -1, self.logits.shape[-1])
+        return self.logits.gather(1, place).amax((1, 2)).isnan()  # a maximum passes NaN on
+
     def committed(self, kept: Kept, outcome: Walk) -> tuple[Tensor, Tensor]:
         """The newly committed tokens int64 [B, A + 1]: accepted ones, then the bonus; and how many [B]."""
         accepted = kept.token.gather(1, outcome.path.clamp(min=0))

@@ -42,6 +42,18 @@ def list_policies() -> str:
     return "\n".join(blocks)
 
 
+def list_drafters() -> str:
+    """All training-free drafters: name, one line, paper, parameters with defaults."""
+    from policies.lookup.rule import all_rules
+
+    blocks = []
+    for name, cls in all_rules().items():
+        parameters = ", ".join(f"{field}={default}" for field, _, default in _fields(cls, learned=False))
+        about = inspect.getdoc(sys.modules[cls.__module__]).splitlines()[0]
+        blocks.append(f"{name}  [--drafter]  {about}\n    {cls.paper}\n    {parameters}")
+    return "\n".join(blocks)
+
+
 def explain(spec: str) -> str:
     """One policy in full: what its class and its file say, and its parameters."""
     from policies.registry import load_policy
@@ -61,7 +73,7 @@ def explain(spec: str) -> str:
 
 def main() -> None:
     given = parser().parse_args()
-    print(explain(given.policy) if given.policy else list_policies())
+    print(explain(given.policy) if given.policy else f"{list_policies()}\n\nTraining-free drafters\n{list_drafters()}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 The features are the log-odds of the token (vLLM's acceptance estimator uses them alone,
 https://github.com/vllm-project/vllm/pull/52228), the entropy of the distribution it was taken from, and its depth. The
 estimate is conditional: given that all tokens before it were taken.
+
+It is for chains, whose nodes are all first choices: four weights say enough there, a short recording fits them, and they can be
+learned while decoding (policies/online_acceptance.py). Trees also ask about second and later choices, for which the odds bend;
+policies/acceptance_table.py is made for them, and needs a recording to fill its cells.
 """
 
 from __future__ import annotations

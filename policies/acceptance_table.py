@@ -7,6 +7,9 @@ regression of the same numbers. Two slopes correct the table, one pair for first
 draft that feeds on its own features wears out), and by how the draft has been doing lately in this text.
 
 Look-ups and elementwise float64: the same bits at every batch shape, and cheap.
+
+It is for trees, where rank matters and thousands of nodes are asked about at once (goodput). Chains make do with the four
+weights of the logistic estimate in policies/acceptance.py.
 """
 
 from __future__ import annotations

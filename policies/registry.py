@@ -56,16 +56,16 @@ def load_policy(spec: str) -> Policy:
     spec = spec.strip()
     if spec.endswith(".json"):
         return _from_file(Path(spec))
-    head, parameters = _split(spec)
+    head, parameters = split_spec(spec)
     if ".py:" in head:
-        return _build(_outside(head), parameters)
+        return build(_outside(head), parameters)
     if head.endswith(".json"):
         base = _from_file(Path(head))
-        return _build(type(base), {**_fields(base), **parameters})
+        return build(type(base), {**_fields(base), **parameters})
     known = all_policies()
     if head not in known:
-        raise UserError(f"unknown policy '{head}': {_hint(head, known)}")
-    return _build(known[head], parameters)
+        raise UserError(f"unknown policy '{head}': {hint(head, known)}")
+    return build(known[head], parameters)
 
 
 def from_json(content: dict[str, Any]) -> Policy:
@@ -76,11 +76,11 @@ def from_json(content: dict[str, Any]) -> Policy:
     if not isinstance(parameters, dict):
         raise UserError(f"policy '{name}' in JSON: its parameters must be an object; {WRITE_IT}")
     if ".py:" in name:
-        return _build(_outside(name), parameters)
+        return build(_outside(name), parameters)
     known = all_policies()
     if name not in known:
-        raise UserError(f"unknown policy '{name}' in JSON: {_hint(name, known)}")
-    return _build(known[name], parameters)
+        raise UserError(f"unknown policy '{name}' in JSON: {hint(name, known)}")
+    return build(known[name], parameters)
 
 
 def _from_file(path: Path) -> Policy:
@@ -94,7 +94,7 @@ def _from_file(path: Path) -> Policy:
         raise UserError(f"policy file {path} cannot be read ({error.strerror}): give what sim.fit wrote") from None
 
 
-def _split(spec: str) -> tuple[str, dict[str, Any]]:
+def split_spec(spec: str, noun: str = "policy") -> tuple[str, dict[str, Any]]:
     """``name(a=1, b=x)`` into its name and parameters; bare words are strings."""
     if not spec.endswith(")"):
         return spec, {}
@@ -105,10 +105,10 @@ def _split(spec: str) -> tuple[str, dict[str, Any]]:
         call = None
     one_call = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args
     if not one_call or any(keyword.arg is None for keyword in call.keywords):
-        raise UserError(f"cannot read policy '{spec}': write name(parameter=value, ...)")
+        raise UserError(f"cannot read {noun} '{spec}': write name(parameter=value, ...)")
     names = [keyword.arg for keyword in call.keywords]
     if len(set(names)) < len(names):
-        raise UserError(f"cannot read policy '{spec}': it gives a parameter twice")
+        raise UserError(f"cannot read {noun} '{spec}': it gives a parameter twice")
     return head.strip(), {keyword.arg: _literal(keyword.value, spec) for keyword in call.keywords}
 
 
@@ -148,23 +148,25 @@ def _fields(base: Policy) -> dict[str, Any]:
     return {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
 
 
-def _build(cls: type[Policy], parameters: dict[str, Any]) -> Policy:
+def build(cls: type, parameters: dict[str, Any]) -> Any:
+    """An object of a registered class, its parameters checked against its fields; messages name it by its ``noun``."""
+    what = f"{getattr(cls, 'noun', 'policy')} '{cls.name}'"
     types_ = typing.get_type_hints(cls)
     known = {field.name: types_[field.name] for field in dataclasses.fields(cls)}
     values = {}
     for name, value in parameters.items():
         if name not in known:
-            raise UserError(f"policy '{cls.name}' has no parameter '{name}': {_hint(name, known)}")
-        values[name] = _coerce(cls.name, name, value, known[name])
+            raise UserError(f"{what} has no parameter '{name}': {hint(name, known)}")
+        values[name] = _coerce(what, name, value, known[name])
     return cls(**values)
 
 
-def _hint(wrong: str, known: dict[str, Any]) -> str:
+def hint(wrong: str, known: dict[str, Any]) -> str:
     near = difflib.get_close_matches(wrong, known, n=3)
     return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known) or 'none'}."
 
 
-def _coerce(policy_name: str, name: str, value: Any, wanted: Any) -> Any:
+def _coerce(what: str, name: str, value: Any, wanted: Any) -> Any:
     """Lists from JSON become tuples; a whole number does for a float; anything else must have the declared type."""
     value = _tuples(value)
     options = typing.get_args(wanted) if typing.get_origin(wanted) in (typing.Union, types.UnionType) else (wanted,)
@@ -175,10 +177,10 @@ def _coerce(policy_name: str, name: str, value: Any, wanted: Any) -> Any:
         items = [typing.get_args(option) for option in options if typing.get_origin(option) is tuple]
         if len(items) == 1 and len(items[0]) == 2 and items[0][1] is Ellipsis:
             wanted = items[0][0]
-            value = tuple(_coerce(policy_name, f"{name}[{i}]", item, wanted) for i, item in enumerate(value))
+            value = tuple(_coerce(what, f"{name}[{i}]", item, wanted) for i, item in enumerate(value))
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
         names = " or ".join(getattr(option, "__name__", str(option)) for option in accepted)
-        raise UserError(f"policy '{policy_name}': {name} must be of type {names}, not {value!r}")
+        raise UserError(f"{what}: {name} must be of type {names}, not {value!r}")
     return value
 
 

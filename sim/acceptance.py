@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     from policies.registry import load_policy
     from sim.curves import curve, samples
     from sim.opening import about, open_sound
-    from sim.outputs import check_writable, write_json, write_parquet
+    from sim.outputs import check_writable, write_results
 
     check_writable(args.json, args.parquet)
     recording, drafter = open_sound(args.trace, args.drafter)
@@ -77,47 +77,26 @@ def main(arguments: list[str] | None = None) -> None:
         "rank_by_depth": rank_by_depth(recording, drafter),
         "terminal_rank": terminal_ranks(recording, policy, drafter),
     }
-    if args.json:
-        write_json(args.json, content)
-    if args.parquet:
-        write_parquet(args.parquet, [{"measure": x, **row} for x, rows in every.items() for row in rows])
+    write_results(args, content, [{"measure": x, **row} for x, rows in every.items() for row in rows])
     print("\n".join(render(content, drawn, args)))
 
 
 def certainty(table: pl.DataFrame, outcome: str = "top1") -> list[dict[str, Any]]:
-    """Per measure: AUC, and for the first choice's probability its reliability (expected calibration error, Brier score).
-
-    The error is the mean, weighted by count, of |acceptance - mean probability| over ten bins of equal count.
-    """
+    """Per measure: AUC, and for the first choice's probability its calibration error and Brier score (see sim.calibration)."""
     import numpy as np
-    import polars as pl
 
-    from sim.curves import curve
+    from sim.calibration import area_under_curve, calibration
 
     rows = []
     hit = table[outcome].to_numpy()
     for measure, (_, sign) in MEASURES.items():
-        row: dict[str, Any] = {"measure": measure, "auc": auc(sign * table[measure].to_numpy().astype(np.float64), hit)}
+        values = table[measure].to_numpy().astype(np.float64)
+        row: dict[str, Any] = {"measure": measure, "auc": area_under_curve(sign * values, hit)}
         if measure == "top1_logprob" and outcome == "top1":
-            probability = np.exp(table[measure].to_numpy().astype(np.float64))
-            binned = curve(table.with_columns(pl.Series("top1_logprob", probability)), "top1_logprob", None, 10, least=1)
-            off = (binned["acceptance"] - binned["x"]).abs() * binned["count"]
-            row["calibration_error"] = float(off.sum() / binned["count"].sum())
-            row["brier"] = float(((probability - hit) ** 2).mean())
+            found = calibration(np.exp(values), hit)
+            row |= {"calibration_error": found.ece, "brier": found.brier}
         rows.append(row)
     return rows
-
-
-def auc(score: Any, hit: Any) -> float | None:
-    """Area under the ROC curve: how often an accepted sample scores above a rejected one (ties count half); None when all
-    samples are of one kind. Mann and Whitney's statistic."""
-    from scipy.stats import rankdata
-
-    positive = int(hit.sum())
-    negative = len(hit) - positive
-    if not positive or not negative:
-        return None
-    return float((rankdata(score)[hit].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
 def rank_by_depth(recording: Recording, drafter: str) -> list[dict[str, Any]]:
@@ -140,36 +119,30 @@ def rank_by_depth(recording: Recording, drafter: str) -> list[dict[str, Any]]:
 
 
 def terminal_ranks(recording: Recording, policy: Policy, drafter: str) -> dict[str, Any]:
-    """HeteroSpec's terminal confidence rank: over a policy's cycles, the rank by path probability, among the drafted nodes that
-    were sent to verification, of the last one accepted.
+    """HeteroSpec's terminal confidence rank over a policy's cycles: see :func:`sim.walkthrough.terminal_rank`.
 
     counts  cycles by rank 0, 1, ...;  nothing: cycles that accepted no node;  kept: largest number of nodes verified;
     top_quarter  share of the accepting cycles whose rank lies in the first quarter of the nodes of that cycle
     """
     import torch
 
-    from policies.order import rank_of
-    from sim.recorded import RecordedDrafter, RecordedText
+    from sim.looked_up import replayed_drafter
+    from sim.recorded import RecordedText
     from sim.replay import ReplayRun
+    from sim.walkthrough import terminal_rank
 
     text = RecordedText(recording)
-    run = ReplayRun(recording, text, RecordedDrafter(recording, drafter, text), policy)
+    run = ReplayRun(recording, text, replayed_drafter(recording, drafter, text), policy)
     sequences = torch.arange(len(text.length))
     ranks, kept, nothing = [], [], 0
     with torch.inference_mode():
         run.start(sequences[text.length > 1])
         while (step := run.step()) is not None:
-            tree, chosen, walk = step.done.draft.tree, step.done.draft.kept, step.done.walk
-            verified = chosen & tree.drafted()
-            accepted = walk.accepted > 0
+            place = terminal_rank(step)
+            accepted = place > 0
             nothing += int((~accepted).sum())
-            if not bool(accepted.any()):
-                continue
-            place = walk.path.gather(1, (walk.accepted - 1).clamp(min=0)[:, None])[:, 0].clamp(min=0)
-            node = step.done.kept.node.gather(1, place[:, None])[:, 0]
-            rank = rank_of(tree.score.masked_fill(~verified, -torch.inf), node)
-            ranks.append(rank[accepted])
-            kept.append(verified.sum(1)[accepted])
+            ranks.append(place[accepted] - 1)
+            kept.append(step.done.kept.count[accepted])
     rank = torch.cat(ranks) if ranks else torch.zeros(0, dtype=torch.int64)
     count = torch.cat(kept) if kept else rank
     early = float((rank < count / 4).double().mean()) if len(rank) else None

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from policies.errors import UserError
-from sim.tally import FIGURES, Tally
+from sim.tally import RATIOS, Tally
 
 COVER = 0.95
 RESAMPLES = 2000
@@ -68,7 +68,7 @@ class Resamples:
         """The figure in every draw, float64 [R]: of a domain, or the mean over them. None where a domain has one text."""
         if not np.array_equal(sums.sequence, self.sequence):
             raise ValueError("the tally is of other texts than the draws")
-        above, below = (sums.sums[name] for name in FIGURES[figure])
+        above, below = (sums.sums[name] for name in RATIOS[figure])
         ratios = []
         for one in [domain] if domain is not None else np.unique(self.domain).tolist():
             mine = self.domain == one
@@ -91,6 +91,12 @@ class Resamples:
         apart = draws[0] - draws[1]
         share = float((apart > 0).mean() + (apart == 0).mean() / 2)
         return Difference(Estimate(values[0] - values[1], *interval(apart)), share)
+
+    def saving(self, one: Tally, other: Tally, figure: str) -> Estimate:
+        """How much less of the figure ``one`` has than ``other``, as a share of the other's; of the means over domains, paired."""
+        draws = [self.draws(tally, figure) for tally in (one, other)]
+        share = None if draws[0] is None else 1 - draws[0] / draws[1]
+        return Estimate(1 - one.mean(figure) / other.mean(figure), *interval(share))
 
 
 def interval(draws: np.ndarray | None) -> tuple[float | None, float | None]:

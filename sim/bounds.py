@@ -18,7 +18,8 @@ if TYPE_CHECKING:  # torch is imported when there is work to do, not for --help
     import numpy as np
 
     from policies.contract import Policy
-    from policies.cost import Cost
+    from sim.split import Split
+    from traces.costs import CostModel
     from traces.recording import Recording
 
 
@@ -27,7 +28,7 @@ class Standing:
     """One line of the table, scored on held-out texts; the mean over domains.
 
     name            a policy, or an oracle
-    tau             emitted tokens per cycle
+    tau             emitted tokens per cycle; None for the bound on time, which has no cycles of its own
     ms_per_token    predicted; None without a cost model
     coverage        share of cycles that found all they wanted in the recording; 1 for oracles
     of_plain        share of the gap between plain decoding and the bound that it closes: in ms per token under a cost model,
@@ -38,7 +39,7 @@ class Standing:
     """
 
     name: str
-    tau: float
+    tau: float | None
     ms_per_token: float | None
     coverage: float
     of_plain: float | None
@@ -64,61 +65,106 @@ def parser() -> argparse.ArgumentParser:
 def standings(
     recording: Recording,
     policies: list[Policy],
-    cost: Cost | None,
+    cost: CostModel | None,
     static: Policy | None,
     held_out: np.ndarray,
     drafter: str | None = None,
 ) -> list[Standing]:
     """Plain decoding, the static setting, the policies and the oracles, scored on the ``held_out`` texts (indices)."""
-    import numpy as np
     import torch
 
     from policies.autoregressive import Autoregressive
-    from sim.oracles import FewestCycles, LeastTime, true_path
-    from sim.replay import replay
-    from sim.texts import over_domains, paired_interval, text_sums
+    from sim.bootstrap import Resamples
+    from sim.oracles import FewestCycles, LeastTime, Oracle, bound
+    from sim.setting import Setting
+    from sim.trial import run_trials
 
-    chosen, domain = torch.as_tensor(held_out), np.asarray(recording.domain_index)
     if not len(held_out) or not bool((recording.length[held_out] > 1).any()):
         raise UserError("no text of two tokens or more is left to score on: record more texts, or lower --train-share")
-    path = true_path(recording, drafter, chosen)
-    steps, of = path.steps.double().numpy(), domain[held_out]
-    oracles = [FewestCycles()] + ([] if cost is None else [LeastTime(cost)])
-    plans = [oracle.plan(path).numpy() for oracle in oracles]
-    figures = [1 / over_domains(plans[0], steps, of)] + [over_domains(plan, steps, of) for plan in plans[1:]]
-
+    chosen, setting = torch.as_tensor(held_out), Setting(drafter or recording.drafters[0])
+    oracles: list[Oracle] = [FewestCycles()] + ([] if cost is None else [LeastTime(cost)])
+    bounds = [bound(recording, oracle, setting.drafter, chosen) for oracle in oracles]
     contenders: list[Policy] = [Autoregressive()] + ([] if static is None else [static]) + list(policies)
-    logs = [replay(recording, policy, drafter, sequences=chosen, cost=cost) for policy in contenders]
-    sums = [text_sums(log, len(domain), cost) for log in logs]
-    spent = [one.cycles if cost is None else one.ms for one in sums]  # what the gaps are measured in
-    per_token = [over_domains(these, one.emitted, domain) for these, one in zip(spent, sums, strict=True)]
-    bound = over_domains(plans[-1], steps, of)
+    tallies = run_trials(recording, contenders, setting, cost, chosen)
+    spent = "cycles_per_token" if cost is None else "ms_per_token"  # what the gaps are measured in
+    plain, least, draws = tallies[0].mean(spent), bounds[-1].mean(spent), Resamples(tallies[0])
 
     def closed(start: float, value: float) -> float | None:
-        return (start - value) / (start - bound) if start > bound else None
+        return (start - value) / (start - least) if start > least else None
 
     lines = []
-    for policy, log, one, these, value in zip(contenders, logs, sums, spent, per_token, strict=True):
-        faster = None if static is None or policy is static else 1 - value / per_token[1]
-        low, high = paired_interval(these, spent[1], one.emitted, domain) if faster is not None else (None, None)
+    for policy, sums in zip(contenders, tallies, strict=True):
+        value = sums.mean(spent)
+        saved = None if static is None or policy is static else draws.saving(sums, tallies[1], spent)
         lines.append(
             Standing(
                 name=policy.spec(),
-                tau=over_domains(one.emitted, one.cycles, domain),
+                tau=sums.mean("tau"),
                 ms_per_token=None if cost is None else value,
-                coverage=log.coverage,
-                of_plain=closed(per_token[0], value),
-                of_static=None if static is None else closed(per_token[1], value),
-                faster=faster,
-                low=low,
-                high=high,
+                coverage=sums.coverage,
+                of_plain=closed(plain, value),
+                of_static=None if static is None else closed(tallies[1].mean(spent), value),
+                faster=saved and saved.value,
+                low=saved and saved.low,
+                high=saved and saved.high,
             )
         )
-    fewest = Standing("[fewest cycles possible]", over_domains(steps, plans[0], of), None, 1.0, *[None] * 5)
-    lines.append(fewest)
+    lines.append(Standing("[fewest cycles possible]", bounds[0].mean("tau"), None, 1.0, *[None] * 5))
     if cost is not None:
-        lines.append(Standing("[least time possible]", float("nan"), figures[1], 1.0, 1.0, 1.0, *[None] * 3))
+        lines.append(Standing("[least time possible]", None, least, 1.0, 1.0, 1.0, *[None] * 3))
     return lines
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Where policies stand.
+
+    lines   see :func:`standings`
+    static  the best static setting; None where there is no cost model to choose it by, and none was given
+    chosen  predicted ms per token of the static setting on the texts that it was searched on; None where it was given
+    split   those texts, and the ones that the lines are scored on
+    """
+
+    lines: list[Standing]
+    static: Policy | None
+    chosen: float | None
+    split: Split
+
+
+def place(
+    recording: Recording,
+    policies: list[Policy],
+    cost: CostModel | None,
+    drafter: str,
+    *,
+    static: Policy | None = None,
+    texts: np.ndarray | None = None,
+    train_share: float = 0.5,
+    seed: int = 0,
+) -> Placing:
+    """Search the best static setting on a training part of the texts, and score everything on the others.
+
+    :param static: the best static setting, if known.   :param texts: indices int64; all by default.
+    :raises UserError: when one of the parts holds nothing to decode, or the recording covers no static setting.
+    """
+    import numpy as np
+    import torch
+
+    from sim.setting import Setting
+    from sim.split import Split, split_sequences
+    from sim.static_search import best_static, fixed_trees
+    from sim.trial import Trials
+
+    texts = np.arange(len(recording.length)) if texts is None else texts
+    parts = split_sequences(recording.sequence_ids[texts], recording.domain_index[texts], train_share, seed)
+    split, chosen = Split(texts[parts.train], texts[parts.held_out]), None
+    if static is None and cost is not None:
+        if not bool((recording.length[split.train] > 1).any()):
+            raise UserError("no text is left to choose the best static setting on: raise --train-share, or give --static")
+        trials = Trials(recording, Setting(drafter), cost, torch.as_tensor(split.train))
+        found = best_static(trials, fixed_trees(trials))
+        static, chosen = found.policy, found.ms_per_token
+    return Placing(standings(recording, policies, cost, static, split.held_out, drafter), static, chosen, split)
 
 
 def table(lines: list[Standing]) -> str:
@@ -133,7 +179,7 @@ def table(lines: list[Standing]) -> str:
     rows = [
         [
             line.name,
-            number(None if line.tau != line.tau else line.tau),
+            number(line.tau),
             number(line.ms_per_token, 3),
             f"{line.coverage:.0%}",
             share(line.of_plain),
@@ -149,38 +195,28 @@ def table(lines: list[Standing]) -> str:
 def main() -> None:
     given = parser().parse_args()
     from policies.registry import load_policy
-    from sim.fit import write_json
-    from sim.split import split_sequences
-    from sim.static_search import Family, best_static
-    from traces.costs import check_profile, load_profile
+    from sim.finding import profile_for
+    from sim.outputs import check_writable, write_json
     from traces.recording import open_recording
 
+    check_writable(given.json)
     policies = [load_policy(spec) for spec in given.policy]
     static = load_policy(given.static) if given.static else None
     for policy in policies + ([static] if static else []):
         policy.check_fitted()
     recording = open_recording(given.trace)
     drafter = given.drafter or recording.drafters[0]
-    cost = None
-    if given.profile:
-        profile = load_profile(given.profile)
-        check_profile(profile, recording.manifest)
-        cost = profile.cost(drafter)
-    split = split_sequences(recording.sequence_ids, recording.domain_index, given.train_share, given.seed)
-    if static is None and cost is not None:
-        if not bool((recording.length[split.train] > 1).any()):
-            raise UserError("no text is left to choose the best static setting on: raise --train-share, or give --static")
-        found = best_static(Family(recording, split.train, drafter), cost)
-        static = found.policy
-        print(f"best static on {len(split.train)} training texts: {static.spec()}, {found.ms_per_token:.3f} ms per token there")
-    lines = standings(recording, policies, cost, static, split.held_out, drafter)
-    print(f"on {len(split.held_out)} held-out texts:")
-    print(table(lines))
+    cost = profile_for(given.profile, recording, drafter).cost(drafter) if given.profile else None
+    placed = place(recording, policies, cost, drafter, static=static, train_share=given.train_share, seed=given.seed)
+    if placed.chosen is not None:
+        where = f"{len(placed.split.train)} training texts"
+        print(f"best static on {where}: {placed.static.spec()}, {placed.chosen:.3f} ms per token there")
+    print(f"on {len(placed.split.held_out)} held-out texts:")
+    print(table(placed.lines))
     if given.json:
         facts: dict[str, Any] = {"recording": str(recording.folder), "drafter": drafter, "profile": given.profile}
-        facts |= {"train_share": given.train_share, "seed": given.seed, "static": static.to_json() if static else None}
-        rows = [{k: None if v != v else v for k, v in asdict(line).items()} for line in lines]
-        write_json(given.json, facts | {"standings": rows})
+        facts |= {"train_share": given.train_share, "seed": given.seed, "static": placed.static and placed.static.to_json()}
+        write_json(given.json, facts | {"standings": [asdict(line) for line in placed.lines]})
 
 
 if __name__ == "__main__":

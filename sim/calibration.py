@@ -24,6 +24,7 @@ class Calibration:
     accepted   share of them that was accepted
     ece        expected calibration error: the mean gap |accepted - expected| over the bins, weighted by their nodes
     auc        chance that an accepted node was given a higher probability than a rejected one; None without both kinds
+    brier      mean of (expected - accepted)^2, Brier's score
     log_loss   mean of -log(probability given to what happened), nats
     bins       the reliability diagram: per non-empty bin {low, high, nodes, expected, accepted}
     """
@@ -32,6 +33,7 @@ class Calibration:
     accepted: float
     ece: float
     auc: float | None
+    brier: float
     log_loss: float
     bins: tuple[dict[str, float], ...]
 
@@ -62,13 +64,15 @@ def calibration(chance: np.ndarray, accepted: np.ndarray, bins: int = BINS) -> C
         accepted=float(accepted.mean()),
         ece=float(np.abs(found - expected).sum() / len(chance)),
         auc=area_under_curve(chance, accepted),
+        brier=float(((chance - accepted) ** 2).mean()),
         log_loss=float(-np.where(accepted, np.log(safe), np.log1p(-safe)).mean()),
         bins=diagram,
     )
 
 
 def area_under_curve(chance: np.ndarray, accepted: np.ndarray) -> float | None:
-    """AUC by mean ranks (Mann-Whitney U), ties counted half."""
+    """How often what was accepted has the higher score, float [n] of any scale, ties counted half: AUC, by Mann-Whitney's U. None
+    when all or none was accepted."""
     positives = int(accepted.sum())
     negatives = len(accepted) - positives
     if not positives or not negatives:

@@ -68,7 +68,7 @@ def acceptance_chart(curve: pl.DataFrame, x: str, outcome: str, by: str | None =
 def domain_chart(table: pl.DataFrame, value: str, mean: str = "mean") -> alt.LayerChart:
     """One figure of one policy by domain: bars with 95% intervals, and the mean over domains as a line.
 
-    :param table: rows of `sim.intervals.rows` of a single policy.
+    :param table: rows of `sim.glance.rows_with_intervals` of a single policy.
     """
     parts, means = table.filter(pl.col("domain") != mean), table.filter(pl.col("domain") == mean)
     y = alt.Y("domain:N", title=None, sort=parts["domain"].to_list())
@@ -85,7 +85,7 @@ def domain_chart(table: pl.DataFrame, value: str, mean: str = "mean") -> alt.Lay
 def difference_chart(table: pl.DataFrame, title: str, by: str) -> alt.LayerChart:
     """Differences with their 95% intervals, one line per value of ``by``; zero is drawn in.
 
-    :param table: rows of `sim.intervals.differences` of one figure, and the column ``by``.
+    :param table: rows of `sim.glance.difference_table` of one figure, and the column ``by``.
     """
     y = alt.Y(f"{by}:N", title=None, sort=None, axis=alt.Axis(labelLimit=320, labelFlush=False, labelBound=False))
     numbers = ("ours", "theirs", "difference", "low", "high")
@@ -108,7 +108,7 @@ def _spans(table: pl.DataFrame, value: str, y: alt.Y) -> alt.Chart:
 def policy_chart(table: pl.DataFrame, value: str = "tau", mean: str = "mean") -> alt.LayerChart:
     """Bars of the mean over domains, best first, and the domains themselves as points.
 
-    :param table: rows of `sim.intervals.rows` or `sim.glance.policy_rows`, of any number of policies.
+    :param table: rows of `sim.glance.rows_with_intervals` or `sim.glance.policy_rows`, of any number of policies.
     """
     table = table.drop_nulls(value)
     best_first = "ascending" if value == "ms_per_token" else "descending"

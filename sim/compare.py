@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     args = parser().parse_args(given)
-    from sim.outputs import check_writable, write_json, write_parquet
+    from sim.outputs import check_writable, write_results
 
     check_writable(args.json, args.parquet)
     sides = [opened(args, args.first), opened(_second(args), args.second)]
@@ -69,10 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
         "same_text": same_text(sides[0][0], sides[1][0], pairs),
         "rows": rows,
     }
-    if args.json:
-        write_json(args.json, content)
-    if args.parquet:
-        write_parquet(args.parquet, rows)
+    write_results(args, content, rows)
     warnings = dict.fromkeys(line for fact, side in zip(facts, sides, strict=True) for line in says(fact, side[1]))
     print("\n".join([*render(content), *warnings]))
 

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     args = parser().parse_args(given)
-    from sim.outputs import check_writable, write_json, write_parquet
+    from sim.outputs import check_writable, write_results
 
     check_writable(args.json, args.parquet)
     recording, setting, profile = opened(args, args.trace)
@@ -64,10 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     flat = [row for policy_rows in rows for row in policy_rows]
     content = {"command": shlex.join(["python", "-m", "sim.replay", *given]), "about": facts, "setting": setting.to_json()}
     content |= {"bootstrap": {"resamples": args.resamples, "seed": args.seed}, "rows": flat, "contest": result}
-    if args.json:
-        write_json(args.json, content)
-    if args.parquet:
-        write_parquet(args.parquet, flat)
+    write_results(args, content, flat)
     print("\n".join([*render(content), *says(facts, setting)]))
 
 

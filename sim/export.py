@@ -11,6 +11,7 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from policies.errors import UserError, run_command
 
 if TYPE_CHECKING:  # torch is imported when there is work to do, not for --help
     from policies.contract import Policy
+    from traces.recording import Recording
 
 KEYS = "releases differ in whether a key of draft_len_schedule is the largest or the smallest batch of its length"
 ENGINES = ("sglang", "vllm", "tensorrt-llm", "transformers")
@@ -73,11 +75,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     check_writable(args.json)
     recording, drafter = open_sound(args.trace, args.drafter)
+    if drafter not in recording.drafters:
+        raise UserError(f"drafter {drafter} is training-free, which sim.export does not write settings for: name a recorded one")
     policy = load_policy(args.policy)
     row = replay_rows(recording, policy, drafter)[-1]
     shapes = {upto: shape_of(load_policy(spec)) for upto, spec in tiers.items()}
-    kind = next(entry for entry in recording.manifest["drafters"] if entry["name"] == drafter)
-    exports = exported(shape_of(policy), kind, recording.manifest.get("target", {}), list(row.accepted_by_depth), shapes)
+    exports = exported_from(recording, drafter, policy, row.accepted_by_depth, shapes)
     chosen = [one for one in exports if args.engine in ("all", one.engine)]
     content = {
         "command": shlex.join(["python", "-m", "sim.export", *given]),
@@ -128,6 +131,14 @@ def shape_of(policy: Policy) -> Shape:
     if name == "eagle3":
         return Shape(policy.spec(), tree=(parameters["depth"], parameters["top_k"], parameters["total_tokens"]))
     return Shape(policy.spec(), other=True)
+
+
+def exported_from(
+    recording: Recording, drafter: str, policy: Policy, accepted_by_depth: Sequence[float], tiers: dict[int, Shape] | None = None
+) -> list[Export]:
+    """:func:`exported` for the models of a recording. :param accepted_by_depth: what the policy's replay there gave."""
+    kind = next(entry for entry in recording.manifest["drafters"] if entry["name"] == drafter)
+    return exported(shape_of(policy), kind, recording.manifest.get("target", {}), list(accepted_by_depth), tiers or {})
 
 
 def exported(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from policies.contract import Cycle, Policy
 from policies.cost import Cost
-from policies.drafting import draft
+from policies.drafting import Drafter, draft
 from policies.errors import UserError
 from policies.verification import pack
+from sim.looked_up import replayed_drafter
 from sim.parts import in_threads
-from sim.recorded import RecordedDrafter, RecordedText, RecordedVerifier
+from sim.recorded import RecordedText, RecordedVerifier
 from sim.replay import CycleLog
 from traces.recording import Recording
 
@@ -53,6 +55,18 @@ def are_family(policies: list[Policy]) -> bool:
     return plain and all(type(other) is type(first) and drafting(other) == drafting(first) for other in policies)
 
 
+def families(policies: Sequence[Policy]) -> list[list[Policy]]:
+    """The policies parted into families, in the order of their first members; one that is no one's relative stands alone."""
+    found: list[list[Policy]] = []
+    for policy in policies:
+        home = next((family for family in found if are_family([family[0], policy])), None)
+        if home is None:
+            found.append([policy])
+        else:
+            home.append(policy)
+    return found
+
+
 def replay_family(
     recording: Recording,
     policies: list[Policy],
@@ -79,36 +93,19 @@ def replay_family(
     start[texts] = room.cumsum(0) - room
     sequence = texts.repeat_interleave(room)
     position = torch.arange(len(sequence)) - start[sequence]
-    world = RecordedDrafter(recording, drafter, text)
+    world = replayed_drafter(recording, drafter, text)
     limit = recording.manifest["context_limit"]
-    work = [
-        (copy.copy(world), _cycle(text, sequence[here], position[here], limit, cost))
-        for here in torch.arange(len(sequence)).split(POSITIONS)
-    ]
+    work = []
+    for here in torch.arange(len(sequence)).split(POSITIONS):
+        cycle = text.cycle(sequence[here], position[here], torch.zeros_like(here), torch.arange(len(here)), limit, cost)
+        work.append((copy.copy(world), cycle))
     outlooks = in_threads(lambda part: _outlook(policies, *part, text), work)
     ahead = _side_by_side(outlooks)
     return [_cycles(text, ahead, member, sequences, start, sequence, position) for member in range(len(policies))]
 
 
-def _cycle(text: RecordedText, sequence: Tensor, position: Tensor, context_limit: int, cost: Cost | None) -> Cycle:
-    at = text.offset[sequence] + position
-    return Cycle(
-        active=torch.ones_like(sequence, dtype=torch.bool),
-        sequence=sequence,
-        number=torch.zeros_like(sequence),
-        position=position,
-        context_length=text.context_length[at],
-        room=text.limit[sequence] - 1 - position,
-        reach=context_limit - 1 - text.context_length[at],
-        root_entropy=text.entropy[at],
-        root_logprob=text.logprob[at],
-        group=torch.arange(len(sequence)),
-        cost=cost,
-    )
-
-
 @torch.inference_mode()
-def _outlook(policies: list[Policy], drafter: RecordedDrafter, cycle: Cycle, text: RecordedText) -> Outlook:
+def _outlook(policies: list[Policy], drafter: Drafter, cycle: Cycle, text: RecordedText) -> Outlook:
     first = policies[0]
     state = first.begin(cycle, first.init(len(cycle.sequence), cycle.sequence))
     drafted = draft(first, drafter, cycle, state)

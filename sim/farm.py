@@ -15,6 +15,7 @@ import torch
 from policies.contract import Policy
 from policies.errors import UserError
 from policies.registry import from_json
+from sim.family import families
 from sim.setting import Setting
 from sim.tally import Tally
 from sim.trial import run_trials
@@ -36,14 +37,14 @@ def run_points(job: Job, policies: list[Policy], jobs: int = 1, scheduler: str |
     :param jobs: processes on this machine.   :param scheduler: address of a Dask scheduler, to use its workers instead.
     :raises UserError: when workers die, or Dask is not installed or not reached.
     """
-    families = [[policy] for policy in policies]  # points that share one drafting may stand together
+    tasks = families(policies)  # points that share one drafting are replayed together
     with ExitStack() as stack:
         before = torch.get_num_threads()
         stack.callback(torch.set_num_threads, before)
         if jobs == 1 and scheduler is None:
-            results = (run_family(job, [policy.to_json() for policy in family]) for family in families)
+            results = (run_family(job, [policy.to_json() for policy in family]) for family in tasks)
         else:
-            results = _parallel(job, families, jobs, scheduler, stack)
+            results = _parallel(job, tasks, jobs, scheduler, stack)
         try:
             for finished in results:
                 for content, sums in finished:
@@ -57,7 +58,7 @@ def run_points(job: Job, policies: list[Policy], jobs: int = 1, scheduler: str |
             ) from error
 
 
-def _parallel(job: Job, families: list[list[Policy]], jobs: int, scheduler: str | None, stack: ExitStack) -> Iterator[Any]:
+def _parallel(job: Job, tasks: list[list[Policy]], jobs: int, scheduler: str | None, stack: ExitStack) -> Iterator[Any]:
     from joblib import Parallel, delayed, parallel_config
 
     if scheduler:
@@ -65,8 +66,8 @@ def _parallel(job: Job, families: list[list[Policy]], jobs: int, scheduler: str 
         stack.enter_context(parallel_config(backend="dask"))
     else:
         stack.enter_context(parallel_config(backend="loky", n_jobs=jobs, inner_max_num_threads=1))
-    tasks = [delayed(run_family)(job, [policy.to_json() for policy in family]) for family in families]
-    return Parallel(return_as="generator_unordered")(tasks)
+    calls = [delayed(run_family)(job, [policy.to_json() for policy in family]) for family in tasks]
+    return Parallel(return_as="generator_unordered")(calls)
 
 
 def _cluster(address: str) -> Any:

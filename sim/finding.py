@@ -6,7 +6,6 @@ import hashlib
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from policies.errors import UserError
 from traces.costs import Profile, check_profile, load_profile
@@ -34,6 +33,11 @@ def key_of(recording: Recording) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
+def manifest_digest(recording: Recording) -> str:
+    """SHA-256 of the manifest, which holds those of all shards: says which recording a result is about."""
+    return hashlib.sha256((Path(recording.folder) / "manifest.json").read_bytes()).hexdigest()
+
+
 def found_profiles(folder: Path, shipped: Path, recording: Recording, drafter: str) -> list[Path]:
     """Profiles beside the recording, then those of the folder `shipped`; only such as were measured on its models."""
     beside = [*sorted(folder.glob("*.json")), *sorted(folder.parent.glob("*profile*.json"))]
@@ -45,7 +49,7 @@ def found_profiles(folder: Path, shipped: Path, recording: Recording, drafter: s
     return fitting
 
 
-def profile_for(path: Path, recording: Recording, drafter: str) -> Profile:
+def profile_for(path: str | Path, recording: Recording, drafter: str) -> Profile:
     """A profile of the recording's models. Raises UserError when it is another's, or cannot be read."""
     profile = load_profile(path)
     check_profile(profile, recording.manifest)
@@ -56,9 +60,3 @@ def profile_for(path: Path, recording: Recording, drafter: str) -> Profile:
 def digest_of(profile: Profile) -> str:
     """What predicted times are remembered under."""
     return hashlib.sha256(json.dumps(profile.content, sort_keys=True).encode()).hexdigest()
-
-
-def hardware(content: dict[str, Any]) -> str:
-    """What a manifest or a profile says of its machine."""
-    parts = [content.get("machine", {}).get("processor"), content.get("device"), content.get("dtype")]
-    return ", ".join(str(part) for part in parts if part) or "unknown hardware"

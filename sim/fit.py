@@ -8,11 +8,7 @@ parameters are then chosen by predicted time on the training part. The JSON is w
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +48,8 @@ def fit(
     :param cost: what time costs; needed by policies that weigh it.
     """
     from policies.contract import Policy
+    from sim.finding import manifest_digest
+    from sim.looked_up import runs_again
     from sim.samples import build_samples
     from sim.split import split_sequences
 
@@ -60,7 +58,7 @@ def fit(
     if policy.fits_on_cost and cost is None:
         raise UserError(f"policy '{policy.name}' weighs time against tokens: give --profile FILE, from traces.profile")
     drafter = drafter or recording.drafters[0]
-    if drafter not in recording.drafters:
+    if drafter not in recording.drafters and not runs_again(recording, drafter):
         raise UserError(f"the recording has no drafter '{drafter}': it has {', '.join(recording.drafters)}")
     split = split_sequences(recording.sequence_ids, recording.domain_index, train_share, seed)
     positions = int((recording.length[split.train] - 1).clip(min=0).sum())
@@ -75,7 +73,7 @@ def fit(
     progress.finish()
     how = {
         "recording": str(recording.folder),
-        "manifest_sha256": hashlib.sha256((Path(recording.folder) / "manifest.json").read_bytes()).hexdigest(),
+        "manifest_sha256": manifest_digest(recording),
         "drafter": drafter,
         "train_share": train_share,
         "seed": seed,
@@ -107,26 +105,6 @@ def calibrations(fitted: Policy, held_out: Samples) -> dict[str, Calibration]:
     return {"fitted": calibration(expected, accepted), "draft probability": calibration(draft, accepted)}
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace the file whole or not at all."""
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): name a file in a writable folder") from None
-    try:
-        os.fchmod(handle, 0o644)  # mkstemp's files are private
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(content, stream, indent=1, allow_nan=False)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): free some space or name another file") from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
 class _Progress:
     """Per cent on a terminal, nothing elsewhere."""
 
@@ -149,23 +127,19 @@ class _Progress:
 
 def main() -> None:
     given = parser().parse_args()
-    if given.out.is_dir() or not given.out.absolute().parent.is_dir():
-        raise UserError(f"cannot write {given.out}: name a file in a folder that exists")
+    from sim.outputs import check_writable, write_json
+
+    check_writable(given.out)
     from policies.registry import load_policy
     from sim.calibration import calibration_lines
-    from traces.costs import check_profile, load_profile
+    from sim.finding import profile_for
     from traces.recording import open_recording
 
     policy = load_policy(given.policy)
     recording = open_recording(given.trace)
-    cost = None
-    if given.profile:
-        profile = load_profile(given.profile)
-        check_profile(profile, recording.manifest)
-        cost = profile.cost(given.drafter or recording.drafters[0])
-    fitted, how, held_out = fit(
-        recording, policy, train_share=given.train_share, seed=given.seed, drafter=given.drafter, cost=cost
-    )
+    drafter = given.drafter or recording.drafters[0]
+    cost = profile_for(given.profile, recording, drafter).cost(drafter) if given.profile else None
+    fitted, how, held_out = fit(recording, policy, train_share=given.train_share, seed=given.seed, drafter=drafter, cost=cost)
     how["profile"] = given.profile
     trust = calibrations(fitted, held_out)
     reliability = {"calibration": {name: one.to_json() for name, one in trust.items()}} if trust else {}

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from policies.contract import Policy
 from policies.registry import load_policy
-from sim.metrics import replay_rows
+from sim.metrics import replay_rows, result_rows
+from sim.setting import Setting
+from sim.tally import FIGURES, TIMES, Tally
 from traces.recording import Recording, open_recording
 from traces.schema import FINISHES
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from sim.bootstrap import Resamples
     from traces.costs import CostModel
 
 
@@ -60,11 +63,48 @@ def policy_rows(recording: Recording, policy: Policy, drafter: str | None = None
 
     accepted_by_depth and parameters come as JSON texts; ms_per_token and speedup are missing without a ``cost``.
     """
+    return table_of([row.to_json() for row in replay_rows(recording, policy, drafter, cost)])
+
+
+def rows_with_intervals(named: dict[str, tuple[Policy, Tally]], setting: Setting, draws: Resamples) -> pl.DataFrame:
+    """Rows of several policies, replayed on the same texts, as :func:`policy_rows` gives them, under the given names; and for
+    tau and predicted times the ends ``_low`` and ``_high`` of their 95% intervals (null where a domain has a single text)."""
+    from sim.contest import add_intervals
+
+    every = []
+    for name, (policy, sums) in named.items():
+        rows = [row.to_json() | {"policy": name} for row in result_rows(sums, policy, setting)]
+        add_intervals(rows, sums, draws)
+        every += rows
+    return table_of(every)
+
+
+def table_of(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    """Result rows as a table. What is no number or word comes as JSON text; predicted times are left out where there are none."""
     import polars as pl
 
-    rows = [row.to_json() for row in replay_rows(recording, policy, drafter, cost)]
+    plain = []
     for row in rows:
-        row |= {name: json.dumps(row[name]) for name in ("accepted_by_depth", "parameters")}
-        row |= {name: int(row[name]) for name in ("texts", "cycles", "emitted")}
-    table = pl.DataFrame(rows, infer_schema_length=None)
-    return table if cost is not None else table.drop("ms_per_token", "speedup")
+        texts = {name: json.dumps(row[name]) for name in ("accepted_by_depth", "parameters")}
+        plain.append(row | texts | {name: int(row[name]) for name in ("texts", "cycles", "emitted")})
+    table = pl.DataFrame(plain, infer_schema_length=None)
+    unknown = [name for name in TIMES if table[name].null_count() == len(table)]
+    return table.drop(*(f"{name}{end}" for name in unknown for end in ("", "_low", "_high")), strict=False)
+
+
+def difference_table(ours: Tally, theirs: Tally, draws: Resamples) -> pl.DataFrame:
+    """How one policy's figures differ from another's on the same texts, per domain and on the mean: one row per figure.
+
+    Columns: domain, figure, ours, theirs, difference (ours - theirs), low, high (95%, paired over texts), texts.
+    """
+    import polars as pl
+
+    from sim.compare import differences
+
+    table = []
+    for row in differences("", theirs, ours, draws):
+        for figure in (figure for figure in FIGURES if f"{figure}_difference" in row):
+            ends = {"ours": "second", "theirs": "first", "difference": "difference", "low": "low", "high": "high"}
+            values = {name: row[f"{figure}_{end}"] for name, end in ends.items()}
+            table.append({"domain": row["domain"], "figure": figure} | values | {"texts": row["texts"]})
+    return pl.DataFrame(table, infer_schema_length=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,10 @@ import numpy as np
 
 from policies.contract import Policy
 from policies.errors import UserError
+from policies.lookup.rule import KIND, load_rule
 from policies.registry import load_policy
+from sim.finding import manifest_digest
+from sim.looked_up import check_readable, runs_again
 from sim.setting import EXACT_KINDS, Setting
 from traces.costs import Profile, check_profile, load_profile
 from traces.recording import Recording, open_recording
@@ -26,9 +28,12 @@ def open_sound(folder: str | Path, drafter: str | None = None) -> tuple[Recordin
     """
     recording = open_recording(folder)
     name = drafter or recording.drafters[0]
-    forest = recording.forest(name)
     columns = {"logprob": recording.logprob, "entropy": recording.entropy, "top_logprobs": recording.top_logprobs}
-    columns |= {"draft entropy": forest.entropy, "child_logprobs": forest.child_logprob}
+    if runs_again(recording, name):
+        check_readable(recording, load_rule(name))
+    else:
+        forest = recording.forest(name)
+        columns |= {"draft entropy": forest.entropy, "child_logprobs": forest.child_logprob}
     for column, values in columns.items():
         if _holds_nan(values):
             raise UserError(
@@ -77,10 +82,9 @@ def open_policies(specs: Sequence[str]) -> list[Policy]:
 def about(recording: Recording, profile: Profile | None) -> dict[str, Any]:
     """What results are worth remembering with: which recording (by the hash of its manifest, which holds its shards'),
     which models, which profile."""
-    manifest = Path(recording.folder) / "manifest.json"
     facts: dict[str, Any] = {
         "recording": str(recording.folder),
-        "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+        "manifest_sha256": manifest_digest(recording),
         "target": recording.manifest.get("target", {}),
         "drafters": recording.manifest["drafters"],
         "texts": len(recording.length),
@@ -97,13 +101,15 @@ def says(facts: dict[str, Any], setting: Setting) -> list[str]:
     """Warnings that belong under every table made from these facts."""
     lines = []
     if setting.execution == "pipelined":
-        kind = next(drafter.get("kind") for drafter in facts["drafters"] if drafter["name"] == setting.drafter)
+        kind = next((drafter.get("kind") for drafter in facts["drafters"] if drafter["name"] == setting.drafter), KIND)
         exact = kind in EXACT_KINDS
         rule = "exact for this drafter" if exact else "an estimate: this drafter would run ahead on features of its own"
         lines.append(f"pipelined execution, the draft on hardware of its own: {rule}")
     profile, target = facts.get("profile"), facts["target"].get("id")
     if profile is None:
         return lines
+    if setting.drafter not in [drafter["name"] for drafter in facts["drafters"]]:
+        lines.append(f"the training-free drafter {setting.drafter} is priced at nothing: looking up takes no forward pass")
     if profile["kind"] == "analytic":
         lines.append(f"times are analytic (a roofline of {profile['machine']}), not measured")
     if profile["target"] and target and Path(profile["target"]).name.lower() != Path(target).name.lower():

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from policies.cost import Cost
 from policies.order import NONE
 from sim.recorded import RecordedDrafter, RecordedText
+from sim.tally import Tally
 from traces.recording import Recording
 
 
@@ -55,7 +57,7 @@ def true_path(recording: Recording, drafter: str | None = None, sequences: Tenso
     depth, row = torch.zeros_like(at), forest.root_row[at].to(torch.int64).masked_fill(~inside, NONE)
     while bool((row >= 0).any()):
         wanted = text.token[(at + depth + 1).clamp(max=len(text.token) - 1)]
-        child = forest.child_token[row.clamp(min=0)] == wanted[..., None]
+        child = forest.table.token[row.clamp(min=0)] == wanted[..., None]
         found = child.any(-1) & (row >= 0) & (depth < most)
         below = row.clamp(min=0) * child.shape[-1] + child.to(torch.int8).argmax(-1)
         depth = depth + found
@@ -68,10 +70,22 @@ class Oracle:
 
     name = "oracle"
     unit = ""
+    """What it spends least of: "cycles" or "ms", as :class:`sim.tally.Tally` calls it."""
 
     def plan(self, path: TruePath) -> Tensor:
         """The bound float64 [S], in ``unit``, over all cycles of each text."""
         raise NotImplementedError
+
+
+def bound(recording: Recording, oracle: Oracle, drafter: str | None = None, sequences: Tensor | None = None) -> Tally:
+    """What an oracle spends on the given texts (all by default), beside the tallies of policies that decoded them."""
+    length = RecordedText(recording).length
+    chosen = torch.arange(len(length)) if sequences is None else sequences.sort().values
+    chosen = chosen[length[chosen] > 1]  # no cycle decodes the others
+    path = true_path(recording, drafter, chosen)
+    sums = {"emitted": path.steps.double().numpy(), oracle.unit: oracle.plan(path).numpy()}
+    domain = np.asarray(recording.domain_index)[chosen.numpy()]
+    return Tally(chosen.numpy(), domain, sums, np.zeros((len(chosen), 0)), list(recording.domains))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import tempfile
@@ -42,6 +43,14 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     _replace(path, lambda temporary: pq.write_table(pa.table(flat), temporary, compression="zstd"))
 
 
+def write_results(args: argparse.Namespace, content: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """What the options --json and --parquet ask for (see :func:`sim.options.add_outputs`)."""
+    if args.json:
+        write_json(args.json, content)
+    if args.parquet:
+        write_parquet(args.parquet, rows)
+
+
 def _plain(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, (dict, list, tuple)) else value
 
@@ -56,6 +65,8 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = Path(name)
     try:
         write(temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())  # else a power cut could leave the new name on an empty file
         temporary.chmod(0o644)  # mkstemp's files are private
         os.replace(temporary, path)
     except OSError as error:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from policies.children import Children, ChildTable, StoredChildren
 from policies.contract import Cycle, Sampling
+from policies.cost import Cost
 from policies.order import NONE
 from policies.tree import DraftTree
 from policies.verification import Kept, Walk, walk
@@ -48,6 +49,29 @@ class RecordedText:
     def at(self, cycle: Cycle) -> Tensor:
         """Flat position int64 [B] of each row's root."""
         return self.offset[cycle.sequence] + cycle.position
+
+    def cycle(
+        self, sequence: Tensor, position: Tensor, number: Tensor, group: Tensor, context_limit: int, cost: Cost | None = None
+    ) -> Cycle:
+        """What a policy may know of cycles that start at ``position`` int64 [B] of the texts ``sequence`` int64 [B].
+
+        :param number: int64 [B] cycles before. :param group: int64 [B] who decodes together. :param cost: what time costs.
+        """
+        at = self.offset[sequence] + position
+        return Cycle(
+            active=torch.ones_like(sequence, dtype=torch.bool),
+            sequence=sequence,
+            number=number,
+            position=position,
+            context_length=self.context_length[at],
+            room=self.limit[sequence] - 1 - position,
+            reach=context_limit - 1 - self.context_length[at],
+            root_entropy=self.entropy[at],
+            root_logprob=self.logprob[at],
+            group=group,
+            sampling=self.sampling.by_row(sequence),
+            cost=cost,
+        )
 
 
 def _limits(recording: Recording, text: RecordedText) -> Tensor:
@@ -102,6 +126,30 @@ class RecordedDrafter:
             return self._root[:, None].expand_as(nodes)
         row = self.child_row[tree.at("handle", nodes).clamp(min=0)].to(torch.int64)
         return torch.where(nodes == 0, self._root[:, None], row)
+
+
+class ListeningDrafter:
+    """A recorded drafter that remembers how unsure it was behind each node, whatever the policy asked to see."""
+
+    def __init__(self, drafter: RecordedDrafter):
+        self.drafter = drafter
+        self.heard: list[tuple[Tensor, Tensor]] = []
+
+    def root(self, cycle: Cycle) -> Tensor:
+        self.heard = []
+        return self.drafter.root(cycle)
+
+    def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children | StoredChildren:
+        children = self.drafter.expand(tree, nodes, branching)
+        self.heard.append((nodes, children.entropy))
+        return children
+
+    def entropy(self, tree: DraftTree) -> Tensor:
+        """Of the draft's distribution behind each node, float32 [B, N] nats; NaN where the recording was not asked or had none."""
+        found = torch.full((tree.rows, tree.width + 1), torch.nan)
+        for nodes, value in self.heard:
+            found.scatter_(1, nodes.masked_fill((nodes < 0) | (value < 0), tree.width), value)
+        return found[:, : tree.width]
 
 
 class RecordedVerifier:

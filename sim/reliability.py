@@ -5,36 +5,31 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from sim.calibration import Calibration, calibration
 from sim.curves import wilson
 
 
 def reliability(table: pl.DataFrame, bins: int = 10, by: str | None = None) -> pl.DataFrame:
-    """Accepted share against the draft's probability of its first choice, in bins of equal width over [0, 1].
+    """The reliability diagram of `sim.calibration` for the draft's probability of its first choice, as a table.
 
     :param table: `sim.curves.samples` with ``top1_probability``.
 
     Columns: (by,) probability (mean in the bin), accepted (share), ci_low, ci_high (Wilson 95%), count.
     """
-    keys = [] if by is None else [by]
-    place = (pl.col("top1_probability").clip(0, 1) * bins).floor().clip(0, bins - 1).cast(pl.Int64).alias("bin")
-    numbers = [
-        pl.col("top1_probability").mean().alias("probability"),
-        pl.col("top1").mean().alias("accepted"),
-        pl.len().cast(pl.Int64).alias("count"),
-    ]
-    found = table.with_columns(place).group_by([*keys, "bin"]).agg(numbers).sort([*keys, "bin"]).drop("bin")
-    low, high = wilson(found["accepted"].to_numpy() * found["count"].to_numpy(), found["count"].to_numpy())
-    return found.with_columns(ci_low=pl.Series(low), ci_high=pl.Series(high))
+    parts = {(): table} if by is None else table.sort(by).partition_by(by, maintain_order=True, as_dict=True)
+    rows = []
+    for value, part in parts.items():
+        name = dict(zip([by], value, strict=False))
+        for bin in first_choices(part, bins).bins:
+            low, high = wilson(bin["accepted"] * bin["nodes"], bin["nodes"])
+            row = {"probability": bin["expected"], "accepted": bin["accepted"], "count": bin["nodes"]}
+            rows.append(name | row | {"ci_low": float(low), "ci_high": float(high)})
+    return pl.DataFrame(rows)
 
 
-def calibration_error(found: pl.DataFrame) -> float:
-    """Expected calibration error of :func:`reliability`: the mean gap between said and seen, weighted by samples.
-
-    Naeini, Cooper and Hauskrecht (2015), "Obtaining Well Calibrated Probabilities Using Bayesian Binning".
-    """
-    gap = (found["probability"] - found["accepted"]).abs()
-    total = found["count"].sum()
-    return float((gap * found["count"]).sum() / total) if total else float("nan")
+def first_choices(table: pl.DataFrame, bins: int = 10) -> Calibration:
+    """How far to trust the draft's probability of its first choice. :param table: as for :func:`reliability`."""
+    return calibration(table["top1_probability"].to_numpy(), table["top1"].to_numpy(), bins)
 
 
 def terminal_ranks(everywhere: pl.DataFrame, bins: int = 20) -> pl.DataFrame:

@@ -13,14 +13,15 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from policies.contract import Cycle, Policy, State
+from policies.contract import Policy, State
 from policies.cost import Cost
 from policies.drafting import Drafter
 from policies.errors import UserError
 from policies.loop import Step, emitted, gather_rows, run_cycle
 from policies.order import NONE
+from sim.looked_up import replayed_drafter
 from sim.parts import cut, in_threads
-from sim.recorded import RecordedDrafter, RecordedText, RecordedVerifier
+from sim.recorded import RecordedText, RecordedVerifier
 from traces.recording import Recording
 
 
@@ -80,7 +81,7 @@ def replay(
 ) -> CycleLog:
     """Run ``policy`` over the recorded sequences and log every cycle.
 
-    :param drafter: name of the recorded drafter; by default the recording's first.
+    :param drafter: name of a recorded drafter (by default the first), or a training-free one such as ``suffix(depth=8)``.
     :param sequences: indices int64 of the sequences to replay; all by default. Order matters to policies that learn
         across requests.
     :param cost: what the policy may know about time.
@@ -94,7 +95,7 @@ def replay(
     sequences = sequences[text.length[sequences] > 1]
     group = torch.arange(len(sequences)) // batch
     parts = [
-        (ReplayRun(recording, text, RecordedDrafter(recording, drafter, text), policy, cost), sequences[part], group[part])
+        (ReplayRun(recording, text, replayed_drafter(recording, drafter, text), policy, cost), sequences[part], group[part])
         for part in cut(policy, text.length[sequences], batch)
     ]
 
@@ -137,21 +138,7 @@ class ReplayRun:
         if not len(self.sequence):
             return None
         text, sequence = self.text, self.sequence
-        at = text.offset[sequence] + self.position
-        cycle = Cycle(
-            active=torch.ones_like(sequence, dtype=torch.bool),
-            sequence=sequence,
-            number=self.number,
-            position=self.position,
-            context_length=text.context_length[at],
-            room=text.limit[sequence] - 1 - self.position,
-            reach=self.context_limit - 1 - text.context_length[at],
-            root_entropy=text.entropy[at],
-            root_logprob=text.logprob[at],
-            group=self.group,
-            sampling=text.sampling.by_row(sequence),
-            cost=self.cost,
-        )
+        cycle = text.cycle(sequence, self.position, self.number, self.group, self.context_limit, self.cost)
         done = run_cycle(self.policy, self.drafter, self.verifier, cycle, self.state)
         left = text.length[sequence] - 1 - self.position  # where the text ends is not the policy's to know
         gained = emitted(done.walk, left)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from policies.contract import Cycle, Policy
 from policies.cost import Cost
-from policies.drafting import Draft, draft
-from policies.tree import DraftTree
+from policies.drafting import Draft, Drafter, draft
 from policies.verification import node_status, pack
-from sim.recorded import RecordedDrafter, RecordedText, RecordedVerifier
+from sim.looked_up import replayed_drafter
+from sim.recorded import ListeningDrafter, RecordedText, RecordedVerifier
 from traces.recording import Recording
 
 CHUNK = 2048
@@ -90,7 +89,7 @@ def build_samples(
     :param on_positions: told how many positions are done, for progress bars.
     """
     text = RecordedText(recording)
-    world = RecordedDrafter(recording, drafter or recording.drafters[0], text), RecordedVerifier(text)
+    world = replayed_drafter(recording, drafter, text), RecordedVerifier(text)
     base = policy.fit_base()
     if sequences is None:
         sequences = np.arange(len(text.length))
@@ -103,7 +102,9 @@ def build_samples(
     with torch.inference_mode():
         for first in range(0, max(len(sequence), 1), chunk):  # an empty chunk still gives the columns their names
             here = slice(first, first + chunk)
-            cycle = _cycle(text, sequence[here], position[here], recording.manifest["context_limit"], cost)
+            none, alone = torch.zeros_like(sequence[here]), torch.arange(len(sequence[here]))
+            cycle = text.cycle(sequence[here], position[here], none, alone, recording.manifest["context_limit"], cost)
+            cycle = replace(cycle, room=text.length[sequence[here]] - 1 - position[here])  # behind it no truth counts
             part, table = _one_chunk(policy, base, *world, cycle, nodes)
             if table:
                 tables.append(table | {"sample": table["sample"] + first})
@@ -124,31 +125,14 @@ def build_samples(
     )
 
 
-def _cycle(text: RecordedText, sequence: Tensor, position: Tensor, context_limit: int, cost: Cost | None) -> Cycle:
-    at = text.offset[sequence] + position
-    return Cycle(
-        active=torch.ones_like(sequence, dtype=torch.bool),
-        sequence=sequence,
-        number=torch.zeros_like(sequence),
-        position=position,
-        context_length=text.context_length[at],
-        room=text.length[sequence] - 1 - position,
-        reach=context_limit - 1 - text.context_length[at],
-        root_entropy=text.entropy[at],
-        root_logprob=text.logprob[at],
-        group=torch.arange(len(sequence)),  # every position is a batch of its own
-        cost=cost,
-    )
-
-
 def _one_chunk(
-    policy: Policy, base: Policy, drafter: RecordedDrafter, verifier: RecordedVerifier, cycle: Cycle, nodes: bool
+    policy: Policy, base: Policy, drafter: Drafter, verifier: RecordedVerifier, cycle: Cycle, nodes: bool
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Per position: what was accepted and measured; per tested node (when asked for): the table."""
     if not len(cycle.sequence):
         return {"accepted": np.zeros(0, np.int64), "missing": np.zeros(0, np.int64)}, {}
     if nodes:
-        drafter = _EntropyKeeper(drafter)
+        drafter = ListeningDrafter(drafter)
     drafted = draft(base, drafter, cycle, base.begin(cycle, base.init(len(cycle.sequence), cycle.sequence)))
     walk = verifier.accept(cycle, pack(drafted.tree, drafted.kept))
     columns = {"accepted": walk.accepted, "missing": drafted.missing} | policy.measure(drafted.tree, cycle)
@@ -156,24 +140,8 @@ def _one_chunk(
     return {name: column.numpy() for name, column in columns.items()}, table
 
 
-class _EntropyKeeper:
-    """A drafter that remembers the entropy of each node's children's distribution, whatever the policy asked for."""
-
-    def __init__(self, drafter: RecordedDrafter):
-        self.drafter = drafter
-        self.entropies: list[tuple[Tensor, Tensor]] = []
-
-    def root(self, cycle: Cycle) -> Tensor:
-        return self.drafter.root(cycle)
-
-    def expand(self, tree: DraftTree, nodes: Tensor, branching: int):
-        children = self.drafter.expand(tree, nodes, branching)
-        self.entropies.append((nodes, children.entropy))
-        return children
-
-
 def _tested_nodes(
-    drafted: Draft, keeper: _EntropyKeeper, verifier: RecordedVerifier, cycle: Cycle, every: int = 0
+    drafted: Draft, listening: ListeningDrafter, verifier: RecordedVerifier, cycle: Cycle, every: int = 0
 ) -> dict[str, np.ndarray]:
     """The tested nodes (``every`` 0), or the accepted ones and every so many-th other that the truth can deny."""
     tree = drafted.tree
@@ -185,10 +153,7 @@ def _tested_nodes(
         turn = (torch.arange(tree.width) + cycle.position[:, None]) % every == 0
         listed = (status == 1) | (turn & tree.drafted() & (walk.bonus >= 0)[:, None])
     sample, node = listed.nonzero(as_tuple=True)
-    entropy = torch.zeros((tree.rows, tree.width + 1))
-    for nodes, value in keeper.entropies:
-        entropy.scatter_(1, nodes.masked_fill(nodes < 0, tree.width), value)
     columns = {name: getattr(tree, name)[sample, node] for name in ("depth", "rank", "logprob", "score")}
-    columns |= {"sample": sample, "entropy": entropy[sample, tree.parent[sample, node]]}
+    columns |= {"sample": sample, "entropy": listening.entropy(tree)[sample, tree.parent[sample, node]]}
     columns["accepted"] = status[sample, node] == 1
     return {field.name: columns[field.name].numpy() for field in fields(Nodes)}

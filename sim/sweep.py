@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     if (args.backend == "dask") != bool(args.scheduler):
         raise UserError("--backend dask and --scheduler ADDRESS belong together: give both or neither")
     grid = parse_grid(args.grid)
-    from sim.outputs import check_writable, write_json, write_parquet
+    from sim.outputs import check_writable, write_json, write_parquet, write_results
 
     check_writable(args.json, args.parquet)
     recording, setting, profile = opened(args, args.trace)
@@ -74,10 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     content = {"command": shlex.join(["python", "-m", "sim.sweep", *given]), "about": facts, "setting": setting.to_json()}
     content |= {"bootstrap": {"resamples": args.resamples, "seed": args.seed}, "grid": grid, "summary": summary}
     write_json(args.out / "sweep.json", content)
-    if args.json:
-        write_json(args.json, content | {"rows": rows})
-    if args.parquet:
-        write_parquet(args.parquet, rows)
+    write_results(args, content | {"rows": rows}, rows)
     lines = [*render(rows, summary, facts, len(points)), *says(facts, setting)]
     print("\n".join([*lines, f"all rows: {args.out / 'results.parquet'}"]))
 

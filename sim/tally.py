@@ -27,6 +27,8 @@ FIGURES = {
     "speedup": ("plain_ms", "ms"),
 }
 """Numerator and denominator of each figure; both are sums over texts."""
+RATIOS = FIGURES | {"cycles_per_token": ("cycles", "emitted")}
+"""Whatever can be asked for; rows of results show FIGURES alone."""
 TIMES = ("ms_per_token", "tokens_per_second", "speedup")
 """Figures that need a cost model."""
 
@@ -66,7 +68,7 @@ class Tally:
 
     def by_domain(self, figure: str) -> dict[str, float]:
         """The figure of each domain with a text."""
-        above, below = (self.sums[name] for name in FIGURES[figure])
+        above, below = (self.sums[name] for name in RATIOS[figure])
         return {self.domains[d]: float(above[self.domain == d].sum() / below[self.domain == d].sum()) for d in self.present()}
 
     def mean(self, figure: str) -> float:

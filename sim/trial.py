@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from policies.contract import Policy
 from policies.errors import UserError
+from sim.family import families, replay_family
 from sim.pipelining import pipelined_price
 from sim.pricing import plain_ms, price
 from sim.recorded import RecordedText
-from sim.replay import replay
+from sim.replay import CycleLog, replay
 from sim.schedule import steps_of
 from sim.setting import Setting
 from sim.tally import Tally, tally
 from traces.costs import CostModel
 from traces.recording import Recording
+
+LEAST_FAMILY = 3
+"""Policies that draft the same trees share one replay from this number on: it drafts at every position, not at every cycle."""
 
 
 def run_trial(
@@ -28,11 +35,44 @@ def run_trial(
     :raises UserError: when the batch is larger than the number of texts, the temperature was not recorded, or the profile
         does not reach.
     """
+    return run_trials(recording, [policy], setting, cost, sequences)[0]
+
+
+def run_trials(
+    recording: Recording,
+    policies: Sequence[Policy],
+    setting: Setting,
+    cost: CostModel | None = None,
+    sequences: Tensor | None = None,
+) -> list[Tally]:
+    """:func:`run_trial` of several policies, to the same bits; those that draft the same trees share one replay."""
     if cost is not None and setting.context_offset:
         cost = cost.behind(setting.context_offset)
     chosen = texts_at(recording, setting.temperature) if sequences is None else sequences
-    log = replay(recording, policy, setting.drafter, sequences=chosen, cost=cost, batch=setting.batch)
-    joining = not policy.batch_wide  # such a policy decided for the fixed groups that replay ran
+    plain: dict[bool, Tensor] = {}
+    found: dict[int, Tally] = {}
+    for family in families(policies):
+        joining = not family[0].batch_wide  # such a policy decided for the fixed groups that replay ran
+        if cost is not None and joining not in plain:
+            plain[joining] = _plain_ms(recording, setting, cost, chosen, joining)
+        for policy, log in zip(family, _logs(recording, family, setting, cost, chosen), strict=True):
+            found[id(policy)] = _summed(recording, log, setting, cost, joining, plain.get(joining))
+    return [found[id(policy)] for policy in policies]
+
+
+def _logs(
+    recording: Recording, family: list[Policy], setting: Setting, cost: CostModel | None, chosen: Tensor | None
+) -> Iterator[CycleLog]:
+    if len(family) >= LEAST_FAMILY:
+        yield from replay_family(recording, family, setting.drafter, sequences=chosen, cost=cost)
+    else:
+        for policy in family:
+            yield replay(recording, policy, setting.drafter, sequences=chosen, cost=cost, batch=setting.batch)
+
+
+def _summed(
+    recording: Recording, log: CycleLog, setting: Setting, cost: CostModel | None, joining: bool, plain: Tensor | None
+) -> Tally:
     step = None if setting.batch == 1 else steps_of(log.sequence, setting.batch, joining)
     if cost is None:
         return tally(recording, log, step=step)
@@ -40,15 +80,45 @@ def run_trial(
         cycle_ms = pipelined_price(log, cost, recording, setting.drafter)
     else:
         cycle_ms = price(log, cost, step, setting.ragged)
-    text = RecordedText(recording)
-    length = text.length if chosen is None else text.length.where(_among(chosen, len(text.length)), 0)
-    plain = plain_ms(text.context_length, text.offset, length, cost, setting.batch, setting.ragged, joining)
     return tally(recording, log, cycle_ms, plain, step)
 
 
-def run_trials(recording: Recording, policies: list[Policy], setting: Setting, cost: CostModel | None = None) -> list[Tally]:
-    """Several policies of one kind under one setting. Settings that draft the same trees could share one replay here."""
-    return [run_trial(recording, policy, setting, cost) for policy in policies]
+def _plain_ms(recording: Recording, setting: Setting, cost: CostModel, chosen: Tensor | None, joining: bool) -> Tensor:
+    """Predicted milliseconds float64 [S] of plain decoding of each text; 0 for those that are not replayed."""
+    text = RecordedText(recording)
+    length = text.length if chosen is None else text.length.where(_among(chosen, len(text.length)), 0)
+    return plain_ms(text.context_length, text.offset, length, cost, setting.batch, setting.ragged, joining)
+
+
+@dataclass
+class Trials:
+    """Trials on the same texts under one setting, each policy replayed once.
+
+    sequences  indices int64 of the texts; None: those at the setting's temperature
+    """
+
+    recording: Recording
+    setting: Setting
+    cost: CostModel | None = None
+    sequences: Tensor | None = None
+
+    def __post_init__(self):
+        self._known: dict[Policy, Tally] = {}
+
+    def tallies(self, policies: Sequence[Policy]) -> list[Tally]:
+        """One tally per policy, in order."""
+        new = [policy for policy in dict.fromkeys(policies) if policy not in self._known]
+        if new:
+            found = run_trials(self.recording, new, self.setting, self.cost, self.sequences)
+            self._known |= dict(zip(new, found, strict=True))
+        return [self._known[policy] for policy in policies]
+
+    def tally(self, policy: Policy) -> Tally:
+        return self.tallies([policy])[0]
+
+    def ms_per_token(self, policies: Sequence[Policy]) -> list[float]:
+        """Predicted, the mean over domains; infinite where the recording lacks something: that would be a guess."""
+        return [one.mean("ms_per_token") if one.coverage == 1.0 else float("inf") for one in self.tallies(policies)]
 
 
 def texts_at(recording: Recording, temperature: float | None) -> Tensor | None:
@@ -58,7 +128,7 @@ def texts_at(recording: Recording, temperature: float | None) -> Tensor | None:
     """
     if temperature is None:
         return None
-    found = np.flatnonzero(np.isclose(recording.temperature, temperature))
+    found = np.flatnonzero(np.isclose(recording.temperature, temperature, atol=1e-4))
     if not len(found):
         held = ", ".join(f"{value:g}" for value in np.unique(recording.temperature))
         raise UserError(f"no text of {recording.folder} was sampled at temperature {temperature:g}: it holds {held}")

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from policies.contract import Policy
-from policies.cost import Cost
-from sim.replay import replay
-from sim.texts import over_domains, text_sums
+from sim.setting import Setting
+from sim.trial import Trials
+from traces.costs import CostModel
 from traces.recording import Recording
 
 LEAST_STEP = 1e-3
@@ -28,21 +28,19 @@ def tune(
     recording: Recording,
     drafter: str,
     sequences: np.ndarray,
-    cost: Cost,
+    cost: CostModel,
     on_replay: Callable[[int], Any] = lambda count: None,
 ) -> tuple[Policy, float]:
     """The fastest setting that the climb meets, and its predicted ms per token (mean over domains) on ``sequences``.
 
     :param on_replay: told how many replays have been made, for progress.
     """
-    domain = np.asarray(recording.domain_index)
+    trials = Trials(recording, Setting(drafter), cost, torch.as_tensor(sequences))
     known: dict[Policy, float] = {}
 
     def time_of(one: Policy) -> float:
         if one not in known:
-            log = replay(recording, one, drafter, sequences=torch.as_tensor(sequences), cost=cost)
-            sums = text_sums(log, len(domain), cost)
-            known[one] = over_domains(sums.ms, sums.emitted, domain) if log.coverage == 1.0 else float("inf")
+            (known[one],) = trials.ms_per_token([one])
             on_replay(len(known))
         return known[one]
 

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     args = parser().parse_args(given)
-    from sim.outputs import check_writable, write_json, write_parquet
+    from sim.outputs import check_writable, write_results
 
     check_writable(args.json, args.parquet)
     bench = read_bench(args.bench)
@@ -51,10 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows, points = validate(recording, drafter, profile, bench)
     content = {"command": shlex.join(["python", "-m", "sim.validate", *given]), "about": about(recording, profile)}
     content |= {"summary": summarise(rows), "rows": rows, "points": points}
-    if args.json:
-        write_json(args.json, content)
-    if args.parquet:
-        write_parquet(args.parquet, points)
+    write_results(args, content, points)
     print("\n".join(render(rows, content["summary"])))
 
 

@@ -9,13 +9,13 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from policies.contract import Cycle, Policy
+from policies.contract import Policy
 from policies.cost import Cost
 from policies.loop import Step
 from policies.order import rank_of
-from policies.tree import Children, DraftTree
 from policies.verification import node_status
-from sim.recorded import RecordedDrafter, RecordedText
+from sim.looked_up import replayed_drafter
+from sim.recorded import ListeningDrafter, RecordedText
 from sim.replay import ReplayRun
 from traces.recording import Recording
 
@@ -54,31 +54,6 @@ class Shown:
         return int(self.step.done.draft.missing[0])
 
 
-class _Listening:
-    """A drafter that remembers how unsure it was behind each node, whatever the policy asked to see."""
-
-    def __init__(self, drafter: RecordedDrafter):
-        self.drafter = drafter
-        self.heard: list[tuple[Tensor, Tensor]] = []
-
-    def root(self, cycle: Cycle) -> Tensor:
-        self.heard = []
-        return self.drafter.root(cycle)
-
-    def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children:
-        children = self.drafter.expand(tree, nodes, branching)
-        self.heard.append((nodes, children.entropy))
-        return children
-
-    def entropy(self, width: int) -> np.ndarray:
-        """Of the first row's nodes: float32 [width]."""
-        found = torch.full((width + 1,), torch.nan)
-        for nodes, value in self.heard:
-            place = nodes[0].masked_fill((nodes[0] < 0) | (value[0] < 0), width)
-            found[place] = value[0]
-        return found[:width].numpy()
-
-
 def cycles(
     recording: Recording, policy: Policy, drafter: str | None, text: int, cost: Cost | None = None, limit: int = 10**9
 ) -> list[Shown]:
@@ -106,15 +81,22 @@ def cycle_at(
         return _shown(run.step(), listening)
 
 
-def _run(recording: Recording, policy: Policy, drafter: str | None, cost: Cost | None) -> tuple[ReplayRun, _Listening]:
+def _run(recording: Recording, policy: Policy, drafter: str | None, cost: Cost | None) -> tuple[ReplayRun, ListeningDrafter]:
     policy.check_fitted()
     words = RecordedText(recording)
-    listening = _Listening(RecordedDrafter(recording, drafter, words))
+    listening = ListeningDrafter(replayed_drafter(recording, drafter, words))
     return ReplayRun(recording, words, listening, policy, cost), listening
 
 
-def _shown(step: Step, listening: _Listening) -> Shown:
-    return Shown(int(step.cycle.position[0]), step, listening.entropy(step.done.draft.tree.width))
+def _shown(step: Step, listening: ListeningDrafter) -> Shown:
+    return Shown(int(step.cycle.position[0]), step, listening.entropy(step.done.draft.tree)[0].numpy())
+
+
+def some_texts(recording: Recording, texts: np.ndarray, positions: int) -> np.ndarray:
+    """Texts evenly spread over the given ones (indices int64) that hold about ``positions`` positions; all, if fewer."""
+    total = int(recording.length[texts].sum())
+    count = max(1, len(texts) * positions // max(total, 1))
+    return texts if count >= len(texts) else texts[np.arange(count) * len(texts) // count]
 
 
 def accepted_everywhere(
@@ -127,7 +109,7 @@ def accepted_everywhere(
     """
     policy.check_fitted()
     words = RecordedText(recording)
-    run = ReplayRun(recording, words, RecordedDrafter(recording, drafter, words), policy, cost)
+    run = ReplayRun(recording, words, replayed_drafter(recording, drafter, words), policy, cost)
     starts = torch.from_numpy(np.maximum(recording.length[texts] - 1, 0))
     text = torch.from_numpy(np.asarray(texts, np.int64)).repeat_interleave(starts)
     position = torch.arange(len(text)) - (starts.cumsum(0) - starts).repeat_interleave(starts)
@@ -140,14 +122,15 @@ def accepted_everywhere(
             step = run.step()
             found = {"text": text[here], "position": position[here], "accepted": step.done.walk.accepted}
             found |= {"kept": step.done.kept.count, "levels": (step.done.draft.widths > 0).sum(1)}
-            found |= {"terminal_rank": _terminal_rank(step)}
+            found |= {"terminal_rank": terminal_rank(step)}
             parts.append(pl.DataFrame({name: value.numpy() for name, value in found.items()}))
     names = ("text", "position", "accepted", "kept", "levels", "terminal_rank")
     return pl.concat(parts) if parts else pl.DataFrame(schema=dict.fromkeys(names, pl.Int64))
 
 
-def _terminal_rank(step: Step) -> Tensor:
-    """int64 [B]."""
+def terminal_rank(step: Step) -> Tensor:
+    """Terminal confidence rank (HeteroSpec, arXiv 2505.13254, section 3) int64 [B]: where, among the drafted nodes that were sent
+    to verification, ranked by path probability (1 = best), the last accepted one stands; 0 where none was."""
     done = step.done
     last = torch.nn.functional.pad(done.walk.path, (1, 0)).clamp(min=0).amax(1)  # places grow along the path
     node = done.kept.node.gather(1, last[:, None])[:, 0]

@@ -18,6 +18,7 @@ import app
 from dashboard import common
 from policies.errors import UserError
 from policies.registry import load_policy
+from sim.bounds import place
 from sim.glance import overview, policy_rows, tau_by_domain
 from sim.metrics import replay_rows
 from tests.made_up_recording import write_profile, write_recording
@@ -155,6 +156,23 @@ def test_profile_prices_and_a_foreign_one_is_refused(recorded: Path, start, tmp_
     page = start("lab", recorded, "--profile", other, study="chain", against="autoregressive")
     assert "measured with the target" in errors(page)
     assert "speedup" not in table_with(page, "policy").columns
+
+
+def test_lab_places_a_policy_and_exports_it(recorded: Path, start, tmp_path: Path):
+    profile = write_profile(tmp_path / "profile.json")
+    query = {"study": "chain(k=2)", "against": "autoregressive", "bound": "true", "engine": "vllm"}
+    page = start("lab", recorded, "--profile", profile, **query)
+    table = table_with(page, "of_plain").set_index("name")
+    assert errors(page) == "" and "Scored on 2 of the texts" in captions(page)
+    recording, cost = open_recording(recorded), load_profile(profile).cost("eagle3")
+    lines = place(recording, [load_policy("chain(k=2)")], cost, "eagle3").lines
+    assert list(table.index) == [line.name for line in lines]
+    assert table["ms_per_token"].dropna().to_list() == [line.ms_per_token for line in lines if line.ms_per_token is not None]
+    assert table.loc["[least time possible]"]["ms_per_token"] <= table["ms_per_token"].min()
+    assert any("vllm serve" in code.value and '"num_speculative_tokens": 2' in code.value for code in page.code)
+    page = start("lab", recorded, study="chain(k=2)", against="autoregressive", bound="true")
+    assert errors(page) == "" and "Choose a hardware profile" in captions(page)
+    assert "ms_per_token" not in table_with(page, "of_plain").columns
 
 
 def test_explorer_follows_cycles(recorded: Path, start):

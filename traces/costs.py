@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from policies.errors import UserError
+from policies.lookup.rule import is_rule
 from traces.grid import INTERPOLATIONS, Grid, aligned
 
 FORMAT = "specreplay-profile"
@@ -44,12 +46,15 @@ class CostModel:
     """
 
     def __init__(self, tables: Mapping[str, Grid], context_offset: int = 0):
-        """:param tables: verify, commit, draft, catch_up, overhead, and plain decoding's where it was measured.
+        """:param tables: verify, commit, draft, catch_up, overhead, and plain decoding's where it was measured. A training-free
+            drafter has neither draft nor catch_up: both cost nothing.
         :param context_offset: tokens to add to every context that is asked for."""
         self.tables, self.context_offset = tables, context_offset
 
     def draft_ms(self, width: Tensor, context: Tensor, batch: Tensor) -> Tensor:
         """One draft forward over ``width`` frontier nodes (the root is not one of them: see :meth:`catch_up_ms`)."""
+        if "draft" not in self.tables:
+            return self._free(width, context, batch)
         return self._asked("draft", width, context + self.context_offset, batch)
 
     def catch_up_ms(self, tokens: Tensor, context: Tensor, batch: Tensor) -> Tensor:
@@ -57,6 +62,8 @@ class CostModel:
 
         With 0 tokens (right behind the prefill) only those are computed.
         """
+        if "catch_up" not in self.tables:
+            return self._free(tokens, context, batch)
         return self.tables["catch_up"](tokens, context + self.context_offset, batch)
 
     def verify_ms(self, tokens: Tensor, context: Tensor, batch: Tensor) -> Tensor:
@@ -81,9 +88,18 @@ class CostModel:
         """The same machine with ``tokens`` more in front of every context."""
         return CostModel(self.tables, self.context_offset + tokens)
 
+    def _free(self, *where: Tensor | int) -> Tensor:
+        return torch.zeros_like(torch.broadcast_tensors(*aligned(*where))[0], dtype=torch.float64)
+
     def _asked(self, table: str, *where: Tensor | int) -> Tensor:
         where = aligned(*where)
         return self.tables[table](*where).masked_fill(where[0] <= 0, 0.0)
+
+
+def machine_in_words(content: dict[str, Any]) -> str:
+    """What a profile or a recording's manifest says of the machine that made it."""
+    parts = [content.get("machine", {}).get("processor"), content.get("device"), content.get("dtype")]
+    return ", ".join(dict.fromkeys(str(part) for part in parts if part)) or "an unknown machine"
 
 
 @dataclass(frozen=True)
@@ -113,24 +129,26 @@ class Profile:
     @property
     def machine(self) -> str:
         """The machine in words."""
-        machine = self.content.get("machine", {})
-        parts = [machine.get("processor"), self.content.get("device"), self.content.get("dtype")]
-        return ", ".join(dict.fromkeys(str(part) for part in parts if part)) or "an unknown machine"
+        return machine_in_words(self.content)
 
     def cost(self, drafter: str, policy: str = DEFAULT_POLICY) -> CostModel:
         """The cost model of one drafter; the loop's overhead is that measured with ``policy``, or else the default's.
 
         :raises UserError: when the profile does not hold the drafter.
         """
+        if drafter not in self.drafters and is_rule(drafter):  # looking up takes no forward pass
+            return CostModel(self._shared_tables(policy))
         if drafter not in self.drafters:
             raise UserError(
                 f"{self.source} has no drafter '{drafter}': it holds {', '.join(self.drafters)}; "
                 "measure this one with python -m traces.profile --draft"
             )
+        return CostModel(self._shared_tables(policy) | {kind: self.tables[kind][drafter] for kind in _PER_DRAFTER})
+
+    def _shared_tables(self, policy: str) -> dict[str, Grid]:
         tables = {kind: self.tables[kind] for kind in _SHARED if kind in self.tables}
-        tables |= {kind: self.tables[kind][drafter] for kind in _PER_DRAFTER}
         overhead = self.tables["overhead"]
-        return CostModel(tables | {"overhead": overhead.get(policy) or overhead[DEFAULT_POLICY]})
+        return tables | {"overhead": overhead.get(policy) or overhead[DEFAULT_POLICY]}
 
     def save(self, path: str | Path) -> None:
         """Write the profile, whole or not at all.

@@ -28,15 +28,18 @@ def write(
     overrun: int = 4,
     depth: int = 3,
     top_k: int = 3,
+    temperature: float = 0.0,
 ) -> Recording:
     """Record ``length + overrun`` tokens per sequence; the forest holds what EAGLE-3's tree of this size expands."""
     drafters = [{"name": "made-up", "kind": "lm", "id": "made-up"}]
-    writer = RecordingWriter.create(folder, {"target": {"id": "made-up"}, "drafters": drafters, "context_limit": 64}, plan)
+    fields = {"target": {"id": "made-up"}, "drafters": drafters, "context_limit": 64}
+    fields["sampling"] = [{"temperature": temperature, "top_p": 0.9 if temperature else 1.0, "seed": 7}]
+    writer = RecordingWriter.create(folder, fields, plan)
     for shard in plan:
         rows, positions, nodes = [], [], []
         for sequence in shard.sequences:
             text = language.truth(key_of(sequence), length + overrun)
-            facts = {"sequence": sequence, "domain": shard.domain, "prompt_id": str(sequence), "temperature": 0.0}
+            facts = {"sequence": sequence, "domain": shard.domain, "prompt_id": str(sequence), "temperature": temperature}
             rows.append(facts | {"prompt_tokens": [1], "tokens": text, "length": length, "finish": "length"})
             positions += [_position(sequence, place, token) for place, token in enumerate(text)]
             for place in range(length - 1):

@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 
 from policies.registry import load_policy
-from sim.acceptance import auc, certainty, main, rank_by_depth, terminal_ranks
+from sim.acceptance import certainty, main, rank_by_depth, terminal_ranks
+from sim.calibration import area_under_curve
 from sim.curves import samples
 from tests.sim.by_hand import write_by_hand
 from tests.sim.many_texts import write_many
@@ -66,8 +67,8 @@ def test_terminal_ranks_hold_every_accepting_cycle(tmp_path):
 
 def test_auc_by_counting():
     score, hit = np.array([1.0, 2.0, 2.0, 3.0]), np.array([False, True, False, True])
-    assert auc(score, hit) == (1 + 0.5 + 1 + 1) / 4
-    assert auc(score, np.ones(4, bool)) is None
+    assert area_under_curve(score, hit) == (1 + 0.5 + 1 + 1) / 4
+    assert area_under_curve(score, np.ones(4, bool)) is None
 
 
 def test_reliability_of_a_calibrated_draft():

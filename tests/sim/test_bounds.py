@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,16 @@ from policies.chain import Chain
 from policies.eagle3 import Eagle3
 from policies.errors import UserError
 from policies.registry import load_policy
+from policies.sequoia import Sequoia
 from policies.threshold import Threshold
 from sim import bounds, fit
+from sim.bootstrap import Resamples
+from sim.metrics import replay_rows
 from sim.replay import replay
-from sim.static_search import CHAINS, Family, Found, best_static, same_budget
-from sim.texts import by_domain, over_domains, paired_interval, text_sums
+from sim.samples import build_samples
+from sim.setting import Setting
+from sim.static_search import CHAINS, Found, best_static, fixed_trees, same_budget
+from sim.trial import Trials, run_trial
 from sim.tuning import tune
 from tests.policies.synthetic import Language
 from tests.sim.synthetic_recording import write
@@ -58,13 +64,13 @@ def run(command, arguments: list, monkeypatch) -> None:
     command.main()
 
 
-class Bowl(Family):
+class Bowl(Trials):
     """Settings whose time is known: least at depth 5, 24 tokens, top-k 8."""
 
     def __init__(self):
         self.asked = set()
 
-    def ms_per_token(self, policies, cost):
+    def ms_per_token(self, policies):
         self.asked |= set(policies)
         return [
             abs(p.depth - 5) + abs(np.log2(p.total_tokens / 24)) + abs(p.top_k - 8) / 4 + 1 if isinstance(p, Eagle3) else 90.0
@@ -74,39 +80,49 @@ class Bowl(Family):
 
 def test_the_climb_ends_at_the_best_setting_of_the_grid():
     bowl = Bowl()
-    assert best_static(bowl, COST).policy == Eagle3(24, 5, 8)
+    assert best_static(bowl).policy == Eagle3(24, 5, 8)
     assert {Chain(k) for k in CHAINS} <= bowl.asked and len(bowl.asked) < 200
 
 
 def test_settings_that_the_recording_lacks_do_not_compete(recording):
-    family = Family(recording, np.arange(8))
-    found = best_static(family, COST)
+    trials = Trials(recording, Setting("made-up"), COST)
+    found = best_static(trials)
     assert isinstance(found.policy, Chain) and found.policy.k <= 3  # the forest is three wide and three deep
-    logs = [replay(recording, Chain(k)) for k in (1, 2, 3)]
-    domain = recording.domain_index
-    times = [over_domains(sums.ms, sums.emitted, domain) for sums in (text_sums(log, 8, COST) for log in logs)]
+    times = [replay_rows(recording, Chain(k), cost=COST)[-1].ms_per_token for k in (1, 2, 3)]
     assert found == Found(Chain(1 + int(np.argmin(times))), min(times))
     with pytest.raises(UserError, match="covers no static setting"):
-        best_static(Family(recording, np.arange(8), replays=_nothing_covered), COST)
-    assert same_budget(family, 6.4).total_tokens == 7
+        best_static(NothingCovered(recording, Setting("made-up"), COST))
+    assert same_budget(trials, 6.4).total_tokens == 7
 
 
-def _nothing_covered(recording, policies, drafter, sequences):
-    log = replay(recording, Chain(9))
-    assert log.coverage < 1
-    return [log for _ in policies]
+class NothingCovered(Trials):
+    def tallies(self, policies):
+        sums = run_trial(self.recording, Chain(9), self.setting, self.cost)
+        assert sums.coverage < 1
+        return [sums for _ in policies]
 
 
-def test_figures_per_text(recording):
-    log = replay(recording, load_policy("chain(k=2)"))
-    sums = text_sums(log, 8, COST)
-    assert sums.emitted.tolist() == [13.0] * 8 and np.isnan(text_sums(log, 8).ms).all()
-    ratios = by_domain(sums.emitted, sums.cycles, recording.domain_index)
-    mine = torch.from_numpy(recording.domain_index.copy())[log.sequence] == 1
-    assert ratios[1] == pytest.approx(4 * 13 / int(mine.sum()))
-    assert over_domains(sums.emitted, sums.cycles, recording.domain_index) == pytest.approx(sum(ratios.values()) / 2)
-    low, high = paired_interval(0.9 * sums.ms, sums.ms, sums.emitted, recording.domain_index)
-    assert low == pytest.approx(0.1) and high == pytest.approx(0.1)  # whatever texts are drawn
+def test_fixed_trees_are_those_that_sequoia_would_fit(recording):
+    trials = Trials(recording, Setting("made-up"), COST)
+    trees = fixed_trees(trials)
+    assert [tree.tree for tree in trees[:2]] == ["eagle1", "medusa"] and len(trees) > 8
+    assert all(len(tree.tree_) + 1 == tree.total_tokens and max(map(len, tree.tree_)) <= tree.depth for tree in trees[2:])
+    samples = build_samples(recording, Sequoia(branches=5), "made-up", nodes=True)
+    small = Sequoia(total_tokens=4, depth=2, branches=5)
+    assert small.fit(samples) == next(tree for tree in trees[2:] if (tree.total_tokens, tree.depth) == (4, 2))
+    times = dict(zip(trees, trials.ms_per_token(trees), strict=True))
+    found = best_static(trials, trees)
+    assert found.ms_per_token <= min(times.values()) < float("inf")  # some are covered
+
+
+def test_what_is_saved_is_paired(recording):
+    sums = run_trial(recording, Chain(2), Setting("made-up"), COST)
+    cheaper = replace(sums, sums=sums.sums | {"ms": 0.9 * sums.sums["ms"]})
+    saved = Resamples(sums).saving(cheaper, sums, "ms_per_token")
+    assert (saved.value, saved.low, saved.high) == pytest.approx((0.1, 0.1, 0.1))  # whatever texts are drawn
+    assert Resamples(sums).saving(sums, sums, "cycles_per_token").value == 0.0
+    lonely = replace(sums, domain=np.array([0] * 7 + [1]))
+    assert Resamples(lonely).saving(lonely, lonely, "ms_per_token").low is None
 
 
 def test_tuning_never_makes_it_slower(recording):
@@ -114,8 +130,7 @@ def test_tuning_never_makes_it_slower(recording):
     tuned, ms = tune(start, recording, "made-up", chosen, COST)
 
     def time_of(policy) -> float:
-        sums = text_sums(replay(recording, policy, sequences=torch.as_tensor(chosen), cost=COST), 8, COST)
-        return over_domains(sums.ms, sums.emitted, recording.domain_index)
+        return replay_rows(recording, policy, None, COST, torch.as_tensor(chosen))[-1].ms_per_token
 
     assert ms == time_of(tuned) < time_of(start)
     assert all(time_of(near) >= ms * 0.999 for near in tuned.variants(ms))

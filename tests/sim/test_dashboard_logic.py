@@ -10,10 +10,14 @@ import pytest
 
 from policies.errors import UserError
 from policies.registry import load_policy
-from sim import intervals, lab, reliability, sweeps, token_charts, walkthrough
+from sim import glance, lab, reliability, sweeps, token_charts, walkthrough
+from sim.bootstrap import Resamples
 from sim.metrics import replay_rows
 from sim.replay import replay
+from sim.setting import Setting
 from sim.surfaces import fitted, measured
+from sim.tally import FIGURES
+from sim.trial import run_trial
 from sim.vocabulary import Vocabulary, find_vocabulary
 from tests.made_up_recording import write_profile, write_recording
 from traces.costs import load_profile
@@ -30,25 +34,35 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Recording:
 @pytest.mark.parametrize("spec", SPECS)
 def test_figures_are_those_of_result_rows(recording: Recording, spec: str, tmp_path: Path):
     cost = load_profile(write_profile(tmp_path / "profile.json")).cost("eagle3")
-    table = intervals.rows({spec: intervals.per_text(recording, load_policy(spec), cost=cost)})
+    setting, policy = Setting("eagle3"), load_policy(spec)
+    sums = run_trial(recording, policy, setting, cost)
+    table = glance.rows_with_intervals({"mine": (policy, sums)}, setting, Resamples(sums))
+    assert set(table["policy"]) == {"mine"}
     for row in replay_rows(recording, load_policy(spec), cost=cost):
         mine = table.filter(domain=row.domain).row(0, named=True)
-        for figure in intervals.FIGURES:
-            assert mine[figure] == pytest.approx(getattr(row, figure), rel=1e-12)
+        for figure in FIGURES:
+            assert mine[figure] == getattr(row, figure)
+        for figure in ("tau", "ms_per_token", "speedup"):
             assert mine[f"{figure}_low"] <= mine[figure] * (1 + 1e-12) and mine[figure] <= mine[f"{figure}_high"] * (1 + 1e-12)
 
 
-def test_intervals_are_paired_and_need_two_texts(recording: Recording):
-    chain = intervals.per_text(recording, load_policy("chain(k=3)"))
-    same = intervals.differences(chain, chain)
+def test_tables_leave_out_what_was_not_predicted(recording: Recording):
+    setting, policy = Setting("eagle3"), load_policy("chain(k=3)")
+    sums = run_trial(recording, policy, setting)
+    table = glance.rows_with_intervals({"chain": (policy, sums)}, setting, Resamples(sums))
+    assert "tau_low" in table.columns and not {"speedup", "speedup_low", "ms_per_token"} & set(table.columns)
+
+
+def test_differences_are_paired(recording: Recording):
+    chain, plain = (run_trial(recording, load_policy(spec), Setting("eagle3")) for spec in ("chain(k=3)", "autoregressive"))
+    draws = Resamples(chain)
+    same = glance.difference_table(chain, chain, draws)
     assert same.select("difference", "low", "high").to_numpy().max() == 0  # the same draws for both
-    plain = intervals.per_text(recording, load_policy("autoregressive"))
-    apart = intervals.differences(chain, plain).filter(domain="mean", figure="tau").row(0, named=True)
-    both = intervals.rows({"chain": chain}).filter(domain="mean").row(0, named=True)
-    assert (apart["low"], apart["high"]) == pytest.approx((both["tau_low"] - 1, both["tau_high"] - 1))  # plain decoding's tau is 1
-    lonely = chain.filter(pl.col("text").is_in([0, 4]))
-    row = intervals.rows({"chain": lonely}).filter(domain="mean").row(0, named=True)
-    assert row["tau"] > 1 and row["tau_low"] is None
+    apart = glance.difference_table(chain, plain, draws).filter(domain="mean", figure="tau").row(0, named=True)
+    alone = draws.estimate(chain, "tau")
+    assert (apart["ours"], apart["theirs"], apart["difference"]) == (alone.value, 1.0, alone.value - 1)
+    assert (apart["low"], apart["high"]) == pytest.approx((alone.low - 1, alone.high - 1))  # plain decoding's tau is 1
+    assert apart["texts"] == 8
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -115,9 +129,11 @@ def test_reliability_of_a_draft_that_means_what_it_says():
     found = reliability.reliability(table)
     assert len(found) == 10 and found["count"].sum() == len(said)
     assert (found["probability"] - found["accepted"]).abs().max() < 0.03
-    assert reliability.calibration_error(found) < 0.02
-    sure = reliability.reliability(table.with_columns(top1=pl.lit(True)))
-    assert reliability.calibration_error(sure) == pytest.approx(1 - said.mean())
+    assert reliability.first_choices(table).ece < 0.02
+    assert reliability.first_choices(table.with_columns(top1=pl.lit(True))).ece == pytest.approx(1 - said.mean())
+    halves = table.with_columns(domain=pl.when(pl.col("top1_probability") < 0.5).then(pl.lit("low")).otherwise(pl.lit("high")))
+    apart = reliability.reliability(halves, by="domain")
+    assert apart.drop("domain").sort("probability").equals(found) and apart["domain"].to_list() == ["high"] * 5 + ["low"] * 5
 
 
 def test_terminal_ranks_by_hand():
@@ -175,7 +191,7 @@ def test_words_of_the_shipped_target():
 
 def test_some_texts_are_spread_over_all(recording: Recording):
     texts = np.arange(len(recording.length))
-    assert intervals.some_texts(recording, texts, 10**6).tolist() == texts.tolist()
-    half = intervals.some_texts(recording, texts, int(recording.length.sum()) // 2)
+    assert walkthrough.some_texts(recording, texts, 10**6).tolist() == texts.tolist()
+    half = walkthrough.some_texts(recording, texts, int(recording.length.sum()) // 2)
     assert half.tolist() == [0, 2, 4, 6]
-    assert intervals.some_texts(recording, texts, 1).tolist() == [0]
+    assert walkthrough.some_texts(recording, texts, 1).tolist() == [0]

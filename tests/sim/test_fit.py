@@ -15,7 +15,8 @@ from policies.errors import UserError
 from policies.heterospec import HeteroSpec
 from policies.registry import load_policy
 from policies.strata import fit_edges
-from sim.fit import fit, main, write_json
+from sim.fit import fit, main
+from sim.outputs import write_json
 from sim.replay import replay
 from sim.samples import build_samples
 from sim.split import split_sequences

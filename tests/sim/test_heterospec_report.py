@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from benchmarks.heterospec import Bench, changes, main
+from benchmarks.heterospec import changes, figures, main
 from policies.errors import UserError
 from policies.registry import load_policy
 from sim.replay import replay
+from sim.setting import Setting
+from sim.trial import run_trial
 from tests.policies.synthetic import Language
 from tests.sim.synthetic_recording import write
 from tests.sim.test_bounds import COST, PLAN
@@ -23,10 +24,10 @@ def recording(tmp_path_factory):
 
 def test_figures_are_the_replays(recording):
     policy = load_policy("eagle3(total_tokens=9, depth=2, top_k=3)")
-    bench = Bench(recording, np.arange(8), "made-up", COST, {})
-    log, found = replay(recording, policy), bench.figures(policy)
+    sums, log = run_trial(recording, policy, Setting("made-up"), COST), replay(recording, policy)
+    found = figures(sums)
     assert found["calls"] == len(log.sequence) and found["verified"] == int((log.kept + 1).sum())
-    one = bench.figures(policy, 1)
+    one = figures(sums, 1)
     mine = recording.domain_index[log.sequence.numpy()] == 1
     assert one["tau"] == pytest.approx(float(log.emitted[mine].sum()) / mine.sum())
     assert changes(found, {**found, "calls": found["calls"] * 1.5})[1] == "+50.0%"

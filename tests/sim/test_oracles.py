@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from policies.registry import load_policy
-from sim.oracles import FewestCycles, LeastTime, true_path
-from sim.replay import replay
-from sim.texts import text_sums
+from sim.oracles import FewestCycles, LeastTime, bound, true_path
+from sim.setting import Setting
+from sim.trial import run_trial
 from tests.policies.synthetic import Language
 from tests.sim.by_hand import write_by_hand
 from tests.sim.synthetic_recording import write
@@ -89,21 +89,28 @@ def test_by_hand(tmp_path):
     assert path.depth.tolist() == [[2, 1, 0], [0, 0, 0], [1, 0, 0]]
     assert path.steps.tolist() == [3, 0, 2]
     assert FewestCycles().plan(path).tolist() == [1, 0, 1]
+    sums = bound(hand, FewestCycles())
+    assert (sums.sequence.tolist(), sums.domain.tolist()) == ([0, 2], [0, 1])  # text 1 has no cycle
+    assert sums.by_domain("tau") == {"easy": 3.0, "hard": 2.0}
 
 
 @pytest.mark.parametrize(
     "spec", ["autoregressive", "chain(k=2)", "eagle3(total_tokens=9, depth=3, top_k=3)", "threshold(top_k=3, depth=3)"]
 )
 def test_no_policy_beats_them(recording, spec):
-    log = replay(recording, load_policy(spec))
-    sums = text_sums(log, len(recording.length), COST)
-    path = true_path(recording)
-    assert (sums.cycles >= FewestCycles().plan(path).numpy()).all()
-    assert (sums.ms >= LeastTime(COST).plan(path).numpy() - 1e-9).all()
-    assert sums.emitted.tolist() == path.steps.tolist()
+    setting = Setting(recording.drafters[0])
+    sums = run_trial(recording, load_policy(spec), setting, COST)
+    fewest, least = (bound(recording, oracle) for oracle in (FewestCycles(), LeastTime(COST)))
+    assert (sums.sums["cycles"] >= fewest.sums["cycles"]).all()
+    assert (sums.sums["ms"] >= least.sums["ms"] - 1e-9).all()
+    assert sums.sums["emitted"].tolist() == fewest.sums["emitted"].tolist() == least.sums["emitted"].tolist()
+    assert fewest.figures == ["tau"] and fewest.mean("tau") >= sums.mean("tau")
+    assert least.figures == ["ms_per_token"] and least.mean("ms_per_token") <= sums.mean("ms_per_token")
 
 
 def test_some_texts_only(recording):
     chosen = torch.tensor([4, 1])
     whole = LeastTime(COST).plan(true_path(recording))
     assert torch.equal(LeastTime(COST).plan(true_path(recording, sequences=chosen)), whole[chosen])
+    sums = bound(recording, LeastTime(COST), sequences=chosen)
+    assert sums.sequence.tolist() == [1, 4] and sums.sums["ms"].tolist() == whole[[1, 4]].tolist()

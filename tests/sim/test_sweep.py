@@ -8,6 +8,7 @@ from contextlib import suppress
 import pyarrow.parquet as pq
 import pytest
 
+import sim.trial
 from policies.errors import UserError
 from policies.registry import load_policy
 from sim.gridpoints import parse_grid, points_of
@@ -18,6 +19,7 @@ from traces.costs import load_profile
 from traces.recording import open_recording
 
 GRID = ["--grid", "depth=1:3", "total_tokens=4,8"]
+SHARED = ["--grid", "depth=1:3", "total_tokens=4,6,8"]  # three and more points of one drafting share a replay
 POLICY = ["--policy", "eagle3(top_k=3)", "--resamples", "100"]
 
 
@@ -55,11 +57,13 @@ def test_the_front_by_hand():
     assert pareto([]) == []
 
 
-def test_every_point_is_what_a_replay_gives(trace, tmp_path, capsys):
+def test_every_point_is_what_a_replay_gives(trace, tmp_path, capsys, monkeypatch):
     profile = write_profile(tmp_path / "p.json")
-    main([str(trace), *POLICY, *GRID, "--profile", str(profile), "--out", str(tmp_path / "s")])
+    drafted, real = [], sim.trial.replay_family
+    monkeypatch.setattr(sim.trial, "replay_family", lambda r, p, *a, **k: drafted.append(len(p)) or real(r, p, *a, **k))
+    main([str(trace), *POLICY, *SHARED, "--profile", str(profile), "--out", str(tmp_path / "s")])
     rows = pq.read_table(tmp_path / "s" / "results.parquet").to_pylist()
-    assert len(rows) == 6 * 3
+    assert len(rows) == 9 * 3 and drafted == [3, 3, 3]
     cost, recording = load_profile(profile).cost("made-up"), open_recording(trace)
     means = {row["policy"]: row for row in rows if row["domain"] == "mean"}
     for spec, row in means.items():
@@ -103,7 +107,7 @@ def test_a_store_of_another_sweep_is_refused(trace, tmp_path, refused):
 def test_processes_give_the_same_bits(trace, tmp_path):
     profile = str(write_profile(tmp_path / "p.json"))
     for name, jobs in (("one", "1"), ("two", "2")):
-        main([str(trace), *POLICY, *GRID, "--profile", profile, "--out", str(tmp_path / name), "--jobs", jobs])
+        main([str(trace), *POLICY, *SHARED, "--profile", profile, "--out", str(tmp_path / name), "--jobs", jobs])
     one, two = ((tmp_path / name / "results.parquet").read_bytes() for name in ("one", "two"))
     assert one == two
 

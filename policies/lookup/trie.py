@@ -1,0 +1,90 @@
+"""The continuations of several matches as one tree with counts: the part of a suffix tree that lies below a match."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from policies.order import NONE
+
+
+class Paths(NamedTuple):
+    """S continuations per row, followed D tokens deep.
+
+    Continuations that agree so far share a node; the first of them *leads* it. Depth 0 is the root, which all share.
+
+    token  int64 [B, D + 1, S]  the token at each depth, -1 where a continuation has ended
+    group  int64 [B, D + 1, S]  which continuation leads the node that this one has come to, -1 where it has ended
+    """
+
+    token: Tensor
+    group: Tensor
+
+    def followers(self, weight: Tensor) -> Tensor:
+        """Total weight int64 [B, D + 1, S] of the continuations that pass through each node, at its leader's place; 0
+        elsewhere. :param weight: int64 [B, S]"""
+        passing = weight[:, None, :].expand_as(self.group).masked_fill(self.group < 0, 0)
+        return torch.zeros_like(self.group).scatter_add(2, self.group.clamp(min=0), passing)
+
+
+def follow(context: Tensor, last: Tensor, match: Tensor, depth: int) -> Paths:
+    """What came behind the matches, committed tokens only.
+
+    :param context: int64 [B, L]. :param last: int64 [B] column of the text's end. :param match: int64 [B, S] columns where
+        the matches end, -1 = none. :param depth: tokens to follow at most.
+    """
+    matched = match >= 0
+    deepest = int((last[:, None] - match).masked_fill(~matched, 0).amax()) if match.numel() else 0
+    number = torch.arange(match.shape[1], device=match.device)
+    tokens = [torch.full_like(match, NONE)]
+    groups = [torch.zeros_like(match).masked_fill(~matched, NONE)]
+    for step in range(1, min(depth, deepest) + 1):
+        place = match + step
+        going = matched & (place <= last[:, None])
+        token = context.gather(1, place.clamp(max=context.shape[1] - 1)).masked_fill(~going, NONE)
+        above = groups[-1]
+        together = (above[:, :, None] == above[:, None, :]) & (token[:, :, None] == token[:, None, :])
+        leader = torch.where(together, number, match.shape[1]).amin(2)
+        tokens.append(token)
+        groups.append(leader.masked_fill(~going, NONE))
+    return Paths(torch.stack(tokens, 1), torch.stack(groups, 1))
+
+
+class Trie(NamedTuple):
+    """A tree of continuations. A node's *place* is depth * S + leader; the root's is 0.
+
+    paths   the continuations
+    weight  int64 [B, D + 1, S]  each node's count at its place, 0 = no such node; the root's counts all there was to follow
+    """
+
+    paths: Paths
+    weight: Tensor
+
+    def children(self, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The children of nodes by place int64 [B, W] (-1 = none): (token int64 [B, W, S], -1 = none; share of the node's
+        count float64 [B, W, S], 0 = none; place int64 [B, W, S])."""
+        rows, levels, width = self.weight.shape
+        known = place.clamp(min=0)
+        depth, leader = known // width, known % width
+        inside = (place >= 0) & (depth < levels - 1)
+        below = (depth + 1).clamp(max=levels - 1)
+
+        def level(values: Tensor, at: Tensor) -> Tensor:
+            return values.gather(1, at[:, :, None].expand(-1, -1, width))
+
+        count = level(self.weight, below)
+        own = self.weight.view(rows, -1).gather(1, known)[:, :, None]
+        exists = (level(self.paths.group, depth) == leader[:, :, None]) & (count > 0) & inside[:, :, None]
+        share = torch.where(exists, count.to(torch.float64) / own.clamp(min=1), 0.0)
+        token = level(self.paths.token, below).masked_fill(~exists, NONE)
+        return token, share, below[:, :, None] * width + torch.arange(width, device=place.device)
+
+
+def rooted(followers: Tensor, total: Tensor) -> Tensor:
+    """The same counts with ``total`` int64 [B] at the root."""
+    weight = followers.clone()
+    weight[:, 0] = 0
+    weight[:, 0, 0] = total
+    return weight

@@ -1,0 +1,183 @@
+"""Training-free drafters: what they propose, against brute force; that they see nothing of the future or of other rows."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+
+from policies.errors import UserError
+from policies.lookup.drafter import LookupDrafter
+from policies.lookup.past import Past
+from policies.lookup.rule import all_rules, is_rule, load_rule
+from policies.tree import DraftTree
+from tests.policies import lookup_brute as brute
+
+SPECS = ("prompt_lookup", "prompt_lookup(ngram=1, tokens=3, latest=True)", "suffix", "suffix(factor=2.5, least=0.0)", "racer",
+         "racer(shortest=1, retrieval=0.8)")  # fmt: skip
+TOP = 8
+
+
+def texts(seed: int, rows: int = 6, length: int = 60, vocabulary: int = 4) -> list[list[int]]:
+    """Random texts that repeat themselves: new tokens, or a stretch copied from before."""
+    rng, made = random.Random(seed), []
+    for _ in range(rows):
+        text = [rng.randrange(vocabulary)]
+        while len(text) < length:
+            start = rng.randrange(len(text))
+            text += text[start : start + rng.randrange(1, 9)] if rng.random() < 0.5 else [rng.randrange(vocabulary)]
+        made.append(text[:length])
+    return made
+
+
+def past_of(rows: list[list[int]], roots: list[int], prompt: int, seed: int = 0) -> Past:
+    """The rows cut behind their roots, with made-up target distributions for all generated tokens."""
+    lengths = torch.tensor([len(row) for row in rows])
+    first = lengths.cumsum(0) - lengths
+    top = torch.randn((int(lengths.sum()), TOP), generator=torch.Generator().manual_seed(seed)).sort(1, descending=True).values
+    token = torch.stack([torch.randperm(TOP, generator=torch.Generator().manual_seed(i)) for i in range(len(top))])
+    text, root, told = torch.tensor(sum(rows, [])), first + torch.tensor(roots), first + prompt + 1
+    return Past(text, first, root, token, top.log_softmax(1), torch.zeros_like(first), told)
+
+
+def tree_of(spec: str, past: Past, levels: int = 5, branching: int = 12) -> list[dict[tuple[int, ...], tuple[float, float]]]:
+    """Everything proposed down to a depth, expanding all nodes: per row (log-probability, entropy of its parent) by path."""
+    drafter = LookupDrafter(load_rule(spec), lambda cycle: past)
+    tree = DraftTree(drafter.root(None), frozenset({"entropy"}))
+    nodes = tree.root_nodes()
+    for _ in range(levels):
+        tree.append(nodes, drafter.expand(tree, nodes, branching))
+        nodes = tree.frontier(10**6)
+        if not nodes.numel():
+            break
+    found = []
+    for row in range(tree.rows):
+        paths: dict[int, tuple[int, ...]] = {0: ()}
+        mine = {}
+        for node in range(1, int(tree.size[row])):
+            parent = int(tree.parent[row, node])
+            paths[node] = (*paths[parent], int(tree.token[row, node]))
+            mine[paths[node]] = (float(tree.logprob[row, node]), float(tree.entropy[row, parent]))
+        found.append(mine)
+    return found
+
+
+def logprobs(tree: dict[tuple[int, ...], tuple[float, float]]) -> dict[tuple[int, ...], float]:
+    return {path: value for path, (value, _) in tree.items()}
+
+
+def by_path(found: dict[tuple[int, ...], tuple[float, float]]) -> dict[tuple[int, ...], float]:
+    """Path probabilities of the nodes."""
+    total: dict[tuple[int, ...], float] = {(): 0.0}
+    for path, (logprob, _) in found.items():  # parents come first
+        total[path] = total[path[:-1]] + logprob
+    return {path: math.exp(value) for path, value in total.items() if path}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_prompt_lookup_copies_what_followed(seed):
+    rows, roots = texts(seed, vocabulary=6), [59, 40, 21, 8, 1, 0]
+    for row, root, found in zip(rows, roots, tree_of("prompt_lookup(tokens=5)", past_of(rows, roots, 4)), strict=True):
+        copied = brute.prompt_lookup(row[: root + 1], 3, 5)
+        assert logprobs(found) == {tuple(copied[: size + 1]): 0.0 for size in range(len(copied))}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("factor, least", [(1.0, 0.1), (2.5, 0.0), (0.5, 0.3)])
+def test_suffix_against_a_heap(seed, factor, least):
+    """The same nodes wherever the cut does not fall between equals; always the same probabilities, and as many."""
+    rows, roots = texts(seed), [59, 50, 41, 30, 12, 0]
+    past = past_of(rows, roots, 4)
+    spec = f"suffix(longest=8, depth=5, tokens=10, factor={factor}, least={least}, matches=64)"
+    for row, root, found in zip(rows, roots, tree_of(spec, past), strict=True):
+        wanted = brute.suffix(row[: root + 1], 8, 5, 10, factor, least)
+        ours = by_path(found)
+        assert sorted(ours.values()) == pytest.approx(sorted(wanted.values()), abs=1e-6)
+        assert all(path[:-1] in ours or len(path) == 1 for path in ours)
+        lowest = min(wanted.values(), default=0.0) + 1e-6
+        assert {p for p, v in ours.items() if v > lowest} == {p for p, v in wanted.items() if v > lowest}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_racer_mixes_continuations_and_logits(seed):
+    rows, roots = texts(seed, vocabulary=7), [59, 50, 41, 30, 12, 2]
+    past = past_of(rows, roots, 5, seed)
+    spec = "racer(longest=6, shortest=2, depth=4, matches=64, retrieval=0.7)"
+    for index, (row, root) in enumerate(zip(rows, roots, strict=True)):
+        first = int(past.first[index])
+        told = {i: list(zip(past.top_tokens[first + i].tolist(), past.top_logprobs[first + i].tolist(), strict=True))
+                for i in range(6, root + 1)}  # fmt: skip
+        found = tree_of(spec, past, levels=2)[index]
+        for path in [(), *(path for path in found if len(path) == 1)]:
+            wanted = brute.racer(row[: root + 1], path, told, 6, 2, 4, 0.7)
+            ours = {p[-1]: math.exp(v) for p, (v, _) in found.items() if p[:-1] == path}
+            assert ours == pytest.approx(wanted, abs=1e-6)
+            if ours:
+                entropy = next(h for p, (_, h) in found.items() if p[:-1] == path)
+                mass = sum(wanted.values())
+                assert entropy == pytest.approx(-sum(v / mass * math.log(v / mass) for v in wanted.values()), abs=1e-5)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_children_come_most_probable_first(spec):
+    past = past_of(texts(1), [59, 50, 41, 30, 12, 0], 4)
+    drafter = LookupDrafter(load_rule(spec), lambda cycle: past)
+    tree = DraftTree(drafter.root(None))
+    children = drafter.expand(tree, tree.root_nodes(), 5)
+    assert bool((children.logprob[..., 1:] <= children.logprob[..., :-1]).all())
+    assert bool(((children.token >= 0) == (children.logprob > -torch.inf)).all()) and bool((children.token[:3, 0, 0] >= 0).all())
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_rows_do_not_know_of_each_other(spec):
+    rows, roots = texts(2, length=70), [69, 50, 41, 30, 12, 0]
+    together = tree_of(spec, past_of(rows, roots, 4), 3, 4)
+    past = past_of(rows, roots, 4)
+    for row in range(len(rows)):
+        alone = past._replace(first=past.first[[row]], root=past.root[[row]], shift=past.shift[[row]], told=past.told[[row]])
+        assert tree_of(spec, alone, 3, 4) == [together[row]]  # the same bits
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_future_changes_nothing(spec):
+    rows, roots = texts(3), [40, 33, 20, 9, 25, 5]
+    past = past_of(rows, roots, 4)
+    before = tree_of(spec, past, 3, 4)
+    place = torch.arange(len(past.text)) - past.first.repeat_interleave(60)
+    future = place > torch.tensor(roots).repeat_interleave(60)
+    other = past._replace(
+        text=torch.where(future, past.text.flip(0), past.text),
+        top_tokens=torch.where(future[:, None], 3, past.top_tokens),
+        top_logprobs=torch.where(future[:, None], -0.1, past.top_logprobs),
+    )
+    assert tree_of(spec, other, 3, 4) == before
+    seen = past._replace(text=torch.where(place == 3, 99, past.text), top_logprobs=past.top_logprobs * 2)
+    assert tree_of(spec, seen, 3, 4) != before  # the test can fail
+
+
+def test_a_text_of_one_token_proposes_nothing():
+    for spec in SPECS:
+        assert tree_of(spec, past_of([[3]], [0], 0)) == [{}]
+
+
+def test_names_and_parameters():
+    assert set(all_rules()) == {"prompt_lookup", "suffix", "racer"}
+    assert is_rule("suffix(tokens=3)") and not is_rule("eagle3")
+    assert load_rule("suffix(factor=2)").factor == 2.0
+    assert all(cls.__doc__ and cls.paper.startswith("https://") for cls in all_rules().values())
+    for spec, told in {
+        "sufix": "unknown training-free drafter 'sufix': did you mean suffix",
+        "suffix(depht=3)": "drafter 'suffix' has no parameter 'depht': did you mean depth",
+        "suffix(depth=x)": "drafter 'suffix': depth must be of type int",
+        "suffix(depth=0)": "depth must be 1 or more",
+        "suffix(least=2)": "least must lie between 0 and 1",
+        "racer(retrieval=-1)": "retrieval must lie between 0 and 1",
+        "prompt_lookup(3)": "cannot read drafter",
+    }.items():
+        with pytest.raises(UserError) as error:
+            load_rule(spec)
+        assert told in str(error.value), spec
+
+

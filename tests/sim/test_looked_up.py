@@ -1,0 +1,80 @@
+"""Training-free drafters in replay: run again on the recorded text, priced at nothing, refused where they cannot run."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from policies.errors import UserError
+from policies.registry import load_policy
+from sim.family import replay_family
+from sim.looked_up import RecordedPast, replayed_drafter
+from sim.recorded import RecordedText
+from sim.replay import replay
+from tests.sim.many_texts import content, write_many
+from traces.costs import Profile
+from traces.recording import open_recording
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    return open_recording(write_many(tmp_path_factory.mktemp("many") / "trace"))
+
+
+def test_the_past_is_the_recorded_text(recording):
+    text = RecordedText(recording)
+    sequence, position = torch.tensor([7, 0, 3]), torch.tensor([0, 5, 12])
+    past = RecordedPast(recording, text)(SimpleNamespace(sequence=sequence, position=position))
+    context, last = past.context()
+    for row, (index, place) in enumerate(zip(sequence.tolist(), position.tolist(), strict=True)):
+        first = int(recording.offset[index])
+        wanted = recording.prompt_tokens(index).tolist() + recording.token[first : first + place + 1].tolist()
+        assert context[row, : int(last[row]) + 1].tolist() == wanted and bool((context[row, int(last[row]) + 1 :] == -1).all())
+        prompt = len(recording.prompt_tokens(index))
+        assert int(past.told[row] - past.first[row]) == prompt + 1
+        if place:
+            told, _ = past.target_top(torch.full((3, 1), prompt), 1)  # behind the first generated token
+            assert int(told[row, 0, 0]) == int(recording.top_tokens[first + 1, 0])
+
+
+def test_nothing_is_missing_and_families_agree(recording):
+    members = [load_policy(f"eagle3(top_k=2, depth=3, total_tokens={total})") for total in (2, 6)]
+    logs = replay_family(recording, members, "suffix(least=0)")
+    for policy, log in zip(members, logs, strict=True):
+        alone = replay(recording, policy, "suffix(least=0)")
+        assert alone.coverage == 1.0 and int(alone.emitted.sum()) == int((recording.length - 1).sum())
+        assert torch.equal(alone.position, log.position) and torch.equal(alone.accepted, log.accepted)
+
+
+def test_drafting_costs_nothing():
+    profile = Profile(content())
+    free, paid = profile.cost("suffix(depth=3)"), profile.cost("made-up")
+    width, one = torch.tensor([[1], [4]]), torch.tensor([1, 2])
+    assert torch.equal(free.draft_ms(width, one, one), torch.zeros(2, 2, dtype=torch.float64))
+    assert float(free.behind(5).catch_up_ms(torch.tensor(3), torch.tensor(1), torch.tensor(1))) == 0.0
+    assert torch.equal(free.verify_ms(width, one, one), paid.verify_ms(width, one, one))
+    assert bool((paid.draft_ms(width, one, one) > 0).all())
+    with pytest.raises(UserError):
+        profile.cost("sufix")
+
+
+def test_the_command(recording, tmp_path, capsys):
+    from sim.contest import main
+
+    Profile(content()).save(tmp_path / "p.json")
+    options = ["--policy", "chain(k=2)", "--drafter", "prompt_lookup(ngram=2)", "--profile", str(tmp_path / "p.json")]
+    main([str(recording.folder), *options, "--resamples", "100", "--json", str(tmp_path / "out.json")])
+    assert "prompt_lookup(ngram=2) is priced at nothing" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert rows[-1]["drafter"] == "prompt_lookup(ngram=2)" and rows[-1]["coverage"] == 1.0
+
+
+def test_refusals(recording):
+    held = recording.top_tokens.shape[1]
+    with pytest.raises(UserError, match=f"the recording holds {held}"):
+        replayed_drafter(recording, f"racer(top={held + 1})", RecordedText(recording))
+    with pytest.raises(UserError, match="holds no drafter 'sufix'"):
+        replayed_drafter(recording, "sufix", RecordedText(recording))

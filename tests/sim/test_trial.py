@@ -1,0 +1,57 @@
+"""Trials: many policies at once give what each gives alone, and each is replayed once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import sim.trial
+from policies.registry import load_policy
+from sim.setting import Setting
+from sim.trial import Trials, run_trial, run_trials
+from tests.policies.synthetic import Language
+from tests.sim.many_texts import PLAN, content
+from tests.sim.synthetic_recording import write
+from traces.costs import Profile
+from traces.recording import Recording
+
+COST = Profile(content()).cost("made-up")
+SPECS = [f"eagle3(total_tokens={total}, depth={depth}, top_k=3)" for depth in (3, 2) for total in (2, 4, 7, 12)]
+SPECS += ["chain(k=2)", "adaedl(most=3)", "chain(k=4)"]
+
+
+@pytest.fixture(scope="module", params=[0.0, 1.0], ids=["greedy", "sampled"])
+def recording(request, tmp_path_factory) -> Recording:
+    folder = tmp_path_factory.mktemp("trial") / "trace"
+    return write(folder, Language(3, steps=5), PLAN, temperature=request.param)
+
+
+@pytest.mark.parametrize("setting", [{}, {"batch": 3}, {"batch": 4, "ragged": "sum"}, {"execution": "pipelined"}], ids=str)
+def test_many_at_once_are_each_alone(recording: Recording, setting: dict, monkeypatch):
+    policies, circumstances = [load_policy(spec) for spec in SPECS], Setting("made-up", **setting)
+    alone = [run_trial(recording, policy, circumstances, COST) for policy in policies]
+    drafted, real = [], sim.trial.replay_family
+    monkeypatch.setattr(sim.trial, "replay_family", lambda r, p, *a, **k: drafted.append(len(p)) or real(r, p, *a, **k))
+    together = run_trials(recording, policies, circumstances, COST)
+    assert drafted == [4, 4], "the members of a family must share a replay, or the test proves nothing"
+    assert [sums.to_json() for sums in together] == [sums.to_json() for sums in alone]
+    assert len({sums.mean("tau") for sums in alone}) > 5
+    assert alone[-1].coverage < 1
+
+
+def test_some_texts_only(recording: Recording):
+    policies, chosen = [load_policy(spec) for spec in SPECS[:4]], torch.tensor([8, 1, 4])
+    together = run_trials(recording, policies, Setting("made-up"), COST, chosen)
+    for policy, sums in zip(policies, together, strict=True):
+        assert sums.to_json() == run_trial(recording, policy, Setting("made-up"), COST, chosen).to_json()
+        assert sums.sequence.tolist() == [1, 4, 8]
+
+
+def test_trials_are_remembered(recording: Recording, monkeypatch):
+    asked, real = [], sim.trial.run_trials
+    monkeypatch.setattr(sim.trial, "run_trials", lambda r, p, *rest: asked.append(len(p)) or real(r, p, *rest))
+    trials = Trials(recording, Setting("made-up"), COST)
+    one, other = load_policy("chain(k=2)"), load_policy("chain(k=4)")
+    first = trials.tallies([one, other, one])
+    assert trials.tally(other) is first[1] and first[0] is first[2] and asked == [2]
+    assert trials.ms_per_token([one, other]) == [first[0].mean("ms_per_token"), float("inf")]  # chain(k=4) is not covered
