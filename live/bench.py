@@ -29,6 +29,7 @@ DEFAULT_POLICIES = (
     "eagle3(total_tokens=16, depth=5, top_k=8)",
     "eagle3(total_tokens=8, depth=4, top_k=4)",
     "heterospec",
+    "goodput",
 )
 
 
