@@ -77,7 +77,7 @@ def test_planted_layers_are_noticed_at_record_time(tmp_path, layers, capsys):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(
         '{"prompt": "Tell me a story about a small dog."}\n'
-        '{"prompt": "Ann sold clips to 48 of her friends in April, and half as many in May. How many clips did she sell altogether?"}\n'
+        '{"prompt": "Ann sold clips to 48 of her friends in April, and half as many in May. How many is that altogether?"}\n'
     )
     size = ["--max-new-tokens", "40", "--cover", "chain(k=1)", "--no-cut-loops"]
     record(["--draft", head, "--prompts", f"story={prompts}", *size, "--out", str(tmp_path / "trace")])
