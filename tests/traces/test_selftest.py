@@ -70,15 +70,16 @@ def test_the_sample_recording_is_sound(capsys):
     assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("layers", [None, [9, 6, 2]])
+@pytest.mark.parametrize("layers", [None, [0, 0, 0]])
 def test_planted_layers_are_noticed_at_record_time(tmp_path, layers, capsys):
-    """The shipped head, fed its three streams in the wrong order."""
+    """The shipped head, fed nothing but the embeddings."""
     head = "reference/eagle3" if layers is None else f"reference/eagle3(layers={layers})"
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text(
-        '{"prompt": "Tell me a story about a small dog."}\n'
-        '{"prompt": "Ann sold clips to 48 of her friends in April, and half as many in May. How many is that altogether?"}\n'
+    questions = (
+        "Tell me a story about a small dog.",
+        "Ann sold clips to 48 of her friends. How many clips did she sell altogether?",
     )
+    prompts.write_text("".join(f'{{"prompt": "{question}"}}\n' for question in questions))
     size = ["--max-new-tokens", "40", "--cover", "chain(k=1)", "--no-cut-loops"]
     record(["--draft", head, "--prompts", f"story={prompts}", *size, "--out", str(tmp_path / "trace")])
     told = capsys.readouterr().err
