@@ -12,13 +12,27 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from live.reference.checkpoint import load_state, mixed_precision, prepare_device, replace_folder, save_state
-from live.reference.corpus import Documents, packed_streams
+from live.reference.corpus import SECOND_MIXTURE, Documents, Stretch, packed_streams
 from live.reference.optim import Optimiser, schedule
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Second:
+    """A second stretch of training, after the learning rate of the first has fallen to zero.
+
+    It warms up to `rate` times the recipe's rates and decays to zero again (Gupta et al. 2023, arXiv 2308.04014), on
+    documents that the first left over, in the proportions `shares`. Measured in tokens.
+    """
+
+    tokens: int
+    shares: dict[str, float]
+    rate: float = 0.6
+    short: float = 0.75
 
 
 @dataclass(frozen=True)
@@ -46,11 +60,32 @@ class Recipe:
     decay: float = 0.8
     seed: int = 1
     snapshot_every: float = 300.0
+    second: Second | None = None
+
+    @property
+    def first_steps(self) -> int:
+        """Optimiser steps of the first stretch."""
+        return self.tokens // (self.rows * self.length)
 
     @property
     def steps(self) -> int:
-        """Optimiser steps."""
-        return self.tokens // (self.rows * self.length)
+        """Optimiser steps in all."""
+        return self.first_steps + (self.second.tokens // (self.rows * self.length) if self.second else 0)
+
+    def at(self, step: int) -> tuple[float, bool]:
+        """The factor on the learning rates at a step, and whether its windows are short."""
+        if step < self.first_steps:
+            return schedule(step, self.first_steps, decay=self.decay), step < self.short * self.first_steps
+        assert self.second is not None
+        step, steps = step - self.first_steps, self.steps - self.first_steps
+        return self.second.rate * schedule(step, steps, decay=1.0), step < self.second.short * steps
+
+    def stretches(self, shares: dict[str, float]) -> list[Stretch]:
+        """What each of the `rows` streams holds: the tokens of both stretches, and one more to predict."""
+        if self.second is None:
+            return [(self.steps * self.length + 1, shares)]
+        first = self.first_steps * self.length
+        return [(first, shares), (self.steps * self.length + 1 - first, self.second.shares)]
 
 
 TARGET = Recipe(
@@ -64,6 +99,7 @@ TARGET = Recipe(
     short=0.88,
     muon_lr=7e-3,
     adam_lr=1.5e-3,
+    second=Second(tokens=5_324_800, shares=SECOND_MIXTURE),
 )
 DRAFT = Recipe("draft", hidden=128, layers=3, intermediate=352, heads=4, kv_heads=2, tokens=3_000_000, adam_lr=3e-3, seed=2)
 
@@ -146,7 +182,7 @@ def train(
         optimiser.load_state_dict(state["optimiser"])
         step, spent, history = state["step"], state["seconds"], state["history"]
     loss_of = torch.compile(token_loss, dynamic=False) if compiled else token_loss
-    streams, _ = packed_streams(documents, shares, recipe.steps * recipe.length + 1, recipe.rows, recipe.seed)
+    streams, _ = packed_streams(documents, recipe.stretches(shares), recipe.rows, recipe.seed)
     began, saved, window = time.monotonic() - spent, time.monotonic(), []
 
     def snapshot() -> None:
@@ -178,7 +214,7 @@ def train(
             at = step * recipe.length
             batch = torch.from_numpy(streams[:, at : at + recipe.length + 1].astype("int64")).to(device)
             total = 0.0
-            short = step < recipe.short * recipe.steps
+            rate, short = recipe.at(step)
             pieces = torch.cat(halves(batch)) if short else batch
             model.set_attn_implementation("eager" if short and device.type == "cpu" else "sdpa")
             for piece in pieces.split(max(1, recipe.micro_tokens // (pieces.shape[1] - 1))):
@@ -186,7 +222,7 @@ def train(
                     loss = loss_of(model, piece) * (len(piece) / len(pieces))
                 loss.backward()
                 total += float(loss.detach())
-            optimiser.step(schedule(step, recipe.steps, decay=recipe.decay))
+            optimiser.step(rate)
             step += 1
             window.append(total)
             bar.update()

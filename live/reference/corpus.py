@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 DOMAINS = ("math", "code", "chat", "dialogue", "story")
 #: Share of training tokens by domain. Math and chat are small; they get somewhat more than their share of the text.
 MIXTURE = {"math": 0.13, "code": 0.27, "chat": 0.16, "dialogue": 0.20, "story": 0.24}
+#: The target's second stretch: more of the domains that a small model finds hardest.
+SECOND_MIXTURE = {"math": 0.07, "code": 0.29, "chat": 0.38, "dialogue": 0.10, "story": 0.16}
+#: Tokens of a stream, and the share of each domain in them.
+Stretch = tuple[int, dict[str, float]]
 
 
 def read_rows(corpus: Path, domain: str, split: str, limit: int | None = None) -> list[dict[str, str]]:
@@ -102,27 +106,34 @@ def kept(path: Path, make: Callable[[], list[tuple[list[int], list[int]]]]) -> D
 
 
 def packed_stream(
-    documents: dict[str, Documents], shares: dict[str, float], length: int, row: int, rows: int, seed: int
+    documents: dict[str, Documents], stretches: list[Stretch], row: int, rows: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """One of `rows` parallel streams of whole documents, packed end to end.
 
     Each stream owns every `rows`-th document of a seeded shuffle and takes next from the domain that is furthest below
-    its share, starting over when a domain is used up. The first n tokens do not depend on `length`, so a
-    training run can be continued for longer. Returns tokens uint16 [length] and, per token, whether it belongs to a
-    response, bool [length].
+    its share, starting over when a domain is used up. Shares may change from stretch to stretch; a later stretch goes on
+    with the documents that the earlier ones left. The first n tokens do not depend on what follows, so a training run can
+    be continued for longer. Returns tokens uint16 [length] and, per token, whether it belongs to a response, bool
+    [length], where length is the stretches' sum.
     """
     import numpy as np
+
+    length = sum(stretch for stretch, _ in stretches)
 
     order = {
         domain: np.random.default_rng([seed, number]).permutation(len(documents[domain]))[row::rows]
         for number, domain in enumerate(documents)
     }
     taken = dict.fromkeys(documents, 0)
-    emitted = {domain: np.random.default_rng([seed, row, 77]).random() * 256.0 for domain in documents}
     tokens = np.empty(length, dtype=np.uint16)
     answer = np.zeros(length, dtype=bool)
-    at = 0
+    at = until = 0
+    ahead = iter(stretches)
     while at < length:
+        while at >= until:
+            stretch, shares = next(ahead)
+            until += stretch
+            emitted = {domain: np.random.default_rng([seed, row, 77]).random() * 256.0 for domain in shares}
         domain = min(emitted, key=lambda name: (emitted[name] / shares[name], name))
         source = documents[domain]
         index = order[domain][taken[domain] % len(order[domain])]
@@ -137,10 +148,10 @@ def packed_stream(
 
 
 def packed_streams(
-    documents: dict[str, Documents], shares: dict[str, float], length: int, rows: int, seed: int
+    documents: dict[str, Documents], stretches: list[Stretch], rows: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """`rows` streams side by side: tokens uint16 [rows, length] and response mask bool [rows, length]."""
     import numpy as np
 
-    pairs = [packed_stream(documents, shares, length, row, rows, seed) for row in range(rows)]
+    pairs = [packed_stream(documents, stretches, row, rows, seed) for row in range(rows)]
     return np.stack([t for t, _ in pairs]), np.stack([a for _, a in pairs])

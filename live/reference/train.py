@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--stage", choices=(*STAGES, "all"), default="all", help="what to run (default all)")
     line.add_argument("--resume", action="store_true", help="go on where an earlier run in --out stopped")
     line.add_argument("--overwrite", action="store_true", help="start over in a folder that holds an earlier run")
-    line.add_argument("--target-tokens", type=int, help="training tokens of the target")
+    line.add_argument("--target-tokens", type=int, help="training tokens of the target, in one stretch")
     line.add_argument("--head-tokens", type=int, help="training tokens of the EAGLE-3 head")
     line.add_argument("--draft-tokens", type=int, help="training tokens of the draft LM")
     line.add_argument(
@@ -90,7 +90,7 @@ def run_target(options: argparse.Namespace) -> None:
     """Train the target."""
     from live.reference.causal_lm import TARGET, train
 
-    recipe = replace(TARGET, tokens=options.target_tokens or TARGET.tokens)
+    recipe = replace(TARGET, tokens=options.target_tokens, second=None) if options.target_tokens else TARGET
     train(recipe, corpus_documents(options), MIXTURE, tokenizer_of(options), options.out, options.resume, options.compile)
 
 

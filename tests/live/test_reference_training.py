@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from live.reference import train as command
-from live.reference.corpus import DOMAINS, MIXTURE, Documents, packed_streams, read_rows
+from live.reference.corpus import DOMAINS, MIXTURE, SECOND_MIXTURE, Documents, packed_streams, read_rows
 from live.reference.optim import orthogonalise, schedule
 from live.reference.own_text import loop_onset
 from policies.errors import UserError
@@ -43,8 +43,8 @@ def documents(rows: int = 40) -> dict[str, Documents]:
 
 
 def test_streams_do_not_depend_on_their_length():
-    short, mask = packed_streams(documents(), MIXTURE, 500, rows=3, seed=1)
-    long, _ = packed_streams(documents(), MIXTURE, 900, rows=3, seed=1)
+    short, mask = packed_streams(documents(), [(500, MIXTURE)], rows=3, seed=1)
+    long, _ = packed_streams(documents(), [(500, MIXTURE), (400, SECOND_MIXTURE)], rows=3, seed=1)
     assert np.array_equal(short, long[:, :500])
     assert 0.6 < mask.mean() < 0.98
 
@@ -87,7 +87,7 @@ def test_bad_input_is_one_sentence(corpus, tmp_path):
 
 def test_resumed_training_equals_an_uninterrupted_one(corpus, tmp_path, monkeypatch):
     from live.reference import causal_lm
-    from live.reference.causal_lm import TARGET, train
+    from live.reference.causal_lm import TARGET, Second, train
     from live.reference.checkpoint import load_state
     from live.reference.corpus import load_documents
     from live.reference.tokenizer import train_tokenizer
@@ -96,7 +96,8 @@ def test_resumed_training_equals_an_uninterrupted_one(corpus, tmp_path, monkeypa
     rows = tokenizer("Count to 12, ünïcode 🙂\n\tok", add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(rows) == "Count to 12, ünïcode 🙂\n\tok"
     texts = load_documents(corpus, tokenizer, tmp_path / "tokens")
-    recipe = replace(TARGET, hidden=32, layers=4, intermediate=48, heads=2, kv_heads=1, rows=2, length=32, tokens=6 * 64)
+    second = Second(tokens=3 * 64, shares=SECOND_MIXTURE)
+    recipe = replace(TARGET, hidden=32, layers=4, intermediate=48, heads=2, kv_heads=1, rows=2, length=32, tokens=4 * 64, second=second)
 
     class Stop(Exception):
         pass
