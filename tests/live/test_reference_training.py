@@ -97,7 +97,9 @@ def test_resumed_training_equals_an_uninterrupted_one(corpus, tmp_path, monkeypa
     assert tokenizer.decode(rows) == "Count to 12, ünïcode 🙂\n\tok"
     texts = load_documents(corpus, tokenizer, tmp_path / "tokens")
     second = Second(tokens=3 * 64, shares=SECOND_MIXTURE)
-    recipe = replace(TARGET, hidden=32, layers=4, intermediate=48, heads=2, kv_heads=1, rows=2, length=32, tokens=4 * 64, second=second)
+    recipe = replace(
+        TARGET, hidden=32, layers=4, intermediate=48, heads=2, kv_heads=1, rows=2, length=32, tokens=4 * 64, second=second
+    )
 
     class Stop(Exception):
         pass
