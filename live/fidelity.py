@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,9 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--drafter", action="append", default=[], help="may be training-free; repeat it (default: all recorded)")
     parse.add_argument("--cycles", type=int, default=2000, help="cycles to compare per policy, drafter, temperature (default 2000)")
     parse.add_argument("--device", default="cpu")
+    parse.add_argument(
+        "--jobs", type=int, default=1, help="processes that check side by side, one thread each (default 1)"
+    )
     parse.add_argument("--skip-generate", action="store_true", help="do not compare the texts with plain decoding")
     parse.add_argument("--witness", type=int, default=4, help="prompts for the comparison with assisted generation (default 4)")
     parse.add_argument("--json", metavar="FILE", help="write the report there as well")
@@ -65,17 +69,16 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
-    from live.pair import load_pair
     from policies.lookup.rule import is_rule
     from policies.registry import load_policy
-    from traces.recording import open_recording
 
-    recording = open_recording(args.trace)
+    if args.jobs < 1:
+        raise UserError(f"--jobs is {args.jobs}: give a positive number")
+    recording, pair = opened(args.trace, args.device)
     about = recording.manifest
-    drafts = [drafter["id"] for drafter in about["drafters"]]
-    pair = load_pair(about["target"]["id"], drafts, about["dtype"], args.device)
-    check_same_models(pair, about)
-    policies = [load_policy(spec) for spec in args.policy or shipped(FOUNDATION)]
+    specs = args.policy or shipped(FOUNDATION)
+    for spec in specs:
+        load_policy(spec)
     unknown = [name for name in args.drafter if name not in recording.drafters and not is_rule(name)]
     if unknown:
         raise UserError(f"the recording has no drafter '{unknown[0]}': it has {', '.join(recording.drafters)}")
@@ -83,8 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
     failures = 0
     reports, texts, witness = [], None, None
     temperatures = sorted({recording.sampling(sequence)["temperature"] for sequence in range(len(recording.length))})
-    for drafter, policy, temperature in product(args.drafter or recording.drafters, policies, temperatures):
-        report = check_policy(recording, pair, policy, drafter, args.cycles, temperature)
+    checks = list(product(args.drafter or recording.drafters, specs, temperatures))
+    for report in side_by_side(args, checks):
         reports.append(report)
         print(line(report, exact), flush=True)
         failures += report.unexplained + (report.explained if exact else 0)
@@ -107,6 +110,40 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     print("fidelity holds" if not failures else f"FIDELITY BROKEN: {failures} unexplained")
     return 0 if not failures else 1
+
+
+@lru_cache(maxsize=1)
+def opened(trace: str, device: str) -> tuple[Recording, Pair]:
+    """The recording and the models that it was made with (the same weights, or an error)."""
+    from live.pair import load_pair
+    from traces.recording import open_recording
+
+    recording = open_recording(trace)
+    about = recording.manifest
+    pair = load_pair(about["target"]["id"], [drafter["id"] for drafter in about["drafters"]], about["dtype"], device)
+    check_same_models(pair, about)
+    return recording, pair
+
+
+def side_by_side(args: argparse.Namespace, checks: list[tuple[str, str, float]]) -> Iterator[Report]:
+    """The reports of all (drafter, policy, temperature), in order, from ``--jobs`` processes."""
+    from joblib import Parallel, delayed
+
+    alone = args.jobs == 1
+    tasks = (delayed(check_alone)(args.trace, args.device, *check, args.cycles, alone) for check in checks)
+    yield from Parallel(n_jobs=args.jobs, return_as="generator")(tasks)
+
+
+def check_alone(trace: str, device: str, drafter: str, spec: str, temperature: float, cycles: int, alone: bool) -> Report:
+    """One check in a process that may be fresh: opens what it needs; one thread when others run beside it."""
+    import torch
+
+    from policies.registry import load_policy
+
+    if not alone:
+        torch.set_num_threads(1)
+    recording, pair = opened(trace, device)
+    return check_policy(recording, pair, load_policy(spec), drafter, cycles, temperature)
 
 
 def shipped(specs: Sequence[str]) -> list[str]:
@@ -133,9 +170,7 @@ def line(report: Report, exact: bool) -> str:
     )
 
 
-def check_policy(
-    recording: Recording, pair: Pair, policy: Policy, drafter: str, cycles: int, temperature: float = 0.0
-) -> Report:
+def check_policy(recording: Recording, pair: Pair, policy: Policy, drafter: str, cycles: int, temperature: float = 0.0) -> Report:
     """Compare at least ``cycles`` cycles of the texts at a temperature (whole texts, in recorded order), or all there are."""
     import torch
     from tqdm import tqdm
