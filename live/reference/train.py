@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--head-tokens", type=int, help="training tokens of the EAGLE-3 head")
     line.add_argument("--draft-tokens", type=int, help="training tokens of the draft LM")
     line.add_argument(
-        "--own-prompts", type=int, default=600, help="training prompts per domain that the target answers (default 600)"
+        "--own-prompts", type=int, default=500, help="training prompts per domain that the target answers (default 500)"
     )
     line.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
     line.add_argument("--compile", action="store_true", help="torch.compile the two language models (needs a C++ compiler)")
