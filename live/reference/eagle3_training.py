@@ -37,7 +37,7 @@ class HeadRecipe:
 
     intermediate: int = 1024
     draft_vocab: int = 4096
-    tokens: int = 2_300_000
+    tokens: int = 2_000_000
     batch_tokens: int = 4096
     length: int = 256
     test_steps: int = 5
