@@ -104,8 +104,8 @@ def replay(
         with torch.inference_mode():
             if policy.scope == "stream":
                 state = None
-                for index in rows:  # request order: what one request taught, the next one knows
-                    run.start(index[None], state=state)
+                for together in rows.split(batch if policy.batch_wide else 1):
+                    run.start(together, state=state)  # request order: what one batch taught, the next one knows
                     log.follow(run)
                     state = run.state
             else:
