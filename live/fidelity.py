@@ -22,6 +22,7 @@ from policies.errors import UserError, run_command
 if TYPE_CHECKING:
     from live.pair import Pair
     from policies.contract import Policy
+    from policies.cost import Cost
     from traces.recording import Recording
 
 FOUNDATION = ("autoregressive", "chain(k=5)", "static", "eagle3", "eagle3(total_tokens=16, depth=5, top_k=8)", "heterospec")
@@ -56,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--policy", action="append", default=[], help="policy to check; may be repeated (default: the foundation's)")
     parse.add_argument("--drafter", action="append", default=[], help="may be training-free; repeat it (default: all recorded)")
     parse.add_argument("--cycles", type=int, default=2000, help="cycles to compare per policy, drafter, temperature (default 2000)")
+    parse.add_argument("--profile", metavar="FILE", help="what time costs, for policies that weigh it; told to both sides")
     parse.add_argument("--device", default="cpu")
     parse.add_argument("--skip-generate", action="store_true", help="do not compare the texts with plain decoding")
     parse.add_argument("--witness", type=int, default=4, help="prompts for the comparison with assisted generation (default 4)")
@@ -68,8 +70,10 @@ def main(arguments: list[str] | None = None) -> int:
     from live.pair import load_pair
     from policies.lookup.rule import is_rule
     from policies.registry import load_policy
+    from traces.costs import load_profile
     from traces.recording import open_recording
 
+    profile = load_profile(args.profile) if args.profile else None
     recording = open_recording(args.trace)
     about = recording.manifest
     drafts = [drafter["id"] for drafter in about["drafters"]]
@@ -84,7 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
     reports, texts, witness = [], None, None
     temperatures = sorted({recording.sampling(sequence)["temperature"] for sequence in range(len(recording.length))})
     for drafter, policy, temperature in product(args.drafter or recording.drafters, policies, temperatures):
-        report = check_policy(recording, pair, policy, drafter, args.cycles, temperature)
+        cost = profile.cost(drafter, policy.name) if profile else None
+        report = check_policy(recording, pair, policy, drafter, args.cycles, temperature, cost)
         reports.append(report)
         print(line(report, exact), flush=True)
         failures += report.unexplained + (report.explained if exact else 0)
@@ -134,9 +139,18 @@ def line(report: Report, exact: bool) -> str:
 
 
 def check_policy(
-    recording: Recording, pair: Pair, policy: Policy, drafter: str, cycles: int, temperature: float = 0.0
+    recording: Recording,
+    pair: Pair,
+    policy: Policy,
+    drafter: str,
+    cycles: int,
+    temperature: float = 0.0,
+    cost: Cost | None = None,
 ) -> Report:
-    """Compare at least ``cycles`` cycles of the texts at a temperature (whole texts, in recorded order), or all there are."""
+    """Compare at least ``cycles`` cycles of the texts at a temperature (whole texts, in recorded order), or all there are.
+
+    :param cost: what the policy may know about time, live and replayed.
+    """
     import torch
     from tqdm import tqdm
 
@@ -144,7 +158,7 @@ def check_policy(
     from live.tandem import Tandem
 
     limit = recording.manifest["context_limit"]
-    decoder = SpeculativeDecoder(pair.target(), pair.draft(drafter), policy, pair.end_tokens, context_limit=limit)
+    decoder = SpeculativeDecoder(pair.target(), pair.draft(drafter), policy, pair.end_tokens, cost, limit)
     report = Report(policy.spec(), drafter, temperature)
     tandem = Tandem(recording, drafter, decoder, report)
     progress = tqdm(total=cycles, desc=f"{drafter} {policy.name}", unit="cycle", file=sys.stderr, leave=False)

@@ -15,10 +15,11 @@ from policies.serving_batch import ServingBatches
 from tests.policies.cases import make, settings
 from tests.policies.records import Decision, decide, decode
 from tests.policies.synthetic import Language, SyntheticDrafter, SyntheticVerifier, cycle_at
-from tests.policies.test_properties import KEYS, rows_of, world
+from tests.policies.test_properties import rows_of, world
 
 SPECS = [spec for spec in settings() if make(spec).batch_wide]
-few = hypothesis_settings(max_examples=6, deadline=None)
+few = hypothesis_settings(max_examples=4, deadline=None)
+KEYS = 24
 
 
 def grouped(chosen: list[int], group: dict[int, int], seed: int, active: set[int] | None = None) -> Cycle:
@@ -38,7 +39,7 @@ def test_groups_do_not_know_of_each_other(spec, seed, steps, shuffle):
     """Bits of every row: its group alone, beside others, shuffled, under another number, beside rows that have ended."""
     policy, language = make(spec), Language(seed, steps=steps, holes=5)
     drafter = world(language)
-    group = {key: shuffle.choice([3, 7, 8, 50, 51, 52]) for key in range(KEYS)}
+    group = {key: shuffle.choice([3, 7, 8, 50]) for key in range(KEYS)}
     members = {name: [key for key in range(KEYS) if group[key] == name] for name in set(group.values())}
     whole = decide(policy, drafter, grouped(list(range(KEYS)), group, seed))
     for name, own in members.items():
@@ -69,7 +70,7 @@ def test_whole_texts_do_not_depend_on_other_groups(spec):
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_group_matters(spec):
     """Else nothing above is tested."""
-    policy, language = make(spec), Language(2, steps=6)
+    policy, language = make(spec), Language(2, steps=60, quantum=0.125)
     lengths = [30] * 12
     texts = [language.truth(key, length) for key, length in enumerate(lengths)]
     seen = []

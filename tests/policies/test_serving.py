@@ -106,21 +106,22 @@ def test_sglang_ema_tries_again_after_a_pause():
 
 class Goodput(ServingReference):
     def __init__(self):
-        self.rate = 0.8
+        self.rate, self.idle = 0.8, 0
 
     def lengths(self, batch):
         rows, context = len(batch), max(request.context for request in batch)
         worth = [(1 - self.rate ** (k + 1)) / (1 - self.rate) / step_ms(rows, context, k, k + 1) for k in range(7)]
-        return [worth.index(max(worth))] * rows
+        return [max(worth.index(max(worth)), 1 if self.idle >= 2 else 0)] * rows
 
     def learn(self, batch):
         tested = sum(request.tested for request in batch)
+        self.idle = 0 if tested else self.idle + 1
         if tested:
-            self.rate = 0.7 * self.rate + 0.3 * sum(request.accepted for request in batch) / tested
+            self.rate = 0.6 * self.rate + 0.4 * sum(request.accepted for request in batch) / tested
 
 
 def test_smartspec():
-    assert check(load_policy("smartspec(most=6, start=0.8, smoothing=0.3)"), Goodput) >= 4
+    assert check(load_policy("smartspec(most=6, start=0.8, smoothing=0.4, probe=2)"), Goodput) >= 4
 
 
 class Throughput(ServingReference):
@@ -306,6 +307,7 @@ def test_without_a_cost_model(name):
         ("sglang_throughput(tiers=((1, (0, 1)),))", "lengths of 1 or more"),
         ("sglang_throughput(start=9)", "start must lie between"),
         ("smartspec(start=2)", "start must lie between"),
+        ("smartspec(probe=0)", "probe must be 1 or more"),
         ("cascade(hold=0)", "hold must be 1 or more"),
         ("d_cut(shares=(1.5,))", "shares must lie between"),
         ("adaptive_verification(ridge=0)", "'adaptive_verification': ridge must be above 0"),
