@@ -85,7 +85,8 @@ def replay(
     :param sequences: indices int64 of the sequences to replay; all by default. Order matters to policies that learn
         across requests.
     :param cost: what the policy may know about time.
-    :param batch: requests that decode together as one group; group g holds the g-th ``batch`` of the sequences.
+    :param batch: requests that decode together as one group; group g holds the g-th ``batch`` of the sequences. What a
+        policy learns across requests is learned from one group after the other if it is batch-wide, else one by one.
     :param keep_trees: log the kept nodes and accepted paths as well.
     """
     policy.check_fitted()
