@@ -23,6 +23,7 @@ from policies.errors import UserError, run_command
 if TYPE_CHECKING:
     from live.pair import Pair
     from policies.contract import Policy
+    from policies.cost import Cost
     from traces.recording import Recording
 
 FOUNDATION = ("autoregressive", "chain(k=5)", "static", "eagle3", "eagle3(total_tokens=16, depth=5, top_k=8)", "heterospec")
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--policy", action="append", default=[], help="policy to check; may be repeated (default: the foundation's)")
     parse.add_argument("--drafter", action="append", default=[], help="may be training-free; repeat it (default: all recorded)")
     parse.add_argument("--cycles", type=int, default=2000, help="cycles to compare per policy, drafter, temperature (default 2000)")
+    parse.add_argument("--profile", metavar="FILE", help="what time costs, for policies that weigh it; told to both sides")
     parse.add_argument("--device", default="cpu")
     parse.add_argument(
         "--jobs", type=int, default=1, help="processes that check side by side, one thread each (default 1)"
@@ -71,9 +73,12 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     from policies.lookup.rule import is_rule
     from policies.registry import load_policy
+    from traces.costs import load_profile
 
     if args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs}: give a positive number")
+    if args.profile:
+        load_profile(args.profile)
     recording, pair = opened(args.trace, args.device)
     about = recording.manifest
     specs = args.policy or shipped(FOUNDATION)
@@ -130,20 +135,25 @@ def side_by_side(args: argparse.Namespace, checks: list[tuple[str, str, float]])
     from joblib import Parallel, delayed
 
     alone = args.jobs == 1
-    tasks = (delayed(check_alone)(args.trace, args.device, *check, args.cycles, alone) for check in checks)
+    tasks = (delayed(check_alone)(args.trace, args.device, *check, args.cycles, args.profile, alone) for check in checks)
     yield from Parallel(n_jobs=args.jobs, return_as="generator")(tasks)
 
 
-def check_alone(trace: str, device: str, drafter: str, spec: str, temperature: float, cycles: int, alone: bool) -> Report:
+def check_alone(
+    trace: str, device: str, drafter: str, spec: str, temperature: float, cycles: int, profile: str | None, alone: bool
+) -> Report:
     """One check in a process that may be fresh: opens what it needs; one thread when others run beside it."""
     import torch
 
     from policies.registry import load_policy
+    from traces.costs import load_profile
 
     if not alone:
         torch.set_num_threads(1)
     recording, pair = opened(trace, device)
-    return check_policy(recording, pair, load_policy(spec), drafter, cycles, temperature)
+    policy = load_policy(spec)
+    cost = load_profile(profile).cost(drafter, policy.name) if profile else None
+    return check_policy(recording, pair, policy, drafter, cycles, temperature, cost)
 
 
 def shipped(specs: Sequence[str]) -> list[str]:
@@ -170,8 +180,19 @@ def line(report: Report, exact: bool) -> str:
     )
 
 
-def check_policy(recording: Recording, pair: Pair, policy: Policy, drafter: str, cycles: int, temperature: float = 0.0) -> Report:
-    """Compare at least ``cycles`` cycles of the texts at a temperature (whole texts, in recorded order), or all there are."""
+def check_policy(
+    recording: Recording,
+    pair: Pair,
+    policy: Policy,
+    drafter: str,
+    cycles: int,
+    temperature: float = 0.0,
+    cost: Cost | None = None,
+) -> Report:
+    """Compare at least ``cycles`` cycles of the texts at a temperature (whole texts, in recorded order), or all there are.
+
+    :param cost: what the policy may know about time, live and replayed.
+    """
     import torch
     from tqdm import tqdm
 
@@ -179,7 +200,7 @@ def check_policy(recording: Recording, pair: Pair, policy: Policy, drafter: str,
     from live.tandem import Tandem
 
     limit = recording.manifest["context_limit"]
-    decoder = SpeculativeDecoder(pair.target(), pair.draft(drafter), policy, pair.end_tokens, context_limit=limit)
+    decoder = SpeculativeDecoder(pair.target(), pair.draft(drafter), policy, pair.end_tokens, cost, limit)
     report = Report(policy.spec(), drafter, temperature)
     tandem = Tandem(recording, drafter, decoder, report)
     progress = tqdm(total=cycles, desc=f"{drafter} {policy.name}", unit="cycle", file=sys.stderr, leave=False)

@@ -15,6 +15,7 @@ from policies.acceptance import log_odds, logistic
 from policies.contract import Cycle, Outcome, State, require
 from policies.registry import policy
 from policies.stopping import StoppingChain, last_token
+from policies.sums import exact_sum
 from policies.tree import DraftTree
 
 
@@ -71,7 +72,10 @@ class OnlineAcceptance(StoppingChain):
         return tree.exists & self._probable(state).gather(1, depth)
 
     def observe(self, outcome: Outcome, cycle: Cycle, state: State) -> State:
-        """Add the tested tokens to the sums (accepted ones and the first rejected), and refit when it is time."""
+        """Add the tested tokens to the sums (accepted ones and the first rejected), and refit when it is time.
+
+        Rows that decode side by side count alike, in whatever order they stand.
+        """
         width = min(outcome.tree.width - 1, self.most)
         seen = (outcome.status[:, 1 : width + 1] >= 0) & cycle.active[:, None]
         taken = (outcome.status[:, 1 : width + 1] == 1).double()
@@ -83,9 +87,9 @@ class OnlineAcceptance(StoppingChain):
         total = {"weighted_square": weight * odds * odds, "error_odds": error * odds}
         state = dict(state, cycles=state["cycles"] + 1)
         for name, value in new.items():
-            state[name] = state[name] + torch.nn.functional.pad(value.sum(0, keepdim=True), (0, self.most - width))
+            state[name] = state[name] + torch.nn.functional.pad(exact_sum(value)[None], (0, self.most - width))
         for name, value in total.items():
-            state[name] = state[name] + value.sum(0).cumsum(0)[-1:] if width else state[name]
+            state[name] = state[name] + exact_sum(value.reshape(-1))
         return self._refit(state) if int(state["cycles"]) % self.refit == 0 else state
 
     def _refit(self, state: State) -> State:

@@ -85,7 +85,8 @@ def replay(
     :param sequences: indices int64 of the sequences to replay; all by default. Order matters to policies that learn
         across requests.
     :param cost: what the policy may know about time.
-    :param batch: requests that decode together as one group; group g holds the g-th ``batch`` of the sequences.
+    :param batch: requests that decode together as one group; group g holds the g-th ``batch`` of the sequences. What a
+        policy learns across requests is learned from one group after the other if it is batch-wide, else one by one.
     :param keep_trees: log the kept nodes and accepted paths as well.
     """
     policy.check_fitted()
@@ -104,8 +105,8 @@ def replay(
         with torch.inference_mode():
             if policy.scope == "stream":
                 state = None
-                for index in rows:  # request order: what one request taught, the next one knows
-                    run.start(index[None], state=state)
+                for together in rows.split(batch if policy.batch_wide else 1):
+                    run.start(together, state=state)  # request order: what one batch taught, the next one knows
                     log.follow(run)
                     state = run.state
             else:

@@ -70,6 +70,15 @@ SETTINGS: dict[str, list[str]] = {
     "exp3spec": ["exp3spec", "exp3spec(seed=3, arms=((4, 2, 2), 5, (9, 3, 3)))"],
     "hedgespec": ["hedgespec", "hedgespec(seed=3, arms=((4, 2, 3), (9, 3, 3), (6, 3, 3)))"],
     "tapout": ["tapout(most=5)", "tapout(arms=('survival', 'kangaroo'), exploration=0.2)"],
+    "tensorrt_llm": ["tensorrt_llm", "tensorrt_llm(schedule=((1, 2), (3, 4), (5, 0), (9, 1)), window=3, threshold=0.4)"],
+    "sglang_ema": ["sglang_ema(tiers=((1, (1, 3), -0.25), (3, (0, 2, 4), 0.0)), start=2, warm_up=2, interval=2, smoothing=0.4)"],
+    "sglang_throughput": ["sglang_throughput(tiers=((1, (1, 3)), (3, (1, 2, 4))), window=3, interval=2, margin=0.05)"],
+    "smartspec": ["smartspec", "smartspec(most=4, start=0.9, smoothing=0.5)"],
+    "cascade": ["cascade(most=3, samples=2, hold=4)"],
+    "d_cut": ["d_cut(k=3)", "d_cut(k=5, shares=(0.0, 0.3, 0.6, 1.0))"],
+    "adaptive_verification": ["adaptive_verification(warm_up=0, refit=3, most=5)", "adaptive_verification(warm_up=1, refit=4)"],
+    "evict": ["evict(total_tokens=9, depth=3, top_k=3)", "evict(total_tokens=40, depth=4, top_k=6)"],
+    "tetris": ["tetris", "tetris(k=1, extra=4, turn_on=1)", "tetris(k=2, extra=1, turn_on=3)"],
 }
 """A policy that is not listed runs with its defaults; one that must be fitted has to be listed."""
 
@@ -77,6 +86,10 @@ SETTINGS: dict[str, list[str]] = {
 def settings() -> list[str]:
     """Specs of all registered policies."""
     return [spec for name in all_policies() for spec in SETTINGS.get(name, [name])]
+
+
+COSTLY = {"smartspec", "sglang_throughput", "cascade", "d_cut", "adaptive_verification", "evict"}
+"""Policies that decide nothing without a cost model."""
 
 
 def make(spec: str) -> Policy:

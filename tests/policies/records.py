@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ from policies.contract import Cycle, Policy, State
 from policies.drafting import Draft, Drafter, draft
 from policies.loop import run_cycle
 from policies.verification import Verifier
-from tests.policies.synthetic import cycle_at, fresh
+from tests.policies.cases import COSTLY
+from tests.policies.synthetic import Priced, cycle_at, fresh
 
 
 class Decision(NamedTuple):
@@ -58,10 +60,16 @@ def _without_padding(values: list) -> tuple:
 
 def decide(policy: Policy, drafter: Drafter, cycle: Cycle) -> list[Decision]:
     """One cycle's decisions, row by row."""
+    cycle = priced(policy, cycle)
     state = fresh(policy, cycle)
     drafted = draft(policy, drafter, cycle, state)
     own = state if policy.scope in ("cycle", "sequence") else {}  # else the rows share it
     return [decision(drafted, row, own) for row in range(drafted.tree.rows)]
+
+
+def priced(policy: Policy, cycle: Cycle) -> Cycle:
+    """With a cost model, if the policy needs one."""
+    return replace(cycle, cost=Priced()) if policy.name in COSTLY else cycle
 
 
 class Step(NamedTuple):
@@ -74,9 +82,18 @@ class Step(NamedTuple):
 
 
 def decode(
-    policy: Policy, drafter: Drafter, verifier: Verifier, lengths: list[int], sequences: list[int]
+    policy: Policy,
+    drafter: Drafter,
+    verifier: Verifier,
+    lengths: list[int],
+    sequences: list[int],
+    group: Callable[[int], int] = lambda sequence: sequence,
 ) -> dict[int, list[Step]]:
-    """Decode the sequences in lockstep to their ends; finished rows stay in the batch as inactive ones."""
+    """Decode the sequences in lockstep to their ends; finished rows stay in the batch as inactive ones.
+
+    :param group: the serving batch of a sequence; by default each decodes alone.
+    """
+    groups = torch.tensor([group(sequence) for sequence in sequences])
     state = policy.init(len(sequences), torch.tensor(sequences))
     position = [0] * len(sequences)
     steps: dict[int, list[Step]] = {sequence: [] for sequence in sequences}
@@ -85,7 +102,8 @@ def decode(
         if not any(active):
             return steps
         numbers = torch.tensor([len(steps[sequence]) for sequence in sequences])
-        cycle = replace(cycle_at(sequences, position, active=active), number=numbers)
+        cycle = replace(cycle_at(sequences, position, active=active), number=numbers, group=groups)
+        cycle = priced(policy, cycle)
         done = run_cycle(policy, drafter, verifier, cycle, state)
         state = done.state
         for row, sequence in enumerate(sequences):

@@ -139,6 +139,25 @@ class SyntheticVerifier:
         return token[:, :, None], torch.where(token >= 0, -0.5, -torch.inf)[:, :, None]
 
 
+class Priced:
+    """A cost model that one can follow by hand (ms)."""
+
+    def draft_ms(self, width, context, batch):
+        return 2.0 + 0.0 * width + 0.01 * context
+
+    def catch_up_ms(self, tokens, context, batch):
+        return 3.0 + 0.0 * tokens
+
+    def verify_ms(self, tokens, context, batch):
+        return 10.0 + 0.5 * tokens * batch
+
+    def commit_ms(self, tokens, batch):
+        return 0.25 * tokens
+
+    def overhead_ms(self, levels, batch):
+        return 1.0 + 0.125 * levels
+
+
 def cycle_at(
     sequence: list[int], position: list[int], reach: list[int] | int = 10**6, active: list[bool] | None = None
 ) -> Cycle:

@@ -22,7 +22,7 @@ from policies.hf_confidence import refit
 from policies.registry import load_policy
 from policies.tree import DraftTree
 from tests.policies.row_by_row import Reference, check
-from tests.policies.synthetic import Language, SyntheticDrafter, cycle_at, fresh
+from tests.policies.synthetic import Language, Priced, SyntheticDrafter, cycle_at, fresh
 
 
 class Stops(Reference):
@@ -212,25 +212,6 @@ class Expected(Reference):
 def test_expected_value():
     spec = f"expected_value(draft_share=0.2, verify_share=0.1, most=6, weights_={WEIGHTS}, next_=0.7)"
     assert check(load_policy(spec), Expected) >= 3
-
-
-class Priced:
-    """A cost model that one can follow by hand (ms)."""
-
-    def draft_ms(self, width, context, batch):
-        return 2.0 + 0.0 * width + 0.01 * context
-
-    def catch_up_ms(self, tokens, context, batch):
-        return 3.0 + 0.0 * tokens
-
-    def verify_ms(self, tokens, context, batch):
-        return 10.0 + 0.5 * tokens * batch
-
-    def commit_ms(self, tokens, batch):
-        return 0.25 * tokens
-
-    def overhead_ms(self, levels, batch):
-        return 1.0 + 0.125 * levels
 
 
 def test_expected_value_under_a_cost_model():

@@ -20,8 +20,7 @@ from policies.loop import run_cycle
 from policies.philox import uniform
 from policies.registry import load_policy
 from tests.policies.row_by_row import Reference, check
-from tests.policies.synthetic import Language, SyntheticDrafter, SyntheticVerifier, cycle_at, fresh
-from tests.policies.test_chain_rules import Priced
+from tests.policies.synthetic import Language, Priced, SyntheticDrafter, SyntheticVerifier, cycle_at, fresh
 
 LENGTHS = (1, 2, 4)
 """The arms of the chain bandits below; K = 3, L = 4."""

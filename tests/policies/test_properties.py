@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from policies.contract import Policy
 from policies.drafting import draft
 from tests.policies.cases import make, settings
-from tests.policies.records import decide, decode
+from tests.policies.records import decide, decode, priced
 from tests.policies.synthetic import Language, SyntheticDrafter, SyntheticVerifier, cycle_at, fresh
 
 SPECS = settings()
@@ -47,7 +47,7 @@ def rows_of(chosen: list[int], seed: int) -> tuple[list[int], list[int]]:
 def test_trees_are_well_formed(spec, language):
     policy = make(spec)
     position, reach = rows_of(list(range(7)), language.seed)
-    cycle = cycle_at(list(range(7)), position, reach)
+    cycle = priced(policy, cycle_at(list(range(7)), position, reach))
     got = draft(policy, world(language), cycle, fresh(policy, cycle))
     tree = got.tree
     for row in range(7):
