@@ -199,6 +199,19 @@ class TreeCache(Cache):
         self.rows = len(chosen)
         self._set_lengths([self.host_lengths[row] if row >= 0 else 0 for row in chosen])
 
+    def join(self, other: TreeCache) -> None:
+        """The rows of ``other``, a cache of the same model, behind our own; drops both trees."""
+        for cache in (self, other):
+            cache._fuse()
+        capacity, own = max(self.capacity, other.capacity), self.rows
+        for number, ((ours, entries), (theirs, _)) in enumerate(zip(self._groups, other._groups, strict=True)):
+            storage = ours.new_zeros(ours.shape[0], own + other.rows, ours.shape[2], capacity, ours.shape[4])
+            storage[:, :own, :, : self.capacity] = ours
+            storage[:, own:, :, : other.capacity] = theirs
+            self._adopt(number, storage, entries)
+        self.capacity, self.rows = capacity, own + other.rows
+        self._set_lengths(self.host_lengths + other.host_lengths)
+
 
 def _in_place(slots: list[int], most: int) -> int:
     """How many leading slots already stand where they belong (``most`` when all do)."""

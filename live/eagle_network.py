@@ -36,6 +36,18 @@ class EagleNetwork:
     def gather_rows(self, rows: Tensor) -> None:
         self._key, self._value, self._length = self._key[rows], self._value[rows], self._length[rows]
 
+    def beside(self) -> EagleNetwork:
+        return EagleNetwork(self.head, self.name)
+
+    def join(self, other: EagleNetwork) -> None:
+        cells = max(self._key.shape[1], other._key.shape[1])
+
+        def both(ours: Tensor, theirs: Tensor) -> Tensor:
+            return torch.cat([F.pad(part, (0, 0, 0, 0, 0, cells - part.shape[1])) for part in (ours, theirs)])
+
+        self._key, self._value = both(self._key, other._key), both(self._value, other._value)
+        self._length = torch.cat([self._length, other._length])
+
     def forwards(self) -> list[tuple[object, str]]:
         own = [(self, name) for name in ("_attend", "_attend_committed")]
         return own + [(self.head, name) for name in ("fuse", "project", "finish", "logits")]
