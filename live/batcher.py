@@ -101,9 +101,7 @@ class Batcher:
         """The requests that wait for a place, the next one first."""
         return list(self._waiting)
 
-    def submit(
-        self, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling = GREEDY, text: int | None = None
-    ) -> Request:
+    def submit(self, prompt: Sequence[int], max_new_tokens: int, sampling: Sampling = GREEDY, text: int | None = None) -> Request:
         """Queue a prompt (token ids).
 
         :param max_new_tokens: limit; the first token counts.
@@ -211,9 +209,7 @@ class Batcher:
         self.plain += self.decoder.draft_error is not None
         self._tell_crash()
         going = self.decoder._going.tolist()
-        for number, new, count, goes_on in zip(
-            step.row.tolist(), step.tokens.tolist(), step.gained.tolist(), going, strict=True
-        ):
+        for number, new, count, goes_on in zip(step.row.tolist(), step.tokens.tolist(), step.gained.tolist(), going, strict=True):
             request = self._flying[number]
             request.cycles += 1
             self._tell(request, new[:count], goes_on, self.decoder.failed.get(number))

@@ -21,10 +21,8 @@ from policies.autoregressive import Autoregressive
 from policies.contract import Cycle, Policy, Sampling, State
 from policies.cost import Cost
 from policies.drafting import Drafter
-from policies.errors import UserError
 from policies.lookup.rule import Rule
 from policies.loop import Cycled, Step, emitted, gather_rows, run_cycle
-
 
 PER_ROW = ("row", "root", "sequence", "position", "number", "limit", "told_limit", "context", "entropy", "logprob", "going")
 """What a decoder knows of each row that still decodes: tensors [R]."""

@@ -1,4 +1,4 @@
-"""What may fail while decoding: a draft that crashes, memory that runs out, a prompt that does not fit; and the sentences for it."""
+"""What may fail while decoding, and its sentences: a draft that crashes, memory that runs out, a prompt that does not fit."""
 
 from __future__ import annotations
 

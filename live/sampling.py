@@ -163,7 +163,7 @@ class Sampler:
         ours, theirs = self.sampling, other.sampling
         self.sampling = Sampling(**{name: torch.cat([getattr(ours, name), getattr(theirs, name)]) for name in names})
         if self.seen is not None or other.seen is not None:  # what nobody penalises need not be remembered
-            parts = [one.text.new_zeros((len(one.text), self.vocabulary)).bool() if one.seen is None else one.seen for one in (self, other)]
-            self.seen = torch.cat(parts)
+            nothing = [one.text.new_zeros((len(one.text), self.vocabulary), dtype=torch.bool) for one in (self, other)]
+            self.seen = torch.cat([new if own is None else own for own, new in zip((self.seen, other.seen), nothing, strict=True)])
         self.text = torch.cat([self.text, other.text])
         self.greedy = self.greedy and other.greedy

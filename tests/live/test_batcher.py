@@ -10,8 +10,8 @@ import torch
 from live.batcher import Batcher, Request
 from live.decode import SpeculativeDecoder
 from live.pair import Pair, encode_prompt
-from policies.contract import Expansion, Sampling
 from policies.chain import Chain
+from policies.contract import Expansion, Sampling
 from policies.errors import UserError
 from policies.lookup.rule import load_rule
 from policies.registry import load_policy
