@@ -125,7 +125,9 @@ class Batcher:
     def stream(self) -> Iterator[tuple[Request, list[int]]]:
         """New tokens, request by request, until nobody waits or decodes; more may be submitted meanwhile."""
         while self._waiting or self._flying:
-            yield from self.step()
+            for request, tokens in self.step():
+                if request.finish != "stopped":  # by whoever heard the first part of these news
+                    yield request, tokens
 
     def run(self) -> None:
         """Decode until nobody waits or decodes."""

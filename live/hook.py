@@ -117,10 +117,11 @@ class _Texts:
     def __init__(self, batcher: Batcher, input_ids: Tensor, criteria: list, streamer: BaseStreamer | None):
         self.batcher, self.input_ids, self.criteria, self.streamer = batcher, input_ids, criteria, streamer
         self.new: list[list[int]] = [[] for _ in input_ids]
+        self.stopped: set[int] = set()
 
     def put(self, request: Request, tokens: list[int]) -> None:
         row = request.number
-        for token in tokens:
+        for token in tokens if row not in self.stopped else ():
             self.new[row].append(token)
             if self.streamer is not None:
                 self.streamer.put(torch.tensor([token]))
@@ -128,6 +129,7 @@ class _Texts:
                 text = torch.cat([self.input_ids[row], self.input_ids.new_tensor(self.new[row])])[None]
                 if any(bool(torch.as_tensor(criterion(text, None)).all()) for criterion in self.criteria):
                     self.batcher.stop(request)
+                    self.stopped.add(row)
                     return  # inside a cycle: what it emitted behind is not part of the text
 
     def padded(self, config: GenerationConfig) -> Tensor | GenerateDecoderOnlyOutput:

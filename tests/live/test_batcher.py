@@ -14,9 +14,10 @@ from policies.chain import Chain
 from policies.contract import Expansion, Sampling
 from policies.errors import UserError
 from policies.lookup.rule import load_rule
-from policies.registry import load_policy
+from policies.registry import all_policies, load_policy
 from sim.replay import replay
 from sim.schedule import steps_of
+from tests.policies.cases import SETTINGS
 from tests.tiny_pair import DOMAINS
 from traces.recording import open_recording
 
@@ -175,3 +176,22 @@ def test_what_cannot_be_queued(pair64, prompts):
     assert len(fine.tokens) == 4
     with pytest.raises(UserError, match="1 request or more"):
         Batcher(batcher.decoder, batch=0)
+
+
+@pytest.fixture(scope="module")
+def told(pair64, prompts) -> list[list[int]]:
+    """What five prompts say alone, every other one sampled."""
+    batcher = Batcher(decoder(pair64, "draft", "autoregressive"), batch=1)
+    requests = [batcher.submit(prompt, 14, SAMPLED if index % 2 else Sampling()) for index, prompt in enumerate(prompts[:5])]
+    batcher.run()
+    assert [alone(batcher.decoder, request) for request in requests] == [request.tokens for request in requests]
+    return [request.tokens for request in requests]
+
+
+@pytest.mark.parametrize("name", all_policies())
+def test_batched_text_is_the_text_whatever_the_policy(pair64, prompts, told, name):
+    for place, spec in enumerate(SETTINGS.get(name, [name])[:2]):
+        batcher = Batcher(decoder(pair64, ("eagle3", "draft")[place], spec), batch=3)
+        requests = [batcher.submit(prompt, 14, SAMPLED if index % 2 else Sampling()) for index, prompt in enumerate(prompts[:5])]
+        batcher.run()
+        assert [request.tokens for request in requests] == told, spec
