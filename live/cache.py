@@ -201,16 +201,14 @@ class TreeCache(Cache):
 
     def join(self, other: TreeCache) -> None:
         """The rows of ``other``, a cache of the same model, behind our own; drops both trees."""
-        for cache in (self, other):
-            cache._fuse()
-        capacity, own = max(self.capacity, other.capacity), self.rows
-        for number, ((ours, entries), (theirs, _)) in enumerate(zip(self._groups, other._groups, strict=True)):
-            storage = ours.new_zeros(ours.shape[0], own + other.rows, ours.shape[2], capacity, ours.shape[4])
-            storage[:, :own, :, : self.capacity] = ours
-            storage[:, own:, :, : other.capacity] = theirs
-            self._adopt(number, storage, entries)
-        self.capacity, self.rows = capacity, own + other.rows
-        self._set_lengths(self.host_lengths + other.host_lengths)
+        own, used = self.rows, other.longest
+        self.gather(torch.tensor([*range(own), *[-1] * other.rows]))
+        if used > self.capacity:
+            self._grow(max(used, 2 * self.capacity))
+        for ours, theirs in zip(self.layers, other.layers, strict=True):
+            ours.keys[own:, :, :used] = theirs.keys[:, :, :used]
+            ours.values[own:, :, :used] = theirs.values[:, :, :used]
+        self._set_lengths(self.host_lengths[:own] + other.host_lengths)
 
 
 def _in_place(slots: list[int], most: int) -> int:

@@ -36,21 +36,24 @@ class EagleNetwork:
     def gather_rows(self, rows: Tensor) -> None:
         self._key, self._value, self._length = self._key[rows], self._value[rows], self._length[rows]
 
+    def forwards(self) -> list[tuple[object, str]]:
+        own = [(self, name) for name in ("_attend", "_attend_committed")]
+        return own + [(self.head, name) for name in ("fuse", "project", "finish", "logits")]
+
     def beside(self) -> EagleNetwork:
         return EagleNetwork(self.head, self.name)
 
     def join(self, other: EagleNetwork) -> None:
-        cells = max(self._key.shape[1], other._key.shape[1])
-
         def both(ours: Tensor, theirs: Tensor) -> Tensor:
-            return torch.cat([F.pad(part, (0, 0, 0, 0, 0, cells - part.shape[1])) for part in (ours, theirs)])
+            """Rows behind rows, those with fewer cells padded on the right."""
+            shape = [max(sizes) for sizes in zip(ours.shape, theirs.shape, strict=True)]
+            spare = [[(0, size - own) for size, own in zip(shape, part.shape, strict=True)] for part in (ours, theirs)]
+            padding = [sum(pairs[:0:-1], ()) for pairs in spare]
+            return torch.cat([F.pad(part, room) for part, room in zip((ours, theirs), padding, strict=True)])
 
         self._key, self._value = both(self._key, other._key), both(self._value, other._value)
         self._length = torch.cat([self._length, other._length])
-
-    def forwards(self) -> list[tuple[object, str]]:
-        own = [(self, name) for name in ("_attend", "_attend_committed")]
-        return own + [(self.head, name) for name in ("fuse", "project", "finish", "logits")]
+        self.gather_rows(torch.arange(len(self._length), device=self._length.device))  # what hangs on the lengths is made anew
 
     def advance(self, tokens: Tensor, features: Tensor | None, counts: Tensor, everywhere: bool = False) -> Tensor:
         head, rows, count = self.head, *tokens.shape
