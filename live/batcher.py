@@ -7,7 +7,11 @@
 
 At most ``batch`` requests are in flight. When one has ended, the next in order of submission takes its place at the following step;
 its prompt is prefilled beside the others. What a request says does not depend on its company: the target's own text, greedy, or
-sampled by numbers that its seed and its ``text`` number key. Batch-wide policies see the rows in flight as one group.
+sampled by numbers that its seed and its ``text`` number key.
+
+Replay says the same of such a batch: of a policy that decides row by row, each text's cycles are those of its replay alone, at the
+steps that sim.schedule counts. Batch-wide policies see the rows in flight as one group; replay runs them in fixed groups, which is
+``joining=False``. Policies that learn across requests (scope "stream") learn from whoever is in flight, in one state for all.
 
 What fails, fails by name, and the others go on: logits that are not numbers fail their request; a draft that crashes ends drafting
 until the batch has next run empty; when memory runs out, the batch is halved and what was in flight goes on from where it stood.

@@ -80,6 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
         cost = profile.cost(drafter)
     members = at_temperature(recording, args.temperature)
     texts = chosen_texts(recording, args.texts, members)
+    if args.batch and args.breakdown:
+        raise UserError("--breakdown looks at one request at a time: leave out --batch")
     if args.batch and not 1 <= args.batch <= len(texts):
         raise UserError(f"a batch of {args.batch} does not fit the {len(texts)} texts to decode: raise --texts, or lower --batch")
     predicted = [] if args.batch else [predict(recording, policy, drafter, cost, members) for policy in policies]

@@ -33,6 +33,7 @@ def test_bench_in_batches(tiny_recording, tmp_path, capsys, refused):
     content = json.loads(out.read_text())
     counts = {name: [one["tokens"] for one in rounds] for name, rounds in content["throughput"].items()}
     assert content["batch"] == 3 and len({tuple(own) for own in counts.values()}) == 1 and len(counts[SMALL]) == 2
+    assert "leave out --batch" in refused(lambda: bench.main([str(tiny_recording), *options, "--breakdown"]))
     for batch in ("5", "-1"):
         assert "does not fit the 4 texts" in refused(lambda b=batch: bench.main([str(tiny_recording), *options, "--batch", b]))
 
