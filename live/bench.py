@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--temperature", type=float, help="which of the recording's texts (default: its lowest temperature)")
     parse.add_argument("--texts", type=int, default=1, help="texts per domain to decode live (default 1)")
     parse.add_argument("--rounds", type=int, default=1, help="times that each text is decoded by each policy (default 1)")
+    parse.add_argument("--batch", type=int, default=0, metavar="N", help="measure throughput at N requests at a time")
     parse.add_argument("--breakdown", action="store_true", help="print where the time of a cycle goes (decodes once more)")
     parse.add_argument("--device", default="cpu")
     parse.add_argument("--json", metavar="FILE", help="write all figures there")
@@ -78,10 +79,22 @@ def main(arguments: list[str] | None = None) -> None:
         check_profile(profile, about)
         cost = profile.cost(drafter)
     members = at_temperature(recording, args.temperature)
-    predicted = [predict(recording, policy, drafter, cost, members) for policy in policies]
+    texts = chosen_texts(recording, args.texts, members)
+    if args.batch and args.breakdown:
+        raise UserError("--breakdown looks at one request at a time: leave out --batch")
+    if args.batch and not 1 <= args.batch <= len(texts):
+        raise UserError(f"a batch of {args.batch} does not fit the {len(texts)} texts to decode: raise --texts, or lower --batch")
+    predicted = [] if args.batch else [predict(recording, policy, drafter, cost, members) for policy in policies]
     pair = load_pair(about["target"]["id"], [entry["id"] for entry in about["drafters"]], about["dtype"], args.device)
     check_same_models(pair, about)
-    texts = chosen_texts(recording, args.texts, members)
+    if args.batch:
+        from live.bench_batches import bench_in_batches
+
+        found = bench_in_batches(recording, pair, policies, drafter, texts, members, args.batch, args.rounds, cost)
+        if args.json:
+            found |= {"recording": str(args.trace), "profile": args.profile, "drafter": drafter, "device": about["device"]}
+            Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
+        return
     measured = measure(recording, pair, policies, drafter, texts, args.rounds, cost)
     print(report(recording, policies, predicted, measured, texts, members))
     broken_down = {}

@@ -199,6 +199,17 @@ class TreeCache(Cache):
         self.rows = len(chosen)
         self._set_lengths([self.host_lengths[row] if row >= 0 else 0 for row in chosen])
 
+    def join(self, other: TreeCache) -> None:
+        """The rows of ``other``, a cache of the same model, behind our own; drops both trees."""
+        own, used = self.rows, other.longest
+        self.gather(torch.tensor([*range(own), *[-1] * other.rows]))
+        if used > self.capacity:
+            self._grow(max(used, 2 * self.capacity))
+        for ours, theirs in zip(self.layers, other.layers, strict=True):
+            ours.keys[own:, :, :used] = theirs.keys[:, :, :used]
+            ours.values[own:, :, :used] = theirs.values[:, :, :used]
+        self._set_lengths(self.host_lengths[:own] + other.host_lengths)
+
 
 def _in_place(slots: list[int], most: int) -> int:
     """How many leading slots already stand where they belong (``most`` when all do)."""

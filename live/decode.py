@@ -11,7 +11,7 @@ from torch import Tensor
 
 from live.distribution import entropy_of, log_probabilities
 from live.drafter import LiveDrafter
-from live.faults import DraftFailed, GuardedDrafter, drafting
+from live.faults import DraftFailed, GuardedDrafter, check_prompt, drafting
 from live.looking_up import LiveLookup
 from live.model import CachedModel
 from live.network import DraftNetwork
@@ -21,9 +21,11 @@ from policies.autoregressive import Autoregressive
 from policies.contract import Cycle, Policy, Sampling, State
 from policies.cost import Cost
 from policies.drafting import Drafter
-from policies.errors import UserError
 from policies.lookup.rule import Rule
 from policies.loop import Cycled, Step, emitted, gather_rows, run_cycle
+
+PER_ROW = ("row", "root", "sequence", "position", "number", "limit", "told_limit", "context", "entropy", "logprob", "going")
+"""What a decoder knows of each row that still decodes: tensors [R]."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +133,14 @@ class SpeculativeDecoder:
         sampling: Sampling = GREEDY,
         text: Tensor | None = None,
         told_limit: int | None = None,
+        row: Tensor | None = None,
     ) -> None:
         """Run the prompts through target and draft, ready for :meth:`step`; ``sampling`` and ``text`` as in :meth:`generate`.
 
         The other optional arguments resume texts in mid-generation: the root tokens int64 [R], the sequences' numbers, the roots'
         places among the generated tokens (``prompts`` then hold all that stands before the roots), cycles done, and the
         policy's state. ``told_limit`` is the limit that the policy hears of, where it must not know the true one.
+        ``row`` int64 [R] are the numbers that steps call the texts by; 0, 1, 2, ... by default.
         """
         rows = len(prompts)
         limits = [max_new_tokens] * rows if isinstance(max_new_tokens, int) else list(max_new_tokens)
@@ -148,7 +152,7 @@ class SpeculativeDecoder:
         self.target.reset(rows)
         output = self.target.prefill(tokens, counts, logits="last")
         logits = output.logits[:, 0]
-        self._row = torch.arange(rows, device=device)
+        self._row = torch.arange(rows, device=device) if row is None else row
         sampler = Sampler(sampling, self._row if text is None else text, tokens, counts, logits.shape[-1])
         self._root = sampler.choose(output.logits, torch.zeros_like(counts)[:, None])[:, 0] if root is None else root
         sampler.commit(self._root[:, None], torch.ones_like(counts))
@@ -254,21 +258,13 @@ class SpeculativeDecoder:
         if self.draft_error is None:
             self._drafting(lambda: self.drafter.gather_rows(keep))
         self.verifier.sampler.gather_rows(keep)
-        names = ("row", "root", "sequence", "position", "number", "limit", "told_limit", "context", "entropy", "logprob", "going")
-        for name in names:
+        for name in PER_ROW:
             setattr(self, f"_{name}", getattr(self, f"_{name}")[keep])
         return True
 
     def _check(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> None:
         for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-            if not len(prompt):
-                raise UserError(f"prompt {index} is empty: give at least one token")
-            if limit < 1:
-                raise UserError(f"the token limit must be 1 or more, not {limit}")
-            if len(prompt) >= self.context_limit:
-                raise UserError(
-                    f"prompt {index} has {len(prompt)} tokens, but the context of the models holds {self.context_limit}: shorten it"
-                )
+            check_prompt(f"prompt {index}", len(prompt), limit, self.context_limit)
 
 
 class _RootOnly:

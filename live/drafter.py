@@ -43,6 +43,16 @@ class LiveDrafter:
         if self._pending is not None:
             self._pending = tuple(None if part is None else part[rows] for part in self._pending)
 
+    def join(self, other: LiveDrafter) -> None:
+        """The rows of ``other``, which has just seen its prompts, behind our own. We catch up first: rows that have nothing to
+        catch up on cannot go along."""
+        if self._pending is not None:
+            self._source = self.network.advance(*self._pending)
+            self._pending = None
+        self.network.join(other.network)
+        self._root = torch.cat([self._root, other._root])
+        self._source = torch.cat([self._source, other._source])
+
     def root(self, cycle: Cycle) -> Tensor:
         self._context_length = cycle.context_length
         return self._root

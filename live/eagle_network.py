@@ -40,6 +40,21 @@ class EagleNetwork:
         own = [(self, name) for name in ("_attend", "_attend_committed")]
         return own + [(self.head, name) for name in ("fuse", "project", "finish", "logits")]
 
+    def beside(self) -> EagleNetwork:
+        return EagleNetwork(self.head, self.name)
+
+    def join(self, other: EagleNetwork) -> None:
+        def both(ours: Tensor, theirs: Tensor) -> Tensor:
+            """Rows behind rows, those with fewer cells padded on the right."""
+            shape = [max(sizes) for sizes in zip(ours.shape, theirs.shape, strict=True)]
+            spare = [[(0, size - own) for size, own in zip(shape, part.shape, strict=True)] for part in (ours, theirs)]
+            padding = [sum(pairs[:0:-1], ()) for pairs in spare]
+            return torch.cat([F.pad(part, room) for part, room in zip((ours, theirs), padding, strict=True)])
+
+        self._key, self._value = both(self._key, other._key), both(self._value, other._value)
+        self._length = torch.cat([self._length, other._length])
+        self.gather_rows(torch.arange(len(self._length), device=self._length.device))  # what hangs on the lengths is made anew
+
     def advance(self, tokens: Tensor, features: Tensor | None, counts: Tensor, everywhere: bool = False) -> Tensor:
         head, rows, count = self.head, *tokens.shape
         hidden = head.fuse(features)

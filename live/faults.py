@@ -1,9 +1,10 @@
-"""What may fail while decoding, and what then goes on: a draft that crashes, logits that are not numbers, memory that runs out."""
+"""What may fail while decoding, and its sentences: a draft that crashes, memory that runs out, a prompt that does not fit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,9 +13,6 @@ from policies.contract import Cycle
 from policies.drafting import Drafter
 from policies.errors import UserError
 from policies.tree import Children, DraftTree
-
-if TYPE_CHECKING:
-    from live.decode import Decoded, SpeculativeDecoder
 
 Result = TypeVar("Result")
 
@@ -57,38 +55,30 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def decode_within_memory(
-    decoder: SpeculativeDecoder,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: Sequence[int],
-    batch: int,
-    say: Callable[[str], None],
-) -> list[Decoded]:
-    """Decode prompts ``batch`` at a time; where memory runs out the batch is halved and its prompts begin anew.
+def no_memory_for(tokens: int) -> str:
+    """The sentence for a single text of so many tokens that found no memory."""
+    return (
+        f"memory ran out with a single text of {tokens} tokens in flight: "
+        "shorten the prompt, lower the token limit, or use a smaller dtype"
+    )
 
-    :param max_new_tokens: limit of each prompt.   :param say: told what was halved.
-    :raises UserError: when memory runs out for a single prompt.
-    """
-    done: list[Decoded] = []
-    start = 0
-    while start < len(prompts):
-        part = slice(start, start + batch)
-        numbers = torch.arange(len(prompts), device=decoder.target.device)[part]  # a text's numbers do not depend on its batch
-        try:
-            done.append(decoder.generate(prompts[part], max_new_tokens[part], text=numbers))
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            if batch == 1:
-                raise UserError(
-                    f"memory ran out with a single prompt of {len(prompts[start])} tokens: "
-                    "shorten it, lower the token limit, or use a smaller dtype"
-                ) from error
-            batch = min(batch, len(prompts) - start) // 2 or 1
-            decoder.target.reset(0)  # lets the large cache go
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            say(f"memory ran out: going on with a batch of {batch}")
-            continue
-        start += batch
-    return done
+
+@contextmanager
+def naming_lack_of_memory(tokens: int) -> Iterator[None]:
+    """Around the decoding of a single prompt of so many tokens: lack of memory becomes a UserError that names the cure."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(no_memory_for(tokens)) from error
+
+
+def check_prompt(name: str, tokens: int, limit: int, context_limit: int) -> None:
+    """Raise a UserError unless a prompt of so many tokens can be decoded up to ``limit`` new ones."""
+    if not tokens:
+        raise UserError(f"{name} is empty: give at least one token")
+    if limit < 1:
+        raise UserError(f"the token limit must be 1 or more, not {limit}")
+    if tokens >= context_limit:
+        raise UserError(f"{name} has {tokens} tokens, but the context of the models holds {context_limit}: shorten it")

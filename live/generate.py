@@ -95,7 +95,9 @@ def answer(
     sampling: Sampling,
     show: bool = False,
 ) -> str:
-    """Decode and print one answer as it comes, figures on stderr; its text. Raises UserError when the target's logits fail."""
+    """Decode and print one answer as it comes, figures on stderr; its text. Raises UserError when logits or memory fail."""
+    from live.faults import naming_lack_of_memory
+
     printer = _Printer(tokenizer)
     view: list[str] = []
 
@@ -105,9 +107,10 @@ def answer(
             view.append(drawn(step, tokenizer))
 
     try:
-        done = decoder.generate(
-            [ids], max_new_tokens, on_first=lambda first: printer.put(first.tolist()), on_step=step, sampling=sampling
-        )
+        with naming_lack_of_memory(len(ids)):
+            done = decoder.generate(
+                [ids], max_new_tokens, on_first=lambda first: printer.put(first.tolist()), on_step=step, sampling=sampling
+            )
     finally:  # after an interrupt, too, what was generated stands on its own lines
         print()
     if view:

@@ -30,6 +30,12 @@ class LanguageModelNetwork:
     def gather_rows(self, rows: Tensor) -> None:
         self.model.gather_rows(rows)
 
+    def beside(self) -> LanguageModelNetwork:
+        return LanguageModelNetwork(self.model.beside(), self.name, self.vocabulary)
+
+    def join(self, other: LanguageModelNetwork) -> None:
+        self.model.join(other.model)
+
     def forwards(self) -> list[tuple[object, str]]:
         return [(self.model, "run")]
 

@@ -66,6 +66,16 @@ class LiveLookup(LookupDrafter):
         for name in ("tokens", "count", "told", "top_tokens", "top_logprobs"):
             setattr(self, f"_{name}", getattr(self, f"_{name}")[rows])
 
+    def join(self, other: LiveLookup) -> None:
+        """The texts of ``other`` behind our own."""
+        for name, fill in (("tokens", 0), ("top_tokens", NONE), ("top_logprobs", -torch.inf)):
+            parts = [getattr(one, f"_{name}") for one in (self, other)]
+            width = max(part.shape[1] for part in parts)
+            spare = [(0, 0) * (part.dim() - 2) + (0, width - part.shape[1]) for part in parts]
+            padded = [torch.nn.functional.pad(part, room, value=fill) for part, room in zip(parts, spare, strict=True)]
+            setattr(self, f"_{name}", torch.cat(padded))
+        self._count, self._told = torch.cat([self._count, other._count]), torch.cat([self._told, other._told])
+
     def _committed(self, cycle: Cycle) -> Past:
         rows, width = self._tokens.shape
         first = torch.arange(rows, device=self._tokens.device) * width

@@ -155,6 +155,14 @@ class CachedModel:
         """Keep these rows, int64 [R'], in this order (-1: a new, empty row); drops the tree."""
         self.cache.gather(rows)
 
+    def beside(self) -> CachedModel:
+        """The same model with an empty cache of its own."""
+        return CachedModel(self.model, layers_to_capture=self.layers_to_capture)
+
+    def join(self, other: CachedModel) -> None:
+        """The rows of ``other``, the same model beside us, behind our own; drops both trees."""
+        self.cache.join(other.cache)
+
     # ---- inside -------------------------------------------------------------------------------------------------
 
     def _sees_all(self, ancestors: Tensor) -> bool:

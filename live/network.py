@@ -41,6 +41,12 @@ class DraftNetwork(Protocol):
     def gather_rows(self, rows: Tensor) -> None:
         """Keep only these rows int64 [R'] of the committed part."""
 
+    def beside(self) -> DraftNetwork:
+        """The same network with committed parts of its own, none yet."""
+
+    def join(self, other: DraftNetwork) -> None:
+        """The committed parts of ``other``, the same network beside us, behind our own."""
+
     def forwards(self) -> list[tuple[object, str]]:
         """Owner and name of the methods that are the network's forward pass, for timers (live/breakdown.py)."""
 

@@ -7,6 +7,7 @@ position, whatever the policy drafts (DESIGN section 5).
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import torch
@@ -115,7 +116,7 @@ class Sampler:
     def __init__(self, sampling: Sampling, text: Tensor, prompts: Tensor, counts: Tensor, vocabulary: int):
         """:param prompts: int64 [R, L], padded on the right; counts int64 [R], 1 or more."""
         self.sampling = sampling.by_row(torch.arange(len(text), device=text.device))
-        self.text, self.seen = text, None
+        self.text, self.seen, self.vocabulary = text, None, vocabulary
         self.greedy = not bool((self.sampling.temperature > 0).any())
         if bool((self.sampling.repetition_penalty != 1).any()):
             self.seen = torch.zeros((len(text), vocabulary), dtype=torch.bool, device=text.device)
@@ -155,3 +156,14 @@ class Sampler:
         """Keep these texts, int64 [R']."""
         self.sampling, self.text = self.sampling.by_row(rows), self.text[rows]
         self.seen = None if self.seen is None else self.seen[rows]
+
+    def join(self, other: Sampler) -> None:
+        """The texts of ``other`` behind our own."""
+        names = [field.name for field in dataclasses.fields(Sampling)]
+        ours, theirs = self.sampling, other.sampling
+        self.sampling = Sampling(**{name: torch.cat([getattr(ours, name), getattr(theirs, name)]) for name in names})
+        if self.seen is not None or other.seen is not None:  # what nobody penalises need not be remembered
+            nothing = [one.text.new_zeros((len(one.text), self.vocabulary), dtype=torch.bool) for one in (self, other)]
+            self.seen = torch.cat([new if own is None else own for own, new in zip((self.seen, other.seen), nothing, strict=True)])
+        self.text = torch.cat([self.text, other.text])
+        self.greedy = self.greedy and other.greedy

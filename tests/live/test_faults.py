@@ -13,7 +13,6 @@ import torch
 
 from live import generate
 from live.decode import SpeculativeDecoder
-from live.faults import decode_within_memory
 from live.pair import encode_prompt, load_pair
 from policies.errors import UserError, run_command
 from policies.registry import load_policy
@@ -96,25 +95,6 @@ def test_nan_logits_fail_their_request_only(pair64, prompts, told, monkeypatch, 
     assert bool(done.tokens[1]) == (when > 1)
 
 
-def test_too_little_memory_halves_the_batch(pair64, prompts, told, monkeypatch):
-    run, said, sizes = decoder(pair64), [], []
-    call = run.target.run
-
-    def greedy_for_memory(tokens, *args):
-        sizes.append(len(tokens))
-        if len(tokens) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return call(tokens, *args)
-
-    monkeypatch.setattr(run.target, "run", greedy_for_memory)
-    done = decode_within_memory(run, prompts, [LIMIT] * len(prompts), 6, said.append)
-    assert [text for part in done for text in part.tokens] == told
-    assert said == ["memory ran out: going on with a batch of 3", "memory ran out: going on with a batch of 1"]
-    monkeypatch.setattr(run.target, "run", failing(call, 1, torch.OutOfMemoryError("CUDA out of memory")))
-    with pytest.raises(UserError, match="memory ran out with a single prompt of .* shorten it"):
-        decode_within_memory(run, prompts, [LIMIT] * len(prompts), 6, said.append)
-
-
 def asked(tiny_pair, *options: str) -> list[str]:
     return ["the cat sat on the mat", "--target", tiny_pair.target, "--draft", tiny_pair.eagle3, "--dtype", "float64", *options]
 
@@ -128,6 +108,18 @@ def test_an_interrupt_shows_what_was_generated(tiny_pair, capsys, monkeypatch):
     shown = capsys.readouterr()
     assert stop.value.code == 130 and "interrupted" in shown.err and "Traceback" not in shown.err
     assert shown.out.strip() and whole.startswith(shown.out.rstrip("\n")) and len(shown.out) < len(whole)
+
+
+@pytest.mark.parametrize(("error", "code"), [(torch.OutOfMemoryError("CUDA out of memory"), 2), (RuntimeError("oh"), None)])
+def test_too_little_memory_for_one_prompt(tiny_pair, capsys, monkeypatch, error, code):
+    """What was generated is shown, then the sentence; other errors stay what they are."""
+    monkeypatch.setattr(SpeculativeDecoder, "step", failing(SpeculativeDecoder.step, 3, error))
+    with pytest.raises(SystemExit if code else RuntimeError) as stop:
+        run_command(lambda: generate.main(asked(tiny_pair, "--policy", TREE, "--max-new-tokens", "20")))
+    shown = capsys.readouterr()
+    assert shown.out.strip()
+    if code:
+        assert stop.value.code == code and "memory ran out with a single text" in shown.err and "Traceback" not in shown.err
 
 
 def test_a_draft_of_another_tokenizer(tiny_pair, tmp_path: Path, refused):

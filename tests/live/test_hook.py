@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import StoppingCriteriaList, StopStringCriteria
+from transformers import (
+    EosTokenCriteria,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteriaList,
+    StopStringCriteria,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers.generation.streamers import BaseStreamer
 
 import live
+from live.model import CachedModel
 from live.pair import encode_prompt
 from policies.errors import UserError
 from tests.tiny_pair import DOMAINS
@@ -55,7 +66,7 @@ def greedy(pair, inputs, **options):
 @pytest.mark.parametrize("name", ["eagle3", "draft"])
 def test_a_left_padded_batch_says_the_same(pair64, inputs, hooks, name):
     """End tokens, padding behind them, repetition penalty."""
-    for options in ({}, {"repetition_penalty": 1.2}):
+    for options in ({}, {"repetition_penalty": 1.2}, {"renormalize_logits": True}):
         told = greedy(pair64, inputs, **options)
         assert greedy(pair64, inputs, custom_generate=hooks[name], **options).tolist() == told.tolist()
     assert bool((told[:, -1] == 0).any())  # some texts ended early
@@ -77,7 +88,7 @@ def test_streamer_hears_prompt_and_every_token(pair64, inputs, hooks):
     assert ours.tokens == theirs.tokens == told[0].tolist() and ours.ended == 1
 
 
-def test_stop_strings_and_stopping_criteria(pair64, tiny_pair, inputs, hooks):
+def test_stop_strings_and_stopping_criteria(pair64, tiny_pair, inputs, hooks, tmp_path, monkeypatch):
     one = alone(inputs, 1)
     whole = greedy(pair64, one)[0, one["input_ids"].shape[1] :]
     stop = pair64.tokenizer.decode(whole[5:7])
@@ -87,8 +98,89 @@ def test_stop_strings_and_stopping_criteria(pair64, tiny_pair, inputs, hooks):
     assert greedy(pair64, one, custom_generate=hooks["eagle3"], stopping_criteria=criteria).tolist() == told.tolist()
     own = live.speculate(tiny_pair.eagle3, TREE, tokenizer=pair64.tokenizer, stop_strings=[stop])
     assert greedy(pair64, one, custom_generate=own).tolist() == told.tolist()
-    with pytest.raises(UserError, match="tokenizer"):
-        live.speculate(tiny_pair.eagle3, TREE, stop_strings=[stop])
+    monkeypatch.setattr(pair64.model.config, "_name_or_path", str(tmp_path))
+    with pytest.raises(UserError, match="pass tokenizer=... to live.speculate"):
+        greedy(pair64, one, custom_generate=hooks["eagle3"], stop_strings=[stop])
+
+
+def test_stop_strings_as_generate_takes_them(pair64, inputs, hooks):
+    """In a batch of which rows stop at different places, some at their end tokens."""
+    whole = greedy(pair64, inputs)[:, inputs["input_ids"].shape[1] :]
+    stops = [pair64.tokenizer.decode(whole[1, 5:7]), pair64.tokenizer.decode(whole[3, 9:11])]
+    told = greedy(pair64, inputs, stop_strings=stops, tokenizer=pair64.tokenizer)
+    found = greedy(pair64, inputs, custom_generate=hooks["draft"], stop_strings=stops, tokenizer=pair64.tokenizer)
+    assert found.tolist() == told.tolist()
+    stopped = (told != greedy(pair64, inputs)[:, : told.shape[1]]).any(1)
+    assert bool(stopped[1]) and bool(stopped[3]) and bool((told[:, -1] == 0).any())
+    # of a tokenizer that lies beside the model nobody need speak
+    assert greedy(pair64, inputs, custom_generate=hooks["draft"], stop_strings=stops).tolist() == told.tolist()
+
+
+def test_criteria_of_ones_own_take_the_place_of_those_that_generate_makes(pair64, inputs, hooks):
+    one = alone(inputs, 1)
+    begin = one["input_ids"].shape[1]
+    end = int(greedy(pair64, one)[0, begin + 4])
+    at_once = StopStringCriteria(pair64.tokenizer, [pair64.tokenizer.decode(greedy(pair64, one)[0, begin])])
+    for criterion in (MaxLengthCriteria(begin + 5), EosTokenCriteria(end), MaxTimeCriteria(0.0), at_once):
+        options = {"stopping_criteria": StoppingCriteriaList([criterion])}
+        told = greedy(pair64, one, **options)
+        assert told.shape[1] < begin + 24
+        assert greedy(pair64, one, custom_generate=hooks["eagle3"], **options).tolist() == told.tolist()
+
+
+def test_a_row_that_fails_is_named_and_the_others_go_on(pair64, inputs, hooks, monkeypatch):
+    told, real, used = greedy(pair64, inputs), CachedModel.run, [0]
+
+    def poisoned(model, *args):
+        logits, used[0] = real(model, *args), used[0] + 1
+        if used[0] == 3:
+            logits[1] = torch.nan
+        return logits
+
+    monkeypatch.setattr(CachedModel, "run", poisoned)
+    with pytest.warns(UserWarning, match="prompt 1 are not numbers"):
+        found = greedy(pair64, inputs, custom_generate=hooks["eagle3"])
+    begin = inputs["input_ids"].shape[1]
+    assert [row == other for row, other in zip(found.tolist(), told.tolist(), strict=True)] == [True, False, *[True] * 4]
+    count = int((found[1, begin:] != 0).sum())
+    assert 0 < count and found[1, : begin + count].tolist() == told[1, : begin + count].tolist()
+
+
+def test_a_text_alone_that_fails_is_an_error(pair64, inputs, hooks, monkeypatch):
+    real = CachedModel.run
+    monkeypatch.setattr(CachedModel, "run", lambda model, *args: torch.full_like(real(model, *args), torch.nan))
+    with pytest.raises(UserError, match="not numbers"):
+        greedy(pair64, alone(inputs, 0), custom_generate=hooks["eagle3"])
+
+
+def test_too_little_memory_makes_the_batch_smaller(pair64, inputs, hooks, monkeypatch):
+    told, real = greedy(pair64, inputs), CachedModel.run
+
+    def small(model, tokens, *rest):
+        if len(tokens) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, tokens, *rest)
+
+    monkeypatch.setattr(CachedModel, "run", small)
+    with pytest.warns(UserWarning, match="memory ran out: going on with a batch of 3"):
+        assert greedy(pair64, inputs, custom_generate=hooks["eagle3"]).tolist() == told.tolist()
+
+
+def test_after_an_interrupt_the_streamer_shows_what_there_is(pair64, inputs, hooks, monkeypatch):
+    one, heard, real, used = alone(inputs, 1), Kept(), CachedModel.run, [0]
+    told = greedy(pair64, one)[0].tolist()
+
+    def interrupted(model, *args):
+        used[0] += 1
+        if used[0] == 4:
+            raise KeyboardInterrupt
+        return real(model, *args)
+
+    monkeypatch.setattr(CachedModel, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        greedy(pair64, one, custom_generate=hooks["eagle3"], streamer=heard)
+    assert one["input_ids"].shape[1] < len(heard.tokens) < len(told)
+    assert heard.tokens == told[: len(heard.tokens)] and heard.ended == 1
 
 
 def test_sampled_text_depends_on_the_seed_and_not_on_the_policy(pair64, tiny_pair, inputs, hooks):
@@ -113,13 +205,29 @@ def test_sampled_text_depends_on_the_seed_and_not_on_the_policy(pair64, tiny_pai
     [
         ({"no_repeat_ngram_size": 2}, "NoRepeatNGram"),
         ({"min_new_tokens": 5}, "MinLengthLogitsProcessor"),
+        ({"do_sample": True, "min_p": 0.1}, "MinPLogitsWarper"),
+        ({"logits_processor": LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.2, 3)])}, "prompt_ignore_length"),
+        (
+            {"do_sample": True, "top_k": 0, "logits_processor": LogitsProcessorList([TopPLogitsWarper(0.9, min_tokens_to_keep=4)])},
+            "min_tokens",
+        ),
+        (
+            {"do_sample": True, "top_k": 0, "logits_processor": LogitsProcessorList([TopKLogitsWarper(9, filter_value=-9.0)])},
+            "filter_value",
+        ),
+        ({"position_ids": torch.arange(3, 500)[None]}, "position_ids"),
         ({"num_beams": 2}, "num_beams"),
         ({"output_scores": True, "return_dict_in_generate": True}, "output_scores"),
     ],
 )
 def test_what_would_change_the_text_is_refused_by_name(pair64, inputs, hooks, options, named):
+    one = alone(inputs, 0)
+    if "position_ids" in options:
+        options = {"position_ids": options["position_ids"][:, : one["input_ids"].shape[1]]}
     with pytest.raises(UserError, match=named):
-        greedy(pair64, alone(inputs, 0), custom_generate=hooks["eagle3"], **options)
+        pair64.model.generate(
+            **one, custom_generate=hooks["eagle3"], **{"do_sample": False, "pad_token_id": 0, "max_new_tokens": 24} | options
+        )
 
 
 def test_inputs_that_do_not_fit(pair64, inputs, hooks):
