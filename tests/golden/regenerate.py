@@ -46,16 +46,29 @@ SPECS = (
     "hedgespec",
     "tapout",
     "ucbspec",
+    "adaptive_verification(warm_up=0, refit=5)",
+    "cascade(most=3, samples=2, hold=4)",
+    "d_cut",
+    "evict",
+    "sglang_ema(warm_up=2, interval=2)",
+    "sglang_throughput(window=4, interval=4)",
+    "smartspec",
+    "tensorrt_llm(window=6, threshold=0.3)",
+    "tetris",
 )
+#: What time costs, for the policies that weigh it.
+PROFILE = ROOT / "traces" / "profiles" / "h200_llama-3.1-8b.json"
 
 
 def numbers(spec: str, drafter: str) -> dict[str, int]:
-    """Sums over the cycles of one policy with one drafter."""
+    """Sums over the cycles of one policy with one drafter; policies that decide for a batch decide for two texts at once."""
     from policies.registry import load_policy
     from sim.replay import replay
+    from traces.costs import load_profile
     from traces.recording import open_recording
 
-    log = replay(open_recording(SAMPLE), load_policy(spec), drafter)
+    policy, cost = load_policy(spec), load_profile(PROFILE).cost("eagle3")
+    log = replay(open_recording(SAMPLE), policy, drafter, batch=2 if policy.batch_wide else 1, cost=cost)
     sums = {name: int(getattr(log, name).sum()) for name in ("emitted", "accepted", "kept", "drafted", "catch_up", "missing")}
     weighted = int((log.accepted * (log.position + 1)).sum())  # notices cycles that change places
     return {"cycles": len(log.sequence)} | sums | {"levels": int(log.levels.sum()), "accepted_by_position": weighted}
