@@ -33,12 +33,12 @@ from policies.acceptance_table import Acceptance, fading, fit_acceptance, histor
 from policies.contract import Cycle, Expansion, Outcome, Policy, State, require
 from policies.eagle3 import Eagle3
 from policies.errors import UserError
-from policies.order import NONE, best
+from policies.order import NONE
 from policies.registry import policy
 from policies.tree import DraftTree
 
 UNIT = 2.0**40
-"""Probabilities are added up as whole multiples of 1 / UNIT: sums of whole numbers are exact in any order."""
+"""Probabilities are added up as whole multiples of 1 / UNIT: sums of whole numbers below 2 ** 53 are exact in any order."""
 
 
 @policy("goodput", paper="https://doi.org/10.1287/mnsc.13.7.492")
@@ -98,42 +98,47 @@ class Goodput(Policy):
         return {"history": zero, "spent": zero + self.horizon * self.rate_, "gained": zero + self.horizon}
 
     def begin(self, cycle: Cycle, state: State) -> State:
-        """``chance`` float64 [B, N]: P of each node so far; ``passed`` float32 [B]: the best score that was passed over;
-        ``planned`` float64 [B]: ms of the cycle so far."""
+        """``chance`` float64 [B, slots]: P of each node so far; ``passed`` float32 [B]: the best score that was passed over;
+        ``planned`` float64 [B]: ms of the cycle so far; ``worth`` float64 [B]: ms that a token is worth."""
         planned = torch.full_like(state["spent"], self.plain_ms_)
         passed = torch.full_like(cycle.root_entropy, -torch.inf)
-        return state | {"chance": torch.ones_like(planned)[:, None], "passed": passed, "planned": planned}
+        scratch = {"chance": torch.ones_like(planned)[:, None], "passed": passed, "planned": planned}
+        return state | scratch | {"worth": self._worth(state)}
 
     def expand(self, tree: DraftTree, cycle: Cycle, state: State) -> Expansion | None:
         if tree.levels == self.depth:
             return None
         state["chance"] = self._chances(tree, state)
-        nodes = tree.frontier(self.top_k)
+        ms = self._ms[1].to(tree.device)[tree.levels]
+        nodes = tree.frontier(self.top_k) if tree.levels else tree.root_nodes()
         score = tree.score.gather(1, nodes.clamp(min=0)).masked_fill(nodes < 0, -torch.inf)
         open_ = score > state["passed"][:, None]
         chance = state["chance"].gather(1, nodes.clamp(min=0)).masked_fill(~open_, 0.0)
-        ms = self._ms[1].to(nodes.device)[tree.levels]
-        width = most_worth(self._value(state) * self.patience_, chance, ms)
-        chosen = open_ & (torch.arange(nodes.shape[1], device=nodes.device) < width[:, None])
-        state["passed"] = torch.cat([state["passed"][:, None], score.masked_fill(chosen, -torch.inf)], 1).amax(1)
-        state["planned"] = state["planned"] + ms[chosen.sum(1)]
-        return Expansion(nodes.masked_fill(~chosen, NONE), self.top_k)
+        width = most_worth(state["worth"] * self.patience_, chance, ms)
+        most = int(width.max())
+        if most == 0:
+            return None
+        passed = torch.nn.functional.pad(score, (0, 1), value=-torch.inf).gather(1, width[:, None])[:, 0]
+        state["passed"] = torch.maximum(state["passed"], passed)
+        state["planned"] = state["planned"] + ms[width]
+        places = torch.arange(most, device=nodes.device)
+        return Expansion(nodes[:, :most].masked_fill(places >= width[:, None], NONE), self.top_k)
 
     def select(self, tree: DraftTree, cycle: Cycle, state: State) -> Tensor:
         state["chance"] = self._chances(tree, state)
-        chance = state["chance"].to(torch.float32).masked_fill(~tree.drafted(), -torch.inf)
-        place = best(chance, min(self.total_tokens - 1, tree.width))
-        likely = chance.gather(1, place.clamp(min=0)).masked_fill(place < 0, 0.0).to(torch.float64)
-        ms = self._ms[0].to(place.device)
-        count = most_worth(self._value(state), likely, ms)
-        kept = (place >= 0) & (torch.arange(place.shape[1], device=place.device) < count[:, None])
-        state["planned"] = state["planned"] + ms[kept.sum(1)]
-        return torch.zeros_like(tree.exists).scatter(1, place.clamp(min=0), kept)
+        ms = self._ms[0].to(tree.device)
+        likely, place = state["chance"][:, 1 : tree.width].to(torch.float32).sort(dim=1, descending=True, stable=True)  # the total order
+        likely, place = likely[:, : self.total_tokens - 1], place[:, : self.total_tokens - 1]
+        count = most_worth(state["worth"], likely.clamp(min=0).to(torch.float64), ms)
+        state["planned"] = state["planned"] + ms[count]
+        kept = torch.arange(place.shape[1], device=place.device) < count[:, None]
+        return torch.zeros_like(tree.exists).scatter_(1, place + 1, kept)
 
     def observe(self, outcome: Outcome, cycle: Cycle, state: State) -> State:
         tree, active = outcome.tree, cycle.active
         tested = (outcome.status >= 0) & (tree.rank == 0) & active[:, None]
-        expected = state["chance"] / state["chance"].gather(1, tree.parent.clamp(min=0))
+        chance = state["chance"][:, : tree.width]
+        expected = chance / chance.gather(1, tree.parent.clamp(min=0))
         surprise = ((outcome.status == 1).to(torch.float64) - expected).masked_fill(~tested, 0.0)
         history = remember(state["history"], exact_cumsum(surprise)[:, -1], tested.sum(1))
         emitted = outcome.accepted + 1
@@ -142,25 +147,24 @@ class Goodput(Policy):
         learned = {"history": history, "spent": spent, "gained": gained}
         return state | {name: torch.where(active, value, state[name]) for name, value in learned.items()}
 
-    def _value(self, state: State) -> Tensor:
+    def _worth(self, state: State) -> Tensor:
         """What a token is worth, ms float64 [B]."""
         if not self.adaptive_:
             return torch.full_like(state["spent"], self.markup_ * self.rate_)
         return self.markup_ * (state["spent"] / state["gained"])
 
     def _chances(self, tree: DraftTree, state: State) -> Tensor:
-        """P float64 [B, N] of every node, given those of the nodes of earlier levels."""
+        """P float64 [B, slots] of every node, -1 in padding, given those of the nodes of earlier levels."""
         known = state["chance"]
-        if tree.levels == 0:
+        if known.shape[1] == tree.slots:  # no level has come since
             return known
-        index, _ = tree.newest()
-        node = index.clamp(min=0)
-        parent = tree.parent.gather(1, node).clamp(min=0)
-        rank, depth, logprob = (column.gather(1, node) for column in (tree.rank, tree.depth, tree.logprob))
-        own = self._acceptance(rank, depth, logprob, tree.entropy.gather(1, parent), state["history"][:, None])
-        chance = known.gather(1, parent.clamp(max=known.shape[1] - 1)) * own
-        column = torch.nn.functional.pad(known, (0, tree.width + 1 - known.shape[1]), value=NONE)
-        return column.scatter(1, index.masked_fill(index < 0, tree.width), chance)[:, : tree.width]
+        node, parent, logprob, entropy = tree.newest_families()
+        own = self._acceptance.of_level(tree.levels, logprob, entropy, state["history"])
+        chance = (known.gather(1, parent.clamp(min=0))[:, :, None] * own).view(tree.rows, -1)
+        if node is None:
+            return torch.cat([known, chance], dim=1)
+        column = torch.nn.functional.pad(known, (0, tree.slots + 1 - known.shape[1]), value=NONE)
+        return column.scatter_(1, node.masked_fill(node < 0, tree.slots), chance)[:, :-1]  # the last catches the empty
 
     def fit_base(self) -> Policy:
         return BaseTree(depth=min(self.depth, 10), top_k=self.top_k)
@@ -223,10 +227,12 @@ def most_worth(value: Tensor, chance: Tensor, ms: Tensor) -> Tensor:
 
     :param value: float64 [B]. :param chance: float64 [B, M], each at most 1. :param ms: float64 [M + 1 or more], from 0 up.
     """
-    gain = value[:, None] * exact_cumsum(torch.nn.functional.pad(chance, (1, 0))) - ms[: chance.shape[1] + 1]
-    return gain.argmax(1)
+    count = chance.shape[1]
+    gain = torch.zeros((len(chance), count + 1), dtype=torch.float64, device=chance.device)
+    torch.mul(value[:, None], exact_cumsum(chance), out=gain[:, 1:])
+    return gain.sub_(ms[: count + 1]).argmax(1)
 
 
 def exact_cumsum(value: Tensor) -> Tensor:
     """Sums float64 [..., M] over value[..., : m + 1] for every m, the same bits at every shape; values at most 1 in size."""
-    return torch.cumsum((value * UNIT).round().to(torch.int64), -1).to(torch.float64) / UNIT
+    return (value * UNIT).round_().cumsum(-1).div_(UNIT)
