@@ -127,9 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
     cost = open_profile(args.profile, recording, drafter).cost(drafter) if args.profile else None
     step = max(len(recording.length) // args.texts, 1)
     found = decision_times(recording, policies, drafter, cost, range(0, len(recording.length), step)[: args.texts], args.rounds)
-    rows = [
-        [spec, f"{one.ms:.3f}", f"{one.low:.3f} .. {one.high:.3f}"] for spec, one in zip(args.policy, found, strict=True)
-    ]
+    rows = [[spec, f"{one.ms:.3f}", f"{one.low:.3f} .. {one.high:.3f}"] for spec, one in zip(args.policy, found, strict=True)]
     print(text_table(["policy", "ms per cycle", "quartiles"], rows))
 
 

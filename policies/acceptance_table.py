@@ -76,7 +76,6 @@ class Acceptance:
         odds = odds + slope[..., 0] * depth + slope[..., 1] * history
         return 1 / (1 + torch.exp(-odds.contiguous()))
 
-
     def of_level(self, depth: int, logprob: Tensor, entropy: Tensor, history: Tensor) -> Tensor:
         """The same float64 [B, W, K], to the bit, for the families of one level: ``logprob`` float32 [B, W, K], ``entropy``
         float32 [B, W], ``history`` float64 [B]."""

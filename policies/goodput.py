@@ -33,7 +33,9 @@ from policies.acceptance_table import Acceptance, fading, fit_acceptance, histor
 from policies.contract import Cycle, Expansion, Outcome, Policy, State, require
 from policies.eagle3 import Eagle3
 from policies.errors import UserError
+from policies.families import Families
 from policies.order import NONE
+from policies.prices import Prices, prices_at, prices_of
 from policies.registry import policy
 from policies.tree import DraftTree
 
@@ -86,52 +88,73 @@ class Goodput(Policy):
     def _acceptance(self) -> Acceptance:
         return Acceptance(self.logprob_edges_, self.entropy_edges_, self.odds_, self.slopes_)
 
+    def _prices(self, cycle: Cycle) -> Prices:
+        """What time costs under the cycle's cost model; without one, as it was when fitted."""
+        device = cycle.sequence.device
+        if cycle.cost is not None:
+            return prices_of(cycle.cost, self.depth, self.top_k, self.total_tokens, device)
+        if device not in self._fitted_prices:
+            here = {"dtype": torch.float64, "device": device}
+            verify = torch.tensor([(0.0, *self.verify_ms_)], **here)
+            level = tuple(torch.tensor([(0.0, *level)], **here) for level in self.level_ms_)
+            always = torch.zeros(1, dtype=torch.int64, device=device)
+            self._fitted_prices[device] = Prices(always, torch.tensor([self.plain_ms_], **here), verify, level)
+        return self._fitted_prices[device]
+
     @cached_property
-    def _ms(self) -> tuple[Tensor, Tensor]:
-        """ms float64 of n further verified tokens [n], and of each level by width [level, width], both from 0."""
-        verify = torch.tensor((0.0, *self.verify_ms_), dtype=torch.float64)
-        return verify, torch.tensor([(0.0, *level) for level in self.level_ms_], dtype=torch.float64)
+    def _fitted_prices(self) -> dict[torch.device, Prices]:
+        return {}
 
     def init(self, rows: int, key: Tensor) -> State:
-        """``history`` as in `policies.acceptance_table`; ``spent`` ms for ``gained`` tokens: the text's rate. float64 [B] each."""
+        """``history`` as in `policies.acceptance_table`; ``spent`` times that of a plain cycle for ``gained`` tokens: the text's
+        rate. float64 [B] each."""
         zero = torch.zeros(rows, dtype=torch.float64, device=key.device)
-        return {"history": zero, "spent": zero + self.horizon * self.rate_, "gained": zero + self.horizon}
+        return {"history": zero, "spent": zero + self.horizon * (self.rate_ / self.plain_ms_), "gained": zero + self.horizon}
 
     def begin(self, cycle: Cycle, state: State) -> State:
         """``chance`` float64 [B, slots]: P of each node so far; ``passed`` float32 [B]: the best score that was passed over;
-        ``planned`` float64 [B]: ms of the cycle so far; ``worth`` float64 [B]: ms that a token is worth."""
-        planned = torch.full_like(state["spent"], self.plain_ms_)
+        ``place`` int64 [B]: which prices hold; ``planned`` float64 [B]: ms of the cycle so far; ``worth`` float64 [B]: ms that a
+        token is worth."""
+        prices = self._prices(cycle)
+        place = prices.place(cycle.context_length)
+        planned = prices.plain[place]
+        scratch = {"place": place, "planned": planned, "worth": self._worth(cycle, state, planned)}
         passed = torch.full_like(cycle.root_entropy, -torch.inf)
-        scratch = {"chance": torch.ones_like(planned)[:, None], "passed": passed, "planned": planned}
-        return state | scratch | {"worth": self._worth(state)}
+        return state | scratch | {"chance": torch.ones_like(planned)[:, None], "passed": passed}
 
     def expand(self, tree: DraftTree, cycle: Cycle, state: State) -> Expansion | None:
         if tree.levels == self.depth:
             return None
-        state["chance"] = self._chances(tree, state)
-        ms = self._ms[1].to(tree.device)[tree.levels]
-        nodes = tree.frontier(self.top_k) if tree.levels else tree.root_nodes()
-        score = tree.score.gather(1, nodes.clamp(min=0)).masked_fill(nodes < 0, -torch.inf)
-        open_ = score > state["passed"][:, None]
-        chance = state["chance"].gather(1, nodes.clamp(min=0)).masked_fill(~open_, 0.0)
-        width = most_worth(state["worth"] * self.patience_, chance, ms)
+        ms = self._prices(cycle).level[tree.levels][state["place"]]
+        value = state["worth"] * self.patience_
+        if tree.levels == 0:
+            pays = value > ms[:, 1]
+            state["planned"] = state["planned"] + ms[:, 1].masked_fill(~pays, 0.0)
+            return Expansion(tree.root_nodes().masked_fill(~pays[:, None], NONE), self.top_k)
+        families = tree.newest_families()
+        own = self._chances(tree, families, state)
+        score, slot = families.score.sort(dim=1, descending=True, stable=True)  # the total order
+        score, slot = score[:, : self.top_k], slot[:, : self.top_k]
+        passed = state["passed"][:, None]
+        width = most_worth(value, own.gather(1, slot).masked_fill(score <= passed, 0.0), ms)[:, None]
         most = int(width.max())
         if most == 0:
             return None
-        passed = torch.nn.functional.pad(score, (0, 1), value=-torch.inf).gather(1, width[:, None])[:, 0]
-        state["passed"] = torch.maximum(state["passed"], passed)
-        state["planned"] = state["planned"] + ms[width]
-        places = torch.arange(most, device=nodes.device)
-        return Expansion(nodes[:, :most].masked_fill(places >= width[:, None], NONE), self.top_k)
+        state["passed"] = torch.maximum(passed, torch.cat([score, passed], 1).gather(1, width))[:, 0]
+        state["planned"] = state["planned"] + ms.gather(1, width)[:, 0]
+        nodes = families.nodes_in(slot[:, :most])
+        return Expansion(nodes.masked_fill(torch.arange(most, device=nodes.device) >= width, NONE), self.top_k)
 
     def select(self, tree: DraftTree, cycle: Cycle, state: State) -> Tensor:
-        state["chance"] = self._chances(tree, state)
-        ms = self._ms[0].to(tree.device)
-        likely, place = state["chance"][:, 1 : tree.width].to(torch.float32).sort(dim=1, descending=True, stable=True)  # the total order
+        if state["chance"].shape[1] < tree.slots:  # drafting ended with a level that expand never looked at
+            self._chances(tree, tree.newest_families(), state)
+        ms = self._prices(cycle).verify[state["place"]]
+        chance = state["chance"][:, 1 : tree.width].to(torch.float32)
+        likely, place = chance.sort(dim=1, descending=True, stable=True)
         likely, place = likely[:, : self.total_tokens - 1], place[:, : self.total_tokens - 1]
-        count = most_worth(state["worth"], likely.clamp(min=0).to(torch.float64), ms)
-        state["planned"] = state["planned"] + ms[count]
-        kept = torch.arange(place.shape[1], device=place.device) < count[:, None]
+        count = most_worth(state["worth"], likely.clamp(min=0).to(torch.float64), ms)[:, None]
+        state["planned"] = state["planned"] + ms.gather(1, count)[:, 0]
+        kept = torch.arange(place.shape[1], device=place.device) < count
         return torch.zeros_like(tree.exists).scatter_(1, place + 1, kept)
 
     def observe(self, outcome: Outcome, cycle: Cycle, state: State) -> State:
@@ -141,30 +164,34 @@ class Goodput(Policy):
         expected = chance / chance.gather(1, tree.parent.clamp(min=0))
         surprise = ((outcome.status == 1).to(torch.float64) - expected).masked_fill(~tested, 0.0)
         history = remember(state["history"], exact_cumsum(surprise)[:, -1], tested.sum(1))
-        emitted = outcome.accepted + 1
-        fade = fading(1 - 1 / self.horizon, emitted)
-        spent, gained = state["spent"] * fade + state["planned"], state["gained"] * fade + emitted
-        learned = {"history": history, "spent": spent, "gained": gained}
+        learned = {"history": history}
+        if self.adaptive_:
+            emitted = outcome.accepted + 1
+            fade = fading(1 - 1 / self.horizon, emitted)
+            planned = state["planned"] / self._prices(cycle).plain[state["place"]]
+            learned |= {"spent": state["spent"] * fade + planned, "gained": state["gained"] * fade + emitted}
         return state | {name: torch.where(active, value, state[name]) for name, value in learned.items()}
 
-    def _worth(self, state: State) -> Tensor:
-        """What a token is worth, ms float64 [B]."""
-        if not self.adaptive_:
-            return torch.full_like(state["spent"], self.markup_ * self.rate_)
-        return self.markup_ * (state["spent"] / state["gained"])
+    def _worth(self, cycle: Cycle, state: State, plain: Tensor) -> Tensor:
+        """What a token is worth, ms float64 [B], where a plain cycle takes ``plain`` ms."""
+        if self.adaptive_:
+            return self.markup_ * (state["spent"] / state["gained"]) * plain
+        if cycle.cost is None:
+            return torch.full_like(plain, self.markup_ * self.rate_)
+        return self.markup_ * (self.rate_ / self.plain_ms_) * plain
 
-    def _chances(self, tree: DraftTree, state: State) -> Tensor:
-        """P float64 [B, slots] of every node, -1 in padding, given those of the nodes of earlier levels."""
+    def _chances(self, tree: DraftTree, families: Families, state: State) -> Tensor:
+        """P float64 [B, slots of the level] of the newest level's nodes; also put among the others in ``state["chance"]``."""
         known = state["chance"]
-        if known.shape[1] == tree.slots:  # no level has come since
-            return known
-        node, parent, logprob, entropy = tree.newest_families()
-        own = self._acceptance.of_level(tree.levels, logprob, entropy, state["history"])
-        chance = (known.gather(1, parent.clamp(min=0))[:, :, None] * own).view(tree.rows, -1)
-        if node is None:
-            return torch.cat([known, chance], dim=1)
-        column = torch.nn.functional.pad(known, (0, tree.slots + 1 - known.shape[1]), value=NONE)
-        return column.scatter_(1, node.masked_fill(node < 0, tree.slots), chance)[:, :-1]  # the last catches the empty
+        own = self._acceptance.of_level(tree.levels, families.logprob, families.entropy, state["history"])
+        chance = (known.gather(1, families.parent.clamp(min=0))[:, :, None] * own).view(tree.rows, -1)
+        if families.node is None:
+            state["chance"] = torch.cat([known, chance], dim=1)
+        else:  # the last column catches the empty slots
+            column = torch.nn.functional.pad(known, (0, tree.slots + 1 - known.shape[1]), value=NONE)
+            node = families.node.masked_fill(families.node < 0, tree.slots)
+            state["chance"] = column.scatter_(1, node, chance)[:, :-1]
+        return chance
 
     def fit_base(self) -> Policy:
         return BaseTree(depth=min(self.depth, 10), top_k=self.top_k)
@@ -174,14 +201,9 @@ class Goodput(Policy):
         if samples.cost is None:
             raise UserError("policy 'goodput' weighs time against tokens: fit it under a cost model, with --profile")
         table = fit_acceptance(samples.nodes, samples.sequence)
-        one = torch.ones((), dtype=torch.int64)
-        context = one * round(float(samples.context.mean()))
-        verify = samples.cost.verify_ms(torch.arange(1, self.total_tokens + 1), context, one)
-        overhead = samples.cost.overhead_ms(torch.arange(self.depth + 1), one)
-        width = torch.arange(1, self.top_k + 1)
-        first = samples.cost.catch_up_ms(one, context, one).expand(self.top_k)
-        draft = [first] + [samples.cost.draft_ms(width, context, one)] * (self.depth - 1)
-        plain = float(verify[0] + samples.cost.commit_ms(one, one) + overhead[0])
+        context = torch.tensor([round(float(samples.context.mean()))])
+        prices = prices_at(samples.cost, context, self.depth, self.top_k, self.total_tokens)
+        plain = float(prices.plain)
         return replace(
             self,
             rate_=plain,
@@ -193,8 +215,8 @@ class Goodput(Policy):
             odds_=table.table,
             slopes_=table.slopes,
             plain_ms_=plain,
-            verify_ms_=tuple((verify[1:] - verify[0]).tolist()),
-            level_ms_=tuple(tuple(row.tolist()) for row in torch.stack(draft) + overhead.diff()[:, None]),
+            verify_ms_=tuple(prices.verify[0, 1:].tolist()),
+            level_ms_=tuple(tuple(level[0, 1:].tolist()) for level in prices.level),
         )
 
     def variants(self, ms_per_token: float) -> list[Goodput]:
@@ -225,12 +247,12 @@ class BaseTree(Eagle3):
 def most_worth(value: Tensor, chance: Tensor, ms: Tensor) -> Tensor:
     """The n int64 [B] that maximises value * (sum of the first n chances) - ms[n], the least of equal ones.
 
-    :param value: float64 [B]. :param chance: float64 [B, M], each at most 1. :param ms: float64 [M + 1 or more], from 0 up.
+    :param value: float64 [B]. :param chance: float64 [B, M], each at most 1. :param ms: float64 [B, M + 1 or more], from 0 up.
     """
     count = chance.shape[1]
     gain = torch.zeros((len(chance), count + 1), dtype=torch.float64, device=chance.device)
     torch.mul(value[:, None], exact_cumsum(chance), out=gain[:, 1:])
-    return gain.sub_(ms[: count + 1]).argmax(1)
+    return gain.sub_(ms[..., : count + 1]).argmax(1)
 
 
 def exact_cumsum(value: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from policies.children import Children, ChildTable, StoredChildren
+from policies.families import Families
 from policies.order import NONE, best
 
 
@@ -153,7 +154,7 @@ class DraftTree:
         self._must_be_asked("entropy")
         part = self._expansions[-1]
         logprob = self._newest["logprob"].view(*part.place.shape, -1)
-        return Families(self._newest_node, part.place, logprob, part.children.entropy)
+        return Families(self._newest_node, self._start, part.place, logprob, part.children.entropy, self._newest["score"])
 
     def frontier(self, count: int) -> Tensor:
         """The ``count`` best nodes of the last level in total order: int64 [B, count'], -1 where a row has fewer."""
@@ -301,22 +302,6 @@ class DraftTree:
                 column.scatter_(1, place.masked_fill(place < 0, self.width), torch.cat(values, dim=1))
             self._read[name] = column[:, : self.width]
         return self._read[name]
-
-
-class Families(NamedTuple):
-    """A level of a tree: W families per row, of K slots each.
-
-    node     int64   [B, W * K]  the node in each slot, -1 = empty; None: no slot of any level is empty, so that the level's
-             nodes are the tree's last W * K, in order
-    parent   int64   [B, W]      whose children they are, -1 = no family
-    logprob  float32 [B, W, K]   of each slot's node given its parent (nats); -inf in empty slots
-    entropy  float32 [B, W]      of the distribution that they were taken from (nats, full vocabulary)
-    """
-
-    node: Tensor | None
-    parent: Tensor
-    logprob: Tensor
-    entropy: Tensor
 
 
 class _Expanded(NamedTuple):
