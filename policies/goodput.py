@@ -29,13 +29,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.acceptance_table import Acceptance, fading, fit_acceptance, histories, remember
+from policies.acceptance_table import Acceptance, fit_acceptance, histories, remember
 from policies.contract import Cycle, Expansion, Outcome, Policy, State, require
 from policies.eagle3 import Eagle3
 from policies.errors import UserError
 from policies.families import Families
+from policies.lookahead import LEAST, LookAhead, Plan, fit_look_ahead, plan_of
 from policies.order import NONE
-from policies.prices import Prices, prices_at, prices_of
+from policies.prices import Prices, prices_at
 from policies.registry import policy
 from policies.tree import DraftTree
 
@@ -57,11 +58,9 @@ class Goodput(Policy):
     depth: int = 12
     top_k: int = 10
     total_tokens: int = 80
-    horizon: int = 32
-    rate_: float | None = None
     markup_: float | None = None
     patience_: float | None = None
-    adaptive_: bool | None = None
+    ahead_: tuple | None = None
     logprob_edges_: tuple | None = None
     entropy_edges_: tuple | None = None
     odds_: tuple | None = None
@@ -76,7 +75,7 @@ class Goodput(Policy):
     fits_on_cost = True
 
     def __post_init__(self):
-        for name in ("depth", "top_k", "total_tokens", "horizon"):
+        for name in ("depth", "top_k", "total_tokens"):
             value = getattr(self, name)
             require(value >= 1, self.name, f"{name} must be 1 or more, not {value}")
         if self.level_ms_ is not None:
@@ -88,72 +87,80 @@ class Goodput(Policy):
     def _acceptance(self) -> Acceptance:
         return Acceptance(self.logprob_edges_, self.entropy_edges_, self.odds_, self.slopes_)
 
-    def _prices(self, cycle: Cycle) -> Prices:
+    @cached_property
+    def _look_ahead(self) -> LookAhead:
+        return LookAhead(self.ahead_)
+
+    def _plan(self, cycle: Cycle) -> Plan:
         """What time costs under the cycle's cost model; without one, as it was when fitted."""
         device = cycle.sequence.device
         if cycle.cost is not None:
-            return prices_of(cycle.cost, self.depth, self.top_k, self.total_tokens, device)
-        if device not in self._fitted_prices:
-            here = {"dtype": torch.float64, "device": device}
-            verify = torch.tensor([(0.0, *self.verify_ms_)], **here)
-            level = tuple(torch.tensor([(0.0, *level)], **here) for level in self.level_ms_)
-            always = torch.zeros(1, dtype=torch.int64, device=device)
-            self._fitted_prices[device] = Prices(always, torch.tensor([self.plain_ms_], **here), verify, level)
-        return self._fitted_prices[device]
+            return plan_of(cycle.cost, self._look_ahead, self.depth, self.top_k, self.total_tokens, device)
+        if device not in self._fitted_plan:
+            self._fitted_plan[device] = Plan.made(self._fitted_prices, self._look_ahead, device)
+        return self._fitted_plan[device]
 
     @cached_property
-    def _fitted_prices(self) -> dict[torch.device, Prices]:
+    def _fitted_plan(self) -> dict[torch.device, Plan]:
         return {}
 
+    @property
+    def _fitted_prices(self) -> Prices:
+        plain = torch.tensor([self.plain_ms_], dtype=torch.float64)
+        verify = torch.tensor([(0.0, *self.verify_ms_)], dtype=torch.float64)
+        level = tuple(torch.tensor([(0.0, *level)], dtype=torch.float64) for level in self.level_ms_)
+        return Prices(torch.zeros(1, dtype=torch.int64), plain, verify, level)
+
     def init(self, rows: int, key: Tensor) -> State:
-        """``history`` as in `policies.acceptance_table`; ``spent`` times that of a plain cycle for ``gained`` tokens: the text's
-        rate. float64 [B] each."""
-        zero = torch.zeros(rows, dtype=torch.float64, device=key.device)
-        return {"history": zero, "spent": zero + self.horizon * (self.rate_ / self.plain_ms_), "gained": zero + self.horizon}
+        """``history`` float64 [B] as in `policies.acceptance_table`."""
+        return {"history": torch.zeros(rows, dtype=torch.float64, device=key.device)}
 
     def begin(self, cycle: Cycle, state: State) -> State:
         """``chance`` float64 [B, slots]: P of each node so far; ``passed`` float32 [B]: the best score that was passed over;
-        ``place`` int64 [B]: which prices hold; ``planned`` float64 [B]: ms of the cycle so far; ``worth`` float64 [B]: ms that a
-        token is worth."""
-        prices = self._prices(cycle)
-        place = prices.place(cycle.context_length)
-        planned = prices.plain[place]
-        scratch = {"place": place, "planned": planned, "worth": self._worth(cycle, state, planned)}
+        ``place`` int64 [B]: which prices hold; ``value`` float64 [B]: ms that a token is worth."""
+        plan = self._plan(cycle)
+        place = torch.bucketize(cycle.context_length, plan.context, right=True) - 1
+        value = self.markup_ * plan.rate[place]
         passed = torch.full_like(cycle.root_entropy, -torch.inf)
-        return state | scratch | {"chance": torch.ones_like(planned)[:, None], "passed": passed}
+        return state | {"place": place, "value": value, "chance": torch.ones_like(value)[:, None], "passed": passed}
 
     def expand(self, tree: DraftTree, cycle: Cycle, state: State) -> Expansion | None:
         if tree.levels == self.depth:
             return None
-        ms = self._prices(cycle).level[tree.levels][state["place"]]
-        value = state["worth"] * self.patience_
         if tree.levels == 0:
-            pays = value > ms[:, 1]
-            state["planned"] = state["planned"] + ms[:, 1].masked_fill(~pays, 0.0)
-            return Expansion(tree.root_nodes().masked_fill(~pays[:, None], NONE), self.top_k)
+            width = self._width(state["chance"], tree, cycle, state)
+            return Expansion(tree.root_nodes().masked_fill(width == 0, NONE), self.top_k)
         families = tree.newest_families()
         own = self._chances(tree, families, state)
         score, slot = families.score.sort(dim=1, descending=True, stable=True)  # the total order
         score, slot = score[:, : self.top_k], slot[:, : self.top_k]
         passed = state["passed"][:, None]
-        width = most_worth(value, own.gather(1, slot).masked_fill(score <= passed, 0.0), ms)[:, None]
+        width = self._width(own.gather(1, slot).masked_fill(score <= passed, 0.0), tree, cycle, state)
         most = int(width.max())
         if most == 0:
             return None
         state["passed"] = torch.maximum(passed, torch.cat([score, passed], 1).gather(1, width))[:, 0]
-        state["planned"] = state["planned"] + ms.gather(1, width)[:, 0]
         nodes = families.nodes_in(slot[:, :most])
         return Expansion(nodes.masked_fill(torch.arange(most, device=nodes.device) >= width, NONE), self.top_k)
+
+    def _width(self, chance: Tensor, tree: DraftTree, cycle: Cycle, state: State) -> Tensor:
+        """How many of the frontier's nodes, P float64 [B, M] each, are worth a level: int64 [B, 1], 0 = stop here."""
+        plan, value = self._plan(cycle), state["value"][:, None]
+        share = plan.price[state["place"]][:, None] / (value * chance).clamp(min=LEAST)
+        tokens = self.patience_ * (chance[:, :, None] * self._look_ahead(share))
+        gain = value[:, :, None] * exact_cumsum(tokens, 1) - plan.level[tree.levels][state["place"]][:, : chance.shape[1]]
+        gain, place = gain.view(len(gain), -1), gain.shape[2]
+        first = gain.argmax(1, keepdim=True)
+        return (first // place + 1).masked_fill(gain.gather(1, first) <= 0, 0)
 
     def select(self, tree: DraftTree, cycle: Cycle, state: State) -> Tensor:
         if state["chance"].shape[1] < tree.slots:  # drafting ended with a level that expand never looked at
             self._chances(tree, tree.newest_families(), state)
-        ms = self._prices(cycle).verify[state["place"]]
+        ms = self._plan(cycle).verify[state["place"]]
         chance = state["chance"][:, 1 : tree.width].to(torch.float32)
         likely, place = chance.sort(dim=1, descending=True, stable=True)
         likely, place = likely[:, : self.total_tokens - 1], place[:, : self.total_tokens - 1]
-        count = most_worth(state["worth"], likely.clamp(min=0).to(torch.float64), ms)[:, None]
-        state["planned"] = state["planned"] + ms.gather(1, count)[:, 0]
+        count = most_worth(state["value"], likely.clamp(min=0).to(torch.float64), ms)[:, None]
         kept = torch.arange(place.shape[1], device=place.device) < count
         return torch.zeros_like(tree.exists).scatter_(1, place + 1, kept)
 
@@ -164,21 +171,7 @@ class Goodput(Policy):
         expected = chance / chance.gather(1, tree.parent.clamp(min=0))
         surprise = ((outcome.status == 1).to(torch.float64) - expected).masked_fill(~tested, 0.0)
         history = remember(state["history"], exact_cumsum(surprise)[:, -1], tested.sum(1))
-        learned = {"history": history}
-        if self.adaptive_:
-            emitted = outcome.accepted + 1
-            fade = fading(1 - 1 / self.horizon, emitted)
-            planned = state["planned"] / self._prices(cycle).plain[state["place"]]
-            learned |= {"spent": state["spent"] * fade + planned, "gained": state["gained"] * fade + emitted}
-        return state | {name: torch.where(active, value, state[name]) for name, value in learned.items()}
-
-    def _worth(self, cycle: Cycle, state: State, plain: Tensor) -> Tensor:
-        """What a token is worth, ms float64 [B], where a plain cycle takes ``plain`` ms."""
-        if self.adaptive_:
-            return self.markup_ * (state["spent"] / state["gained"]) * plain
-        if cycle.cost is None:
-            return torch.full_like(plain, self.markup_ * self.rate_)
-        return self.markup_ * (self.rate_ / self.plain_ms_) * plain
+        return state | {"history": torch.where(active, history, state["history"])}
 
     def _chances(self, tree: DraftTree, families: Families, state: State) -> Tensor:
         """P float64 [B, slots of the level] of the newest level's nodes; also put among the others in ``state["chance"]``."""
@@ -201,41 +194,30 @@ class Goodput(Policy):
         if samples.cost is None:
             raise UserError("policy 'goodput' weighs time against tokens: fit it under a cost model, with --profile")
         table = fit_acceptance(samples.nodes, samples.sequence)
+        chance = _expected(table, samples)
         context = torch.tensor([round(float(samples.context.mean()))])
         prices = prices_at(samples.cost, context, self.depth, self.top_k, self.total_tokens)
-        plain = float(prices.plain)
         return replace(
             self,
-            rate_=plain,
             markup_=0.9,
-            patience_=0.6,
-            adaptive_=False,
+            patience_=1.0,
+            ahead_=fit_look_ahead(chance, samples.nodes, self.top_k),
             logprob_edges_=table.logprob_edges,
             entropy_edges_=table.entropy_edges,
             odds_=table.table,
             slopes_=table.slopes,
-            plain_ms_=plain,
+            plain_ms_=float(prices.plain),
             verify_ms_=tuple(prices.verify[0, 1:].tolist()),
             level_ms_=tuple(tuple(level[0, 1:].tolist()) for level in prices.level),
         )
 
     def variants(self, ms_per_token: float) -> list[Goodput]:
-        """Around the present worth of a token and patience; the rate is the one that was reached, adaptive or not."""
-        here = replace(self, rate_=ms_per_token, markup_=self.markup_ * self.rate_ / ms_per_token)
-        steps = [(0.8, 1.0), (1.25, 1.0), (1.0, 0.8), (1.0, 1.25), (0.8, 1.25), (1.25, 0.8)]
-        near = [replace(here, markup_=here.markup_ * a, patience_=here.patience_ * b) for a, b in steps]
-        return near + [replace(here, adaptive_=not self.adaptive_)]
+        """Around the present markup and patience."""
+        steps = [(0.85, 1.0), (1.15, 1.0), (1.0, 0.8), (1.0, 1.25), (0.85, 1.25), (1.15, 0.8)]
+        return [replace(self, markup_=self.markup_ * a, patience_=self.patience_ * b) for a, b in steps]
 
     def expected_acceptance(self, samples: Any) -> Any:
-        """As decided on, had each position before been a cycle of one level."""
-        nodes = samples.nodes
-        columns = [torch.from_numpy(getattr(nodes, name)) for name in ("rank", "depth", "logprob", "entropy")]
-
-        def chance(history: np.ndarray) -> np.ndarray:
-            return self._acceptance(*columns, torch.from_numpy(history)).numpy()
-
-        unknowing = chance(np.zeros(len(nodes.rank)))
-        return chance(histories(unknowing, nodes, samples.sequence)[nodes.sample])
+        return _expected(self._acceptance, samples)
 
 
 class BaseTree(Eagle3):
@@ -255,6 +237,18 @@ def most_worth(value: Tensor, chance: Tensor, ms: Tensor) -> Tensor:
     return gain.sub_(ms[..., : count + 1]).argmax(1)
 
 
-def exact_cumsum(value: Tensor) -> Tensor:
-    """Sums float64 [..., M] over value[..., : m + 1] for every m, the same bits at every shape; values at most 1 in size."""
-    return (value * UNIT).round_().cumsum(-1).div_(UNIT)
+def exact_cumsum(value: Tensor, dim: int = -1) -> Tensor:
+    """Sums float64 along ``dim``, up to and with each entry: the same bits at every shape, for values of some tokens at most."""
+    return (value * UNIT).round_().cumsum(dim).div_(UNIT)
+
+
+def _expected(acceptance: Acceptance, samples: Any) -> np.ndarray:
+    """float64 [n]: the chance of each tested node as decided on, had each position before been a cycle of one level."""
+    nodes = samples.nodes
+    columns = [torch.from_numpy(getattr(nodes, name)) for name in ("rank", "depth", "logprob", "entropy")]
+
+    def chance(history: np.ndarray) -> np.ndarray:
+        return acceptance(*columns, torch.from_numpy(history)).numpy()
+
+    unknowing = chance(np.zeros(len(nodes.rank)))
+    return chance(histories(unknowing, nodes, samples.sequence)[nodes.sample])

@@ -7,7 +7,6 @@ are those of a request that decodes alone.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -34,10 +33,6 @@ class Prices(NamedTuple):
     verify: Tensor
     level: tuple[Tensor, ...]
 
-    def place(self, context: Tensor) -> Tensor:
-        """Which of the C contexts prices a request behind ``context`` int64 [B] tokens: int64 [B]."""
-        return torch.bucketize(context, self.context, right=True) - 1
-
 
 def prices_at(cost: Cost, context: Tensor, depth: int, widest: int, tokens: int) -> Prices:
     """The prices under a cost model at ``context`` int64 [C]: up to ``depth`` levels, ``widest`` nodes in a frontier and ``tokens``
@@ -52,10 +47,3 @@ def prices_at(cost: Cost, context: Tensor, depth: int, widest: int, tokens: int)
     added = overhead.diff().tolist()
     level = [torch.nn.functional.pad((further if place else first) + more, (1, 0)) for place, more in enumerate(added)]
     return Prices(context, plain, verify - verify[:, :1], tuple(level))
-
-
-@lru_cache(maxsize=64)
-def prices_of(cost: Cost, depth: int, widest: int, tokens: int, device: torch.device) -> Prices:
-    """:func:`prices_at` all of CONTEXTS, on a device; made once for each cost model."""
-    prices = prices_at(cost, torch.tensor(CONTEXTS), depth, widest, tokens)
-    return Prices(*(part.to(device) for part in prices[:3]), tuple(part.to(device) for part in prices.level))
