@@ -6,14 +6,15 @@ programming", https://doi.org/10.1287/mnsc.13.7.492). So with P a node's calibra
 (`policies.acceptance_table`, multiplied down from the root):
 
 - *which nodes to verify*: the n likeliest, for the n that maximises  value * (sum of P) - (ms of n + 1 tokens);
-- *whether to draft another level, and how wide*: the W best nodes of EAGLE-2's beam, for the W that maximises
-  value * ``patience`` * (sum of P) - (ms of a level W wide), as long as that is positive. ``patience`` is what drafting behind
-  a node adds, in accepted tokens per chance of getting there, once verifying it all and the levels behind it are counted in;
-- *whether to draft at all*: the same, at the root, whose P is how likely the draft's first choice has been lately.
+- *whether to draft another level, and how wide*: the W best nodes of EAGLE-2's beam and the number m of levels to come for which
+  ``patience`` * (what m levels behind each of them bring) - (ms of a level W wide and of m - 1 more) is largest, as long as that
+  is positive (`policies.lookahead`);
+- *whether to draft at all*: the same, at the root, whose P is 1.
 
-The rate is that of the training texts, or (``adaptive``) a moving average of this text's own cycles, priced as planned, which
-begins there: where a text is slow going, a token is worth more. Which of the two, ``markup`` and ``patience`` are chosen by
-predicted time on the training texts.
+What is learned of acceptance knows no machine, and the rate is computed from it and the prices: so one fit serves any machine.
+Prices are those of the cycle's cost model, at the request's own context and for a request that decodes alone; without a cost model
+they are those that it was fitted under. ``markup`` and ``patience`` make up for what the look-ahead simplifies; they are plain
+numbers, chosen by predicted time on the training texts.
 
 A node is never expanded after a likelier one was passed over at an earlier level: each frontier is then a part of the beam's
 own, and a recording that covers EAGLE-3 at this top-k and depth covers this policy.
@@ -49,10 +50,9 @@ class Goodput(Policy):
     """Draft another level and verify a node where the expected tokens are worth their milliseconds.
 
     ``depth`` is the most levels, ``top_k`` the widest frontier and the children of each node, ``total_tokens`` the most
-    verified tokens, root included; ``horizon`` is over how many tokens a text's own rate is averaged. Learned: ``rate_`` (ms
-    per token), what a token is worth in units of it (``markup_``), ``patience_``, whether the rate is ``adaptive_``, the
-    acceptance estimate, and what the machine takes at the recording's mean context: a plain cycle, each number of further
-    verified tokens, each level by its width.
+    verified tokens, root included. Learned: what a token is worth in units of the rate (``markup_``), ``patience_``, what lies
+    ``ahead_`` of a node, the acceptance estimate, and, for where there is no cost model, what the machine takes at the recording's
+    mean context: a plain cycle, each number of further verified tokens, each level by its width.
     """
 
     depth: int = 12
