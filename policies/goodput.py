@@ -199,7 +199,7 @@ class Goodput(Policy):
         prices = prices_at(samples.cost, context, self.depth, self.top_k, self.total_tokens)
         return replace(
             self,
-            markup_=0.9,
+            markup_=1.0,
             patience_=1.0,
             ahead_=fit_look_ahead(chance, samples.nodes, self.top_k),
             logprob_edges_=table.logprob_edges,
