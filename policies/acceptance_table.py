@@ -84,7 +84,8 @@ class Acceptance:
         if key not in self._levels:
             self._levels[key] = self._level(depth, fanout, logprob.device)
         odds, first, slope, columns, logprob_edges, entropy_edges = self._levels[key]
-        cell = torch.bucketize(logprob.contiguous(), logprob_edges) * columns + torch.bucketize(entropy.contiguous(), entropy_edges)[:, :, None]
+        column = torch.bucketize(entropy.contiguous(), entropy_edges)
+        cell = torch.bucketize(logprob.contiguous(), logprob_edges) * columns + column[:, :, None]
         minus = odds[cell.add_(first)] + slope * history[:, None, None]
         return minus.exp_().add_(1).reciprocal_()
 
