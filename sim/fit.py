@@ -94,6 +94,11 @@ def fit(
 
         fitted, how["ms_per_token"] = tune(fitted, recording, drafter, split.train, cost, progress.tried)
         progress.finish()
+        if how["ms_per_token"] == float("inf"):
+            raise UserError(
+                f"{recording.folder} lacks draft nodes that {policy.spec()} wants, so that its time is unknown: draft them with "
+                f"python -m traces.record --fill {recording.folder} --policy '{policy.spec()}', or choose smaller parameters"
+            )
     return fitted, how, held_out
 
 
