@@ -48,7 +48,7 @@ def _group(group: dict[str, Any]) -> list[str]:
     if beside:
         found.append("Not ranked: bounds, and policies of which the recording lacks something.")
         found.append(markdown(HEADER, [_row(line) for line in beside]))
-    return found + _footnotes(lines, group["failed"])
+    return found + _footnotes(lines, group["failed"], setting["temperature"])
 
 
 def is_ranked(line: dict[str, Any]) -> bool:
@@ -90,12 +90,20 @@ def _row(line: dict[str, Any]) -> list[str]:
     ]
 
 
-def _footnotes(lines: list[dict[str, Any]], failed: dict[str, str]) -> list[str]:
+def _footnotes(lines: list[dict[str, Any]], failed: dict[str, str], temperature: float) -> list[str]:
     """How to get the published forms of those that ran capped or lack something, and who did not run at all."""
     notes = []
     for line in lines:
-        exact = line["published"] or (line["policy"] if mean(line)["coverage"] < 1 and line["form"] != "bound" else "")
-        if exact and line["form"] in ("capped", "default", "fitted", "given"):
-            notes.append(f"- {line['policy']}: {exact} in full needs `python -m traces.record --fill TRACE --policy '{exact}'`.")
+        if exact := _exact(line, temperature):
+            notes.append(f"- {line['policy']}: in full it needs `python -m traces.record --fill TRACE --policy '{exact}'`.")
     notes += [f"- {name} did not run: {reason}" for name, reason in failed.items()]
     return ["\n".join(dict.fromkeys(notes))] if notes else []
+
+
+def _exact(line: dict[str, Any], temperature: float) -> str:
+    """How to write the form that the recording does not cover; a fit lies in DIR, the folder of --out. Empty: it covers all."""
+    wanted = line["published"] or (line["policy"] if mean(line)["coverage"] < 1 else "")
+    if line["form"] != "fitted" or not wanted:
+        return "" if line["form"] == "bound" else wanted
+    name = line["policy"].partition("(")[0]
+    return f"DIR/temperature-{temperature:g}/fitted/{name}.json{line['published'].removeprefix(name)}"
