@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     about.add_argument("--out", type=Path, metavar="FILE", help="write the report there (default: print it)")
     about.add_argument("--policy", default="heterospec", help="HeteroSpec with other parameters (default: heterospec)")
     about.add_argument("--drafter", help="the recorded drafter; the recording's first by default")
+    about.add_argument("--temperature", type=float, metavar="T", help="only the texts sampled at it (default: all)")
     about.add_argument("--train-share", type=float, default=0.5, help="share of every domain's texts to fit on (default 0.5)")
     about.add_argument("--seed", type=int, default=0, help="which texts those are")
     return about
@@ -112,20 +113,31 @@ def verdict(trials: Trials, fitted: Policy, others: list[tuple[str, Policy]]) ->
     return "\n".join(lines)
 
 
-def report(recording: Recording, policy: HeteroSpec, drafter: str, cost: CostModel | None, train_share: float, seed: int) -> str:
-    """The whole report, as Markdown."""
+def report(
+    recording: Recording,
+    policy: HeteroSpec,
+    drafter: str,
+    cost: CostModel | None,
+    train_share: float,
+    seed: int,
+    temperature: float | None = None,
+) -> str:
+    """The whole report, as Markdown; of the texts of one temperature, where one is given."""
+    import numpy as np
     import torch
 
     from policies.eagle3 import Eagle3
     from sim.fit import fit
     from sim.setting import Setting
-    from sim.split import split_sequences
+    from sim.split import Split, split_sequences
     from sim.static_search import best_static, fixed_trees, same_budget
-    from sim.trial import Trials
+    from sim.trial import Trials, texts_at
 
+    texts = np.arange(len(recording.length)) if temperature is None else texts_at(recording, temperature).numpy()
     fitted: Any
-    fitted, how, _ = fit(recording, policy, train_share=train_share, seed=seed, drafter=drafter)
-    split = split_sequences(recording.sequence_ids, recording.domain_index, train_share, seed)
+    fitted, how, _ = fit(recording, policy, train_share=train_share, seed=seed, drafter=drafter, texts=texts)
+    parts = split_sequences(recording.sequence_ids[texts], recording.domain_index[texts], train_share, seed)
+    split = Split(texts[parts.train], texts[parts.held_out])
     if not len(split.held_out):
         raise UserError("no text is left to score on: record more texts, or lower --train-share")
     scored, training = (Trials(recording, Setting(drafter), cost, torch.as_tensor(part)) for part in (split.held_out, split.train))
@@ -148,9 +160,10 @@ def report(recording: Recording, policy: HeteroSpec, drafter: str, cost: CostMod
     ]
     sweep = [(f"alpha = {alpha}", replace(fitted, alpha=alpha)) for alpha in range(max(half - 1, 0), half + 2)]
     edges = ", ".join(f"{edge:.2f}" for edge in fitted.thresholds_)
-    parts = [
+    at = "" if temperature is None else f" at temperature {temperature:g}"
+    page = [
         "# HeteroSpec against EAGLE-3 and fair controls",
-        f"Fitted on {how['positions']} positions of {len(split.train)} texts, scored on {len(split.held_out)} others; drafter "
+        f"Fitted on {how['positions']} positions of {len(split.train)} texts{at}, scored on {len(split.held_out)} others; drafter "
         f"`{drafter}`. Strata end at {edges or 'none'} nats. Changes are against EAGLE-3 at {fitted.total_tokens} tokens, "
         f"depth {fitted.depth}, top-k {fitted.top_k}. {PAPER}",
         "## By domain",
@@ -164,7 +177,7 @@ def report(recording: Recording, policy: HeteroSpec, drafter: str, cost: CostMod
         "## Verdict",
         verdict(scored, fitted, [("EAGLE-3 defaults", base), *controls]),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(page) + "\n"
 
 
 def main() -> None:
@@ -172,23 +185,22 @@ def main() -> None:
     from policies.heterospec import HeteroSpec
     from policies.registry import load_policy
     from sim.finding import profile_for
+    from sim.outputs import check_writable, write_text
     from traces.recording import open_recording
 
+    check_writable(given.out)
     policy = load_policy(given.policy)
     if not isinstance(policy, HeteroSpec):
         raise UserError(f"this report is about heterospec, not {policy.name}: give --policy 'heterospec(...)'")
     recording = open_recording(given.trace)
     drafter = given.drafter or recording.drafters[0]
     cost = profile_for(given.profile, recording, drafter).cost(drafter) if given.profile else None
-    text = report(recording, policy, drafter, cost, given.train_share, given.seed)
-    if not given.out:
+    text = report(recording, policy, drafter, cost, given.train_share, given.seed, given.temperature)
+    if given.out:
+        write_text(given.out, text)
+        print(f"written to {given.out}")
+    else:
         print(text, end="")
-        return
-    try:
-        given.out.write_text(text)
-    except OSError as error:
-        raise UserError(f"cannot write {given.out} ({error.strerror}): name a file in a folder that exists") from None
-    print(f"written to {given.out}")
 
 
 if __name__ == "__main__":

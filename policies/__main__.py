@@ -37,6 +37,7 @@ def list_policies() -> str:
         lines = [f"{name}  [{cls.kind}]  {inspect.getdoc(cls).splitlines()[0]}"]
         lines += [f"    {cls.paper}"] if cls.paper else []
         lines += [f"    {parameters}"] if parameters else []
+        lines += [f"    a capped form; as published: {cls.published}"] if cls.published else []
         lines += ["    must be fitted: python -m sim.fit --help"] if cls.required_fit() else []
         blocks.append("\n".join(lines))
     return "\n".join(blocks)

@@ -62,6 +62,7 @@ class Acceptance:
         edges = [torch.tensor(edges, dtype=torch.float32) for edges in (self.logprob_edges, self.entropy_edges)]
         kinds = [min(group, 1) for group in range(len(RANK_EDGES) + 1)]
         object.__setattr__(self, "_held", (values.reshape(-1), slopes[kinds], torch.tensor(RANK_EDGES), *edges))
+        object.__setattr__(self, "_levels", {})
 
     def __call__(self, rank: Tensor, depth: Tensor, logprob: Tensor, entropy: Tensor, history: Tensor) -> Tensor:
         """Probability float64 [...] of nodes with these ranks and depths (int64), log-probabilities and entropies (float32,
@@ -74,6 +75,28 @@ class Acceptance:
         slope = slopes[group]
         odds = odds + slope[..., 0] * depth + slope[..., 1] * history
         return 1 / (1 + torch.exp(-odds.contiguous()))
+
+    def of_level(self, depth: int, logprob: Tensor, entropy: Tensor, history: Tensor) -> Tensor:
+        """The same float64 [B, W, K], to the bit, for the families of one level: ``logprob`` float32 [B, W, K], ``entropy``
+        float32 [B, W], ``history`` float64 [B]."""
+        fanout = logprob.shape[2]
+        key = depth, fanout, logprob.device
+        if key not in self._levels:
+            self._levels[key] = self._level(depth, fanout, logprob.device)
+        odds, first, slope, columns, logprob_edges, entropy_edges = self._levels[key]
+        column = torch.bucketize(entropy.contiguous(), entropy_edges)
+        cell = torch.bucketize(logprob.contiguous(), logprob_edges) * columns + column[:, :, None]
+        minus = odds[cell.add_(first)] + slope * history[:, None, None]
+        return minus.exp_().add_(1).reciprocal_()
+
+    def _level(self, depth: int, fanout: int, device: torch.device) -> tuple:
+        """For a level: log-odds by cell, where each rank's cells begin [K], and its slope by history [K]; signs turned."""
+        values, slopes, rank_edges, logprob_edges, entropy_edges = (part.to(device) for part in self._held)
+        columns = len(entropy_edges) + 1
+        cells = (len(logprob_edges) + 1) * columns
+        group = torch.bucketize(torch.arange(fanout, device=device), rank_edges, right=True)
+        odds = values.view(-1, cells) + slopes[:, :1] * depth
+        return -odds.view(-1), group * cells, -slopes[group, 1], columns, logprob_edges, entropy_edges
 
 
 def remember(history: Tensor, surprise: Tensor, tested: Tensor) -> Tensor:

@@ -58,6 +58,7 @@ class C2T(Policy):
     units_: tuple[tuple[float, ...], ...] | None = None
     output_: tuple[float, ...] | None = None
 
+    published = "c2t(top_k=15, width=225)"
     needs = frozenset({"entropy"})
     fits_on_nodes = True
     fits_on_whole_trees = 10

@@ -119,6 +119,8 @@ class Policy:
     """Optional tree columns that the policy reads: "entropy", "topk_entropy"."""
     batch_wide: ClassVar[bool] = False
     """Whether a row's decision looks at the other rows of its group."""
+    published: ClassVar[str] = ""
+    """How to write the published form, where the defaults are a capped one that a default recording covers (nearly)."""
     fits_on_nodes: ClassVar[bool] = False
     """Whether :meth:`fit` reads the table of tested nodes besides the table of positions."""
     selecting: ClassVar[frozenset[str]] = frozenset()

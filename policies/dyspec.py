@@ -46,6 +46,8 @@ class DySpec(Policy):
     top_k: int = 10
     depth: int = 14
 
+    published = "dyspec(width=64, top_k=64, depth=64)"
+
     def __post_init__(self):
         for name in ("nodes", "width", "top_k", "depth"):
             require(getattr(self, name) >= 1, self.name, f"{name} must be 1 or more, not {getattr(self, name)}")

@@ -6,14 +6,15 @@ programming", https://doi.org/10.1287/mnsc.13.7.492). So with P a node's calibra
 (`policies.acceptance_table`, multiplied down from the root):
 
 - *which nodes to verify*: the n likeliest, for the n that maximises  value * (sum of P) - (ms of n + 1 tokens);
-- *whether to draft another level, and how wide*: the W best nodes of EAGLE-2's beam, for the W that maximises
-  value * ``patience`` * (sum of P) - (ms of a level W wide), as long as that is positive. ``patience`` is what drafting behind
-  a node adds, in accepted tokens per chance of getting there, once verifying it all and the levels behind it are counted in;
-- *whether to draft at all*: the same, at the root, whose P is how likely the draft's first choice has been lately.
+- *whether to draft another level, and how wide*: the W best nodes of EAGLE-2's beam and the number m of levels to come for which
+  ``patience`` * (what m levels behind each of them bring) - (ms of a level W wide and of m - 1 more) is largest, as long as that
+  is positive (`policies.lookahead`);
+- *whether to draft at all*: the same, at the root, whose P is 1.
 
-The rate is that of the training texts, or (``adaptive``) a moving average of this text's own cycles, priced as planned, which
-begins there: where a text is slow going, a token is worth more. Which of the two, ``markup`` and ``patience`` are chosen by
-predicted time on the training texts.
+What is learned of acceptance knows no machine, and the rate is computed from it and the prices: so one fit serves any machine.
+Prices are those of the cycle's cost model, at the request's own context and for a request that decodes alone; without a cost model
+they are those that it was fitted under. ``markup`` and ``patience`` make up for what the look-ahead simplifies; they are plain
+numbers, chosen by predicted time on the training texts.
 
 A node is never expanded after a likelier one was passed over at an earlier level: each frontier is then a part of the beam's
 own, and a recording that covers EAGLE-3 at this top-k and depth covers this policy.
@@ -29,16 +30,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.acceptance_table import Acceptance, fading, fit_acceptance, histories, remember
+from policies.acceptance_table import Acceptance, fit_acceptance, histories, remember
 from policies.contract import Cycle, Expansion, Outcome, Policy, State, require
 from policies.eagle3 import Eagle3
 from policies.errors import UserError
-from policies.order import NONE, best
+from policies.families import Families
+from policies.lookahead import LEAST, LookAhead, Plan, fit_look_ahead, plan_of
+from policies.order import NONE
+from policies.prices import Prices, prices_at
 from policies.registry import policy
 from policies.tree import DraftTree
 
 UNIT = 2.0**40
-"""Probabilities are added up as whole multiples of 1 / UNIT: sums of whole numbers are exact in any order."""
+"""Probabilities are added up as whole multiples of 1 / UNIT: sums of whole numbers below 2 ** 53 are exact in any order."""
 
 
 @policy("goodput", paper="https://doi.org/10.1287/mnsc.13.7.492")
@@ -46,20 +50,17 @@ class Goodput(Policy):
     """Draft another level and verify a node where the expected tokens are worth their milliseconds.
 
     ``depth`` is the most levels, ``top_k`` the widest frontier and the children of each node, ``total_tokens`` the most
-    verified tokens, root included; ``horizon`` is over how many tokens a text's own rate is averaged. Learned: ``rate_`` (ms
-    per token), what a token is worth in units of it (``markup_``), ``patience_``, whether the rate is ``adaptive_``, the
-    acceptance estimate, and what the machine takes at the recording's mean context: a plain cycle, each number of further
-    verified tokens, each level by its width.
+    verified tokens, root included. Learned: what a token is worth in units of the rate (``markup_``), ``patience_``, what lies
+    ``ahead_`` of a node, the acceptance estimate, and, for where there is no cost model, what the machine takes at the recording's
+    mean context: a plain cycle, each number of further verified tokens, each level by its width.
     """
 
     depth: int = 12
     top_k: int = 10
     total_tokens: int = 80
-    horizon: int = 32
-    rate_: float | None = None
     markup_: float | None = None
     patience_: float | None = None
-    adaptive_: bool | None = None
+    ahead_: tuple | None = None
     logprob_edges_: tuple | None = None
     entropy_edges_: tuple | None = None
     odds_: tuple | None = None
@@ -74,7 +75,7 @@ class Goodput(Policy):
     fits_on_cost = True
 
     def __post_init__(self):
-        for name in ("depth", "top_k", "total_tokens", "horizon"):
+        for name in ("depth", "top_k", "total_tokens"):
             value = getattr(self, name)
             require(value >= 1, self.name, f"{name} must be 1 or more, not {value}")
         if self.level_ms_ is not None:
@@ -87,80 +88,103 @@ class Goodput(Policy):
         return Acceptance(self.logprob_edges_, self.entropy_edges_, self.odds_, self.slopes_)
 
     @cached_property
-    def _ms(self) -> tuple[Tensor, Tensor]:
-        """ms float64 of n further verified tokens [n], and of each level by width [level, width], both from 0."""
-        verify = torch.tensor((0.0, *self.verify_ms_), dtype=torch.float64)
-        return verify, torch.tensor([(0.0, *level) for level in self.level_ms_], dtype=torch.float64)
+    def _look_ahead(self) -> LookAhead:
+        return LookAhead(self.ahead_)
+
+    def _plan(self, cycle: Cycle) -> Plan:
+        """What time costs under the cycle's cost model; without one, as it was when fitted."""
+        device = cycle.sequence.device
+        if cycle.cost is not None:
+            return plan_of(cycle.cost, self._look_ahead, self.depth, self.top_k, self.total_tokens, device)
+        if device not in self._fitted_plan:
+            self._fitted_plan[device] = Plan.made(self._fitted_prices, self._look_ahead, device)
+        return self._fitted_plan[device]
+
+    @cached_property
+    def _fitted_plan(self) -> dict[torch.device, Plan]:
+        return {}
+
+    @property
+    def _fitted_prices(self) -> Prices:
+        plain = torch.tensor([self.plain_ms_], dtype=torch.float64)
+        verify = torch.tensor([(0.0, *self.verify_ms_)], dtype=torch.float64)
+        level = tuple(torch.tensor([(0.0, *level)], dtype=torch.float64) for level in self.level_ms_)
+        return Prices(torch.zeros(1, dtype=torch.int64), plain, verify, level)
 
     def init(self, rows: int, key: Tensor) -> State:
-        """``history`` as in `policies.acceptance_table`; ``spent`` ms for ``gained`` tokens: the text's rate. float64 [B] each."""
-        zero = torch.zeros(rows, dtype=torch.float64, device=key.device)
-        return {"history": zero, "spent": zero + self.horizon * self.rate_, "gained": zero + self.horizon}
+        """``history`` float64 [B] as in `policies.acceptance_table`."""
+        return {"history": torch.zeros(rows, dtype=torch.float64, device=key.device)}
 
     def begin(self, cycle: Cycle, state: State) -> State:
-        """``chance`` float64 [B, N]: P of each node so far; ``passed`` float32 [B]: the best score that was passed over;
-        ``planned`` float64 [B]: ms of the cycle so far."""
-        planned = torch.full_like(state["spent"], self.plain_ms_)
+        """``chance`` float64 [B, slots]: P of each node so far; ``passed`` float32 [B]: the best score that was passed over;
+        ``place`` int64 [B]: which prices hold; ``value`` float64 [B]: ms that a token is worth."""
+        plan = self._plan(cycle)
+        place = torch.bucketize(cycle.context_length, plan.context, right=True) - 1
+        value = self.markup_ * plan.rate[place]
         passed = torch.full_like(cycle.root_entropy, -torch.inf)
-        return state | {"chance": torch.ones_like(planned)[:, None], "passed": passed, "planned": planned}
+        return state | {"place": place, "value": value, "chance": torch.ones_like(value)[:, None], "passed": passed}
 
     def expand(self, tree: DraftTree, cycle: Cycle, state: State) -> Expansion | None:
         if tree.levels == self.depth:
             return None
-        state["chance"] = self._chances(tree, state)
-        nodes = tree.frontier(self.top_k)
-        score = tree.score.gather(1, nodes.clamp(min=0)).masked_fill(nodes < 0, -torch.inf)
-        open_ = score > state["passed"][:, None]
-        chance = state["chance"].gather(1, nodes.clamp(min=0)).masked_fill(~open_, 0.0)
-        ms = self._ms[1].to(nodes.device)[tree.levels]
-        width = most_worth(self._value(state) * self.patience_, chance, ms)
-        chosen = open_ & (torch.arange(nodes.shape[1], device=nodes.device) < width[:, None])
-        state["passed"] = torch.cat([state["passed"][:, None], score.masked_fill(chosen, -torch.inf)], 1).amax(1)
-        state["planned"] = state["planned"] + ms[chosen.sum(1)]
-        return Expansion(nodes.masked_fill(~chosen, NONE), self.top_k)
+        if tree.levels == 0:
+            width = self._width(state["chance"], tree, cycle, state)
+            return Expansion(tree.root_nodes().masked_fill(width == 0, NONE), self.top_k)
+        families = tree.newest_families()
+        own = self._chances(tree, families, state)
+        score, slot = families.score.sort(dim=1, descending=True, stable=True)  # the total order
+        score, slot = score[:, : self.top_k], slot[:, : self.top_k]
+        passed = state["passed"][:, None]
+        width = self._width(own.gather(1, slot).masked_fill(score <= passed, 0.0), tree, cycle, state)
+        most = int(width.max())
+        if most == 0:
+            return None
+        state["passed"] = torch.maximum(passed, torch.cat([score, passed], 1).gather(1, width))[:, 0]
+        nodes = families.nodes_in(slot[:, :most])
+        return Expansion(nodes.masked_fill(torch.arange(most, device=nodes.device) >= width, NONE), self.top_k)
+
+    def _width(self, chance: Tensor, tree: DraftTree, cycle: Cycle, state: State) -> Tensor:
+        """How many of the frontier's nodes, P float64 [B, M] each, are worth a level: int64 [B, 1], 0 = stop here."""
+        plan, value = self._plan(cycle), state["value"][:, None]
+        share = plan.price[state["place"]][:, None] / (value * chance).clamp(min=LEAST)
+        tokens = self.patience_ * (chance[:, :, None] * self._look_ahead(share))
+        gain = value[:, :, None] * exact_cumsum(tokens, 1) - plan.level[tree.levels][state["place"]][:, : chance.shape[1]]
+        gain, place = gain.view(len(gain), -1), gain.shape[2]
+        first = gain.argmax(1, keepdim=True)
+        return (first // place + 1).masked_fill(gain.gather(1, first) <= 0, 0)
 
     def select(self, tree: DraftTree, cycle: Cycle, state: State) -> Tensor:
-        state["chance"] = self._chances(tree, state)
-        chance = state["chance"].to(torch.float32).masked_fill(~tree.drafted(), -torch.inf)
-        place = best(chance, min(self.total_tokens - 1, tree.width))
-        likely = chance.gather(1, place.clamp(min=0)).masked_fill(place < 0, 0.0).to(torch.float64)
-        ms = self._ms[0].to(place.device)
-        count = most_worth(self._value(state), likely, ms)
-        kept = (place >= 0) & (torch.arange(place.shape[1], device=place.device) < count[:, None])
-        state["planned"] = state["planned"] + ms[kept.sum(1)]
-        return torch.zeros_like(tree.exists).scatter(1, place.clamp(min=0), kept)
+        if state["chance"].shape[1] < tree.slots:  # drafting ended with a level that expand never looked at
+            self._chances(tree, tree.newest_families(), state)
+        ms = self._plan(cycle).verify[state["place"]]
+        chance = state["chance"][:, 1 : tree.width].to(torch.float32)
+        likely, place = chance.sort(dim=1, descending=True, stable=True)
+        likely, place = likely[:, : self.total_tokens - 1], place[:, : self.total_tokens - 1]
+        count = most_worth(state["value"], likely.clamp(min=0).to(torch.float64), ms)[:, None]
+        kept = torch.arange(place.shape[1], device=place.device) < count
+        return torch.zeros_like(tree.exists).scatter_(1, place + 1, kept)
 
     def observe(self, outcome: Outcome, cycle: Cycle, state: State) -> State:
         tree, active = outcome.tree, cycle.active
         tested = (outcome.status >= 0) & (tree.rank == 0) & active[:, None]
-        expected = state["chance"] / state["chance"].gather(1, tree.parent.clamp(min=0))
+        chance = state["chance"][:, : tree.width]
+        expected = chance / chance.gather(1, tree.parent.clamp(min=0))
         surprise = ((outcome.status == 1).to(torch.float64) - expected).masked_fill(~tested, 0.0)
         history = remember(state["history"], exact_cumsum(surprise)[:, -1], tested.sum(1))
-        emitted = outcome.accepted + 1
-        fade = fading(1 - 1 / self.horizon, emitted)
-        spent, gained = state["spent"] * fade + state["planned"], state["gained"] * fade + emitted
-        learned = {"history": history, "spent": spent, "gained": gained}
-        return state | {name: torch.where(active, value, state[name]) for name, value in learned.items()}
+        return state | {"history": torch.where(active, history, state["history"])}
 
-    def _value(self, state: State) -> Tensor:
-        """What a token is worth, ms float64 [B]."""
-        if not self.adaptive_:
-            return torch.full_like(state["spent"], self.markup_ * self.rate_)
-        return self.markup_ * (state["spent"] / state["gained"])
-
-    def _chances(self, tree: DraftTree, state: State) -> Tensor:
-        """P float64 [B, N] of every node, given those of the nodes of earlier levels."""
+    def _chances(self, tree: DraftTree, families: Families, state: State) -> Tensor:
+        """P float64 [B, slots of the level] of the newest level's nodes; also put among the others in ``state["chance"]``."""
         known = state["chance"]
-        if tree.levels == 0:
-            return known
-        index, _ = tree.newest()
-        node = index.clamp(min=0)
-        parent = tree.parent.gather(1, node).clamp(min=0)
-        rank, depth, logprob = (column.gather(1, node) for column in (tree.rank, tree.depth, tree.logprob))
-        own = self._acceptance(rank, depth, logprob, tree.entropy.gather(1, parent), state["history"][:, None])
-        chance = known.gather(1, parent.clamp(max=known.shape[1] - 1)) * own
-        column = torch.nn.functional.pad(known, (0, tree.width + 1 - known.shape[1]), value=NONE)
-        return column.scatter(1, index.masked_fill(index < 0, tree.width), chance)[:, : tree.width]
+        own = self._acceptance.of_level(tree.levels, families.logprob, families.entropy, state["history"])
+        chance = (known.gather(1, families.parent.clamp(min=0))[:, :, None] * own).view(tree.rows, -1)
+        if families.node is None:
+            state["chance"] = torch.cat([known, chance], dim=1)
+        else:  # the last column catches the empty slots
+            column = torch.nn.functional.pad(known, (0, tree.slots + 1 - known.shape[1]), value=NONE)
+            node = families.node.masked_fill(families.node < 0, tree.slots)
+            state["chance"] = column.scatter_(1, node, chance)[:, :-1]
+        return chance
 
     def fit_base(self) -> Policy:
         return BaseTree(depth=min(self.depth, 10), top_k=self.top_k)
@@ -170,46 +194,30 @@ class Goodput(Policy):
         if samples.cost is None:
             raise UserError("policy 'goodput' weighs time against tokens: fit it under a cost model, with --profile")
         table = fit_acceptance(samples.nodes, samples.sequence)
-        one = torch.ones((), dtype=torch.int64)
-        context = one * round(float(samples.context.mean()))
-        verify = samples.cost.verify_ms(torch.arange(1, self.total_tokens + 1), context, one)
-        overhead = samples.cost.overhead_ms(torch.arange(self.depth + 1), one)
-        width = torch.arange(1, self.top_k + 1)
-        first = samples.cost.catch_up_ms(one, context, one).expand(self.top_k)
-        draft = [first] + [samples.cost.draft_ms(width, context, one)] * (self.depth - 1)
-        plain = float(verify[0] + samples.cost.commit_ms(one, one) + overhead[0])
+        chance = _expected(table, samples)
+        context = torch.tensor([round(float(samples.context.mean()))])
+        prices = prices_at(samples.cost, context, self.depth, self.top_k, self.total_tokens)
         return replace(
             self,
-            rate_=plain,
-            markup_=0.9,
-            patience_=0.6,
-            adaptive_=False,
+            markup_=1.0,
+            patience_=1.0,
+            ahead_=fit_look_ahead(chance, samples.nodes, self.top_k),
             logprob_edges_=table.logprob_edges,
             entropy_edges_=table.entropy_edges,
             odds_=table.table,
             slopes_=table.slopes,
-            plain_ms_=plain,
-            verify_ms_=tuple((verify[1:] - verify[0]).tolist()),
-            level_ms_=tuple(tuple(row.tolist()) for row in torch.stack(draft) + overhead.diff()[:, None]),
+            plain_ms_=float(prices.plain),
+            verify_ms_=tuple(prices.verify[0, 1:].tolist()),
+            level_ms_=tuple(tuple(level[0, 1:].tolist()) for level in prices.level),
         )
 
     def variants(self, ms_per_token: float) -> list[Goodput]:
-        """Around the present worth of a token and patience; the rate is the one that was reached, adaptive or not."""
-        here = replace(self, rate_=ms_per_token, markup_=self.markup_ * self.rate_ / ms_per_token)
-        steps = [(0.8, 1.0), (1.25, 1.0), (1.0, 0.8), (1.0, 1.25), (0.8, 1.25), (1.25, 0.8)]
-        near = [replace(here, markup_=here.markup_ * a, patience_=here.patience_ * b) for a, b in steps]
-        return near + [replace(here, adaptive_=not self.adaptive_)]
+        """Around the present markup and patience."""
+        steps = [(0.85, 1.0), (1.15, 1.0), (1.0, 0.8), (1.0, 1.25), (0.85, 1.25), (1.15, 0.8)]
+        return [replace(self, markup_=self.markup_ * a, patience_=self.patience_ * b) for a, b in steps]
 
     def expected_acceptance(self, samples: Any) -> Any:
-        """As decided on, had each position before been a cycle of one level."""
-        nodes = samples.nodes
-        columns = [torch.from_numpy(getattr(nodes, name)) for name in ("rank", "depth", "logprob", "entropy")]
-
-        def chance(history: np.ndarray) -> np.ndarray:
-            return self._acceptance(*columns, torch.from_numpy(history)).numpy()
-
-        unknowing = chance(np.zeros(len(nodes.rank)))
-        return chance(histories(unknowing, nodes, samples.sequence)[nodes.sample])
+        return _expected(self._acceptance, samples)
 
 
 class BaseTree(Eagle3):
@@ -221,12 +229,26 @@ class BaseTree(Eagle3):
 def most_worth(value: Tensor, chance: Tensor, ms: Tensor) -> Tensor:
     """The n int64 [B] that maximises value * (sum of the first n chances) - ms[n], the least of equal ones.
 
-    :param value: float64 [B]. :param chance: float64 [B, M], each at most 1. :param ms: float64 [M + 1 or more], from 0 up.
+    :param value: float64 [B]. :param chance: float64 [B, M], each at most 1. :param ms: float64 [B, M + 1 or more], from 0 up.
     """
-    gain = value[:, None] * exact_cumsum(torch.nn.functional.pad(chance, (1, 0))) - ms[: chance.shape[1] + 1]
-    return gain.argmax(1)
+    count = chance.shape[1]
+    gain = torch.zeros((len(chance), count + 1), dtype=torch.float64, device=chance.device)
+    torch.mul(value[:, None], exact_cumsum(chance), out=gain[:, 1:])
+    return gain.sub_(ms[..., : count + 1]).argmax(1)
 
 
-def exact_cumsum(value: Tensor) -> Tensor:
-    """Sums float64 [..., M] over value[..., : m + 1] for every m, the same bits at every shape; values at most 1 in size."""
-    return torch.cumsum((value * UNIT).round().to(torch.int64), -1).to(torch.float64) / UNIT
+def exact_cumsum(value: Tensor, dim: int = -1) -> Tensor:
+    """Sums float64 along ``dim``, up to and with each entry: the same bits at every shape, for values of some tokens at most."""
+    return (value * UNIT).round_().cumsum(dim).div_(UNIT)
+
+
+def _expected(acceptance: Acceptance, samples: Any) -> np.ndarray:
+    """float64 [n]: the chance of each tested node as decided on, had each position before been a cycle of one level."""
+    nodes = samples.nodes
+    columns = [torch.from_numpy(getattr(nodes, name)) for name in ("rank", "depth", "logprob", "entropy")]
+
+    def chance(history: np.ndarray) -> np.ndarray:
+        return acceptance(*columns, torch.from_numpy(history)).numpy()
+
+    unknowing = chance(np.zeros(len(nodes.rank)))
+    return chance(histories(unknowing, nodes, samples.sequence)[nodes.sample])

@@ -68,7 +68,7 @@ class HedgeSpec(Policy):
         return self._arms.select(tree, state["arm"])
 
     def observe(self, outcome: Outcome, cycle: Cycle, state: State) -> State:
-        accepted, known = self._counterfactual(outcome, state["arm"])
+        accepted, known = self.counterfactual(outcome, cycle, state["arm"])
         gain = (accepted + 1).double() * self._arms.worth(self.gain, cycle, self.name)
         loss = 1 - gain / (self._arms.deepest + 1)
         weight = normal_hedge(state["regret"]) * known
@@ -80,7 +80,7 @@ class HedgeSpec(Policy):
         change = (mean[:, None] - loss).masked_fill(~known | ~cycle.active[:, None], 0)
         return state | {"regret": state["regret"] + change}
 
-    def _counterfactual(self, outcome: Outcome, arm: Tensor) -> tuple[Tensor, Tensor]:
+    def counterfactual(self, outcome: Outcome, cycle: Cycle, arm: Tensor) -> tuple[Tensor, Tensor]:
         """(accepted int64 [B, K], known bool [B, K]): what each arm would have had accepted, where that is known."""
         tree, arms = outcome.tree, self._arms
         verified, depth = arms.select(tree, arm), arms.depth.to(arm.device)

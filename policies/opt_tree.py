@@ -37,6 +37,8 @@ class OptTree(Policy):
     depth: int = 10
     width: int = 10
 
+    published = "opt_tree(width=60)"
+
     def __post_init__(self):
         for name in ("nodes", "depth", "width"):
             require(getattr(self, name) >= 1, self.name, f"{name} must be 1 or more, not {getattr(self, name)}")

@@ -39,6 +39,8 @@ class Talon(Policy):
     branching: int = 10
     depth: int = 14
 
+    published = "talon(width=60, branching=60, depth=60)"
+
     def __post_init__(self):
         for name in ("total_tokens", "top_k", "width", "branching", "depth"):
             require(getattr(self, name) >= 1, self.name, f"{name} must be 1 or more, not {getattr(self, name)}")

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from policies.errors import UserError, run_command
 
 if TYPE_CHECKING:  # torch is imported when there is work to do, not for --help
+    import numpy as np
+
     from policies.contract import Policy
     from policies.cost import Cost
     from sim.calibration import Calibration
@@ -42,16 +44,20 @@ def fit(
     seed: int = 0,
     drafter: str | None = None,
     cost: Cost | None = None,
+    texts: np.ndarray | None = None,
 ) -> tuple[Policy, dict[str, Any], Samples]:
     """A fitted copy of ``policy``, how it was fitted (plain JSON types), and the held-out samples.
 
     :param cost: what time costs; needed by policies that weigh it.
+    :param texts: indices int64 of the sequences to split into a training and a held-out part; all by default.
     """
+    import numpy as np
+
     from policies.contract import Policy
     from sim.finding import manifest_digest
     from sim.looked_up import runs_again
     from sim.samples import build_samples
-    from sim.split import split_sequences
+    from sim.split import Split, split_sequences
 
     if type(policy).fit is Policy.fit:
         policy.fit(None)  # says that there is nothing to fit
@@ -60,9 +66,11 @@ def fit(
     drafter = drafter or recording.drafters[0]
     if drafter not in recording.drafters and not runs_again(recording, drafter):
         raise UserError(f"the recording has no drafter '{drafter}': it has {', '.join(recording.drafters)}")
-    split = split_sequences(recording.sequence_ids, recording.domain_index, train_share, seed)
+    texts = np.arange(len(recording.length)) if texts is None else texts
+    parts = split_sequences(recording.sequence_ids[texts], recording.domain_index[texts], train_share, seed)
+    split = Split(texts[parts.train], texts[parts.held_out])
     positions = int((recording.length[split.train] - 1).clip(min=0).sum())
-    total = int((recording.length - 1).clip(min=0).sum())
+    total = int((recording.length[texts] - 1).clip(min=0).sum())
     if not positions:
         raise UserError("the training part holds no position: record more sequences, or raise --train-share")
     progress = _Progress(total)
@@ -86,6 +94,11 @@ def fit(
 
         fitted, how["ms_per_token"] = tune(fitted, recording, drafter, split.train, cost, progress.tried)
         progress.finish()
+        if how["ms_per_token"] == float("inf"):
+            raise UserError(
+                f"{recording.folder} lacks draft nodes that {policy.spec()} wants, so that its time is unknown: draft them with "
+                f"python -m traces.record --fill {recording.folder} --policy '{policy.spec()}', or choose smaller parameters"
+            )
     return fitted, how, held_out
 
 

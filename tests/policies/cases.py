@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from policies.contract import Policy
+from policies.lookahead import GRID
 from policies.registry import all_policies, load_policy
 
 _ODDS = tuple(
     tuple(tuple(0.9 * row - 0.4 * group + 0.4 * column - 1.6 for column in range(3)) for row in range(3)) for group in range(5)
 )
+_AHEAD = tuple(tuple(round((0.6 + 0.3 * level) * (1 - u) ** 2, 4) for u in GRID) for level in range(3))
 _FITTED = (
-    "rate_=1.2, markup_=1.1, patience_=0.8, logprob_edges_=(-1.5, -0.5), entropy_edges_=(30.0, 60.0), "
+    f"markup_=1.1, patience_=0.8, ahead_={_AHEAD}, logprob_edges_=(-1.5, -0.5), entropy_edges_=(30.0, 60.0), "
     f"odds_={_ODDS}, slopes_=((-0.1, 1.5), (0.1, -0.5)), plain_ms_=2.0, verify_ms_={tuple(0.15 * n for n in range(1, 20))}"
 )
 _LEVELS = "level_ms_=" + str(tuple(tuple(0.2 + 0.15 * level + 0.05 * width for width in range(4)) for level in range(4)))
@@ -24,8 +26,8 @@ SETTINGS: dict[str, list[str]] = {
     ],
     "threshold": ["threshold(mass=0.6, probability=0.2, depth=4, top_k=3)", "threshold(mass=0.0, probability=0.0, depth=2)"],
     "goodput": [
-        f"goodput(depth=4, top_k=3, total_tokens=12, adaptive_=False, {_FITTED}, {_LEVELS})",
-        f"goodput(depth=3, top_k=4, total_tokens=20, horizon=4, adaptive_=True, {_FITTED}, {_LEVELS})",
+        f"goodput(depth=4, top_k=3, total_tokens=12, {_FITTED}, {_LEVELS})",
+        f"goodput(depth=3, top_k=4, total_tokens=20, {_FITTED}, {_LEVELS})",
     ],
     "heterospec": [
         "heterospec(total_tokens=12, depth=3, top_k=3, alpha=3, thresholds_=(2.4, 2.6, 2.8))",

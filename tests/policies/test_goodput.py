@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from policies.acceptance_table import MEMORY, RANK_EDGES, Acceptance, fit_accept
 from policies.drafting import draft
 from policies.errors import UserError
 from policies.goodput import Goodput, exact_cumsum, most_worth
+from policies.lookahead import GRID, LookAhead, fit_look_ahead
 from tests.policies.cases import SETTINGS, make
 from tests.policies.synthetic import Language, SyntheticDrafter, cycle_at, fresh
 
@@ -25,6 +26,10 @@ def chance_of(policy: Goodput, rank: int, depth: int, logprob: float, entropy: f
     return 1 / (1 + math.exp(-(policy.odds_[group][row][column] + slope[0] * depth + slope[1] * history)))
 
 
+def ahead_of(policy: Goodput, share: float) -> list[float]:
+    return [float(np.interp(min(share, 1.0), GRID, row)) for row in policy.ahead_]
+
+
 @pytest.mark.parametrize("spec", SETTINGS["goodput"])
 @pytest.mark.parametrize("history", [0.0, 0.3, -0.9])
 def test_decisions_by_loops(spec, history):
@@ -32,8 +37,8 @@ def test_decisions_by_loops(spec, history):
     cycle = cycle_at(list(range(rows)), [0] * rows)
     state = fresh(policy, cycle) | {"history": torch.full((rows,), history, dtype=torch.float64)}
     got = draft(policy, SyntheticDrafter(language, [language.truth(key, 3) for key in range(rows)]), cycle, state)
-    tree, value = got.tree, policy.markup_ * policy.rate_
-    verify, depths = (0.0, *policy.verify_ms_), set()
+    tree, verify, depths = got.tree, (0.0, *policy.verify_ms_), set()
+    price, value = verify[8] / 8, float(state["value"][0])
     for row in range(rows):
         chance, level_of = [1.0], {0: [0]}
         for node in range(1, int(tree.size[row])):
@@ -42,25 +47,89 @@ def test_decisions_by_loops(spec, history):
             own = chance_of(policy, int(tree.rank[row, node]), depth, float(tree.logprob[row, node]), entropy, history)
             chance.append(chance[parent] * own)
             level_of.setdefault(depth, []).append(node)
-        passed, planned = -math.inf, policy.plain_ms_
+        passed = -math.inf
         for depth in range(policy.depth):
             score = {node: float(tree.score[row, node]) for node in level_of.get(depth, [])}
             beam = sorted(score, key=lambda node: (-score[node], node))[: policy.top_k]
             open_ = [node for node in beam if score[node] > passed]
-            level = (0.0, *policy.level_ms_[depth])
-            gain = [value * policy.patience_ * sum(chance[n] for n in open_[:w]) - level[w] for w in range(len(open_) + 1)]
-            width = int(np.argmax(gain))
+            this, behind = (policy.level_ms_[min(depth + more, policy.depth - 1)] for more in (0, 1))
+            best, width = 0.0, 0
+            for w in range(1, len(open_) + 1):
+                for more in range(len(policy.ahead_)):
+                    worth = [value * chance[n] * ahead_of(policy, price / (value * chance[n]))[more] for n in open_[:w]]
+                    gain = policy.patience_ * sum(worth) - this[w - 1] - more * behind[w - 1]
+                    best, width = (gain, w) if gain > best + 1e-9 else (best, width)
             expanded = [node for node in beam if bool(tree.expanded[row, node])]
             assert sorted(expanded) == sorted(open_[:width])
             passed = max([passed, *(score[node] for node in beam if node not in expanded)])
-            planned += level[width]
         order = sorted(range(1, len(chance)), key=lambda node: (-np.float32(chance[node]), node))[: policy.total_tokens - 1]
         gain = [value * sum(chance[node] for node in order[:n]) - verify[n] for n in range(len(order) + 1)]
         count = int(np.argmax(gain))
         assert set(got.kept[row].nonzero()[:, 0].tolist()) == {0, *order[:count]}
-        assert float(state["planned"][row]) == pytest.approx(planned + verify[count])
         depths.add(max(level_of))
     assert len(depths) > 1 or history < 0
+
+
+def test_a_token_is_worth_what_a_cycle_takes():
+    """At the rate, the plain token and the best plan together are worth their milliseconds."""
+    policy = make(SETTINGS["goodput"][0])
+    cycle = cycle_at([0], [0])
+    rate = float(fresh(policy, cycle)["value"][0]) / policy.markup_
+    price, first, further = policy.verify_ms_[7] / 8, policy.level_ms_[0][0], policy.level_ms_[1][2]
+    gains = [rate * ahead - first - more * further for more, ahead in enumerate(ahead_of(policy, price / rate))]
+    assert max(gains) > 0 and rate + max(gains) == pytest.approx(policy.plain_ms_)
+
+
+class Machine:
+    """A cost model whose every part is a multiple of one plain token, drafting and verifying at a share of it."""
+
+    def __init__(self, plain: float, draft: float, verify: float):
+        self.plain, self.draft, self.verify = plain, draft, verify
+
+    def verify_ms(self, tokens, context, batch):
+        return self.plain + self.verify * (tokens + 0 * context * batch - 1).double()
+
+    def draft_ms(self, width, context, batch):
+        return self.draft + 0.0 * (width + context + batch).double()
+
+    catch_up_ms = draft_ms
+
+    def commit_ms(self, tokens, batch):
+        return 0.0 * (tokens + batch).double()
+
+    overhead_ms = commit_ms
+
+
+def drafted_under(cost: Machine) -> tuple[float, float]:
+    """Mean levels and kept nodes of some cycles on a machine."""
+    policy, language = make(SETTINGS["goodput"][0]), Language(3, steps=5)
+    cycle = replace(cycle_at(list(range(12)), [0] * 12), cost=cost)
+    drafter = SyntheticDrafter(language, [language.truth(key, 3) for key in range(12)])
+    got = draft(policy, drafter, cycle, fresh(policy, cycle))
+    return float((got.widths > 0).sum(1).double().mean()), float(got.kept.sum(1).double().mean()) - 1
+
+
+def test_one_fit_serves_every_machine():
+    """Prices come from the cycle's cost model; scaling all of them changes nothing."""
+    cheap, dear = drafted_under(Machine(10.0, 0.1, 0.0)), drafted_under(Machine(10.0, 0.1, 1.0))
+    assert cheap[1] > dear[1] > 0, "where verifying costs, fewer nodes are verified"
+    assert drafted_under(Machine(10.0, 1.5, 0.0))[0] < cheap[0], "where drafting costs, fewer levels are drafted"
+    assert drafted_under(Machine(10.0, 20.0, 0.0)) == (0.0, 0.0), "where it does not pay, nothing is"
+    assert drafted_under(Machine(40.0, 0.4, 4.0)) == dear
+
+
+def test_what_lies_ahead():
+    """f_m by hand: families of two children with chances 0.5 and 0.25, and of one with 0.5."""
+    columns = {"sample": [0, 0, 1], "depth": [1, 1, 1], "rank": [0, 1, 0]}
+    nodes = Nodes(**{name: np.array(value) for name, value in columns.items()}, logprob=None, entropy=None, accepted=None)
+    table = fit_look_ahead(np.array([0.5, 0.25, 0.5]), nodes, 3)
+    assert table[0][0] == pytest.approx((0.75 + 0.5) / 2) and table[0][-1] == 0
+    u = GRID[8]
+    one = ((0.5 - u) + max(0.25 - u, 0) + (0.5 - u)) / 2
+    assert table[0][8] == pytest.approx(one, abs=1e-6)
+    assert table[1][0] == pytest.approx(0.625 + 0.625 * 0.625, abs=1e-5)
+    with pytest.raises(UserError, match="write it with sim.fit"):
+        LookAhead(((0.5,),))
 
 
 def test_where_drafting_does_not_pay_it_decodes_plainly():
@@ -74,6 +143,7 @@ def test_where_drafting_does_not_pay_it_decodes_plainly():
 def test_most_worth_takes_the_least_of_equal_ones():
     chance = torch.tensor([[0.5, 0.5, 0.25], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
     ms = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    ms = ms.expand(3, -1)
     assert most_worth(torch.tensor([2.0, 2.0, 9.0], dtype=torch.float64), chance, ms).tolist() == [0, 0, 3]
     values = torch.rand(5, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     padded = torch.nn.functional.pad(values[:2], (0, 9))

@@ -151,7 +151,7 @@ def test_hedge_knows_what_lies_inside():
         object.__setattr__(spy, "played", played)
         run_cycle(spy, drafter, verifier, cycle, {})
     for played, outcome in outcomes.items():
-        accepted, known = policy._counterfactual(outcome, torch.full((rows,), played))
+        accepted, known = policy.counterfactual(outcome, cycle, torch.full((rows,), played))
         assert bool(known[:, played].all()) and bool((accepted[:, played] == outcome.accepted).all())
         for other in range(4):
             rows_known = known[:, other]

@@ -159,9 +159,10 @@ def test_fit_and_bounds_commands(recording, profile, tmp_path, monkeypatch, caps
     assert "fewest cycles possible" in capsys.readouterr().out
 
 
-def test_bad_input(recording, tmp_path, monkeypatch):
+def test_bad_input(recording, profile, tmp_path, monkeypatch):
     for command, arguments, told in (
         (fit, ["--policy", GOODPUT, "--out", tmp_path / "p.json"], "give --profile"),
+        (fit, ["--policy", "threshold", "--out", tmp_path / "p.json", "--profile", profile], "lacks draft nodes"),
         (bounds, ["--policy", "goodput"], "must be fitted first"),
         (bounds, ["--train-share", "1"], "left to score on"),
         (bounds, ["--profile", tmp_path / "none.json"], "there is no profile"),

@@ -41,6 +41,13 @@ def test_the_command(recording, tmp_path, monkeypatch, capsys):
     for title in ("By domain", "Ablation", "alpha", "Controls", "Verdict"):
         assert f"## {title}" in text
     assert "same-budget static" in text and "best static" not in text and "target calls per token" in text
+    monkeypatch.setattr("sys.argv", ["x", str(recording.folder), "--policy", SPEC, "--temperature", "0"])
+    main()
+    told = capsys.readouterr().out.partition("written to")[2]
+    assert "texts at temperature 0" in told and text.split("## By domain")[1] == told.split("## By domain")[1]
+    monkeypatch.setattr("sys.argv", ["x", str(recording.folder), "--policy", SPEC, "--temperature", "0.5"])
+    with pytest.raises(UserError, match="it holds 0"):
+        main()
     monkeypatch.setattr("sys.argv", ["x", str(recording.folder), "--policy", "eagle3"])
     with pytest.raises(UserError, match="is about heterospec"):
         main()
