@@ -114,7 +114,7 @@ def measure_pair(pair: Pair, text: Tensor, shapes: Shapes, repeats: int = 9, sec
 
     from traces.campaign import Campaign
     from traces.costs import FORMAT, VERSION, Profile
-    from traces.record import processor
+    from traces.machine import describe_machine
 
     campaign = Campaign(pair, text, shapes)
     rounds = campaign.run(repeats, seconds)
@@ -123,7 +123,7 @@ def measure_pair(pair: Pair, text: Tensor, shapes: Shapes, repeats: int = 9, sec
         "version": VERSION,
         "kind": "measured",
         "interpolation": "linear",
-        "machine": {"processor": processor(), "system": platform.system(), "threads": torch.get_num_threads()},
+        "machine": describe_machine(str(pair.model.device)) | {"system": platform.system()},
         "device": pair.description["device"],
         "dtype": pair.description["dtype"],
         "libraries": {

@@ -152,7 +152,9 @@ def manifest(args: argparse.Namespace, pair: Pair, settings: CaptureSettings, sa
     import transformers
 
     from traces.loops import REPEATS, WINDOW
+    from traces.machine import describe_machine
 
+    described = describe_machine(str(pair.model.device))  # a GPU's driver and CUDA version among it
     return {
         **pair.description,
         "envelope": {
@@ -177,7 +179,7 @@ def manifest(args: argparse.Namespace, pair: Pair, settings: CaptureSettings, sa
             "numpy": numpy.__version__,
             "pyarrow": pyarrow.__version__,
         },
-        "machine": {"processor": processor(), "threads": torch.get_num_threads()},
+        "machine": described,
         **conversation_settings(args),
     }
 
@@ -192,13 +194,6 @@ def conversation_settings(args: argparse.Namespace) -> dict[str, Any]:
     if args.system is not None:
         said["system"] = args.system if args.text else "sha256 " + hashlib.sha256(args.system.encode()).hexdigest()
     return said
-
-
-def processor() -> str:
-    """The processor's name as Linux knows it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def record_shards(
