@@ -112,7 +112,7 @@ def named_shape(name: str) -> Shape:
 
 
 TOY = Shape(
-    "toy", hidden=320, intermediate=768, layers=13, heads=8, groups=4, head_dim=64, vocabulary=6400, drafted=4352, context=2048
+    "toy", hidden=320, intermediate=1024, layers=13, heads=8, groups=4, head_dim=64, vocabulary=6400, drafted=4352, context=2048
 )
 """Large enough to hold the shipped pair, and small enough to rehearse with on a CPU."""
 

@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_refused(pair64):
 
 def test_the_shipped_pair_in_heads_of_128(shipped64):
     """All of the shipped pair's layers, in the head size and neuron ratio of LLaMA-3.1-8B at a quarter of its width."""
-    shape = Shape("quarter", 1024, 768, 16, 32, 8, 128, 6400, 4352, 2048)
+    shape = Shape("quarter", 1024, 1024, 16, 32, 8, 128, 6400, 4352, 2048)
     large = embedded_pair(shipped64, shape, torch.float64)
     assert difference(forward(shipped64).logits, forward(large).logits) < 1e-5
     heads = [
