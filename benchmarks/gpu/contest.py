@@ -66,7 +66,7 @@ def contest_pair(setting: Setting) -> Pair:
 
 def recorded(setting: Setting) -> dict[str, Any]:
     """Record the embedded pair."""
-    from benchmarks.gpu.recording import SAMPLE_COVER, covering, summary
+    from benchmarks.gpu.recording import TOY_COVER, covering, summary
     from traces.record import parser
 
     folder = setting.work / "contest"
@@ -80,7 +80,7 @@ def recorded(setting: Setting) -> dict[str, Any]:
     ]
     options += ["--temperature", "0", "--temperature", "1", "--positions", str(setting.pick(128, 16)), "--cut-loops"]
     options += ["--resume"] if (folder / "manifest.json").is_file() else []
-    cover = covering(setting.pick((), SAMPLE_COVER[1:2]))
+    cover = covering(setting.pick((), TOY_COVER))
     record_pair(contest_pair(setting), parser().parse_args(["--out", str(folder), *options, *cover]))
     return summary(folder)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.recording import TOY_COVER, covering
 from benchmarks.gpu.results import Clock, Job
 from benchmarks.gpu.setting import Setting
 from live.pair import Pair, encode_prompt
@@ -47,7 +48,7 @@ def measured(setting: Setting, pair: Pair, batch: int, seconds: float) -> dict[s
 
     clock, new = Clock(seconds), setting.pick(256, 8)
     options = ["--max-new-tokens", str(new), "--positions", str(setting.pick(256, 16)), "--no-cut-loops", "--out", "unused"]
-    options += [] if not setting.rehearse else ["--cover", "eagle3(top_k=4, depth=3)"]
+    options += covering(setting.pick((), TOY_COVER))
     asked = capture_settings(parser().parse_args(options))
     prompts = load_prompts(sample_specs()[:1], limit=batch)
     rounds: list[dict[str, float]] = []

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from benchmarks.gpu.recording import covering, record_here
+from benchmarks.gpu.recording import TOY_COVER, covering, record_here
 from benchmarks.gpu.results import Job
 from benchmarks.gpu.setting import Setting
 
@@ -26,7 +26,7 @@ def checked(setting: Setting, dtype: str) -> dict[str, Any]:
     torch.set_float32_matmul_precision("highest")  # TF32 off, which is also torch's default
     folder, report = setting.work / f"fidelity-{dtype}", setting.work / f"fidelity-{dtype}.json"
     size = ["--limit", str(setting.pick(4, 1)), "--max-new-tokens", str(setting.pick(128, 8))]
-    cover = covering(setting.pick((), ("eagle3(top_k=4, depth=3)",)))
+    cover = covering(setting.pick((), TOY_COVER))
     told = record_here(setting, dtype, folder, [*size, *cover])
     specs = setting.pick(POLICIES, ("eagle3(total_tokens=6, depth=3, top_k=4)",))
     policies = [word for spec in specs for word in ("--policy", spec)]

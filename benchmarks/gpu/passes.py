@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.results import Clock, Job
-from benchmarks.gpu.setting import Setting
+from benchmarks.gpu.setting import Setting, free_memory
 from benchmarks.gpu.shapes import Shape, random_target
 from live.graphed import GraphedModel
 
@@ -53,6 +53,9 @@ def measure(setting: Setting, shape: Shape, seconds: float) -> dict[str, Any]:
         if clock.left < 5 and done:
             left_out.append({"batch": batch, "context": context, "why": "no time left"})
             continue
+        if context + max(TOKENS) > shape.context:
+            left_out.append({"batch": batch, "context": context, "why": f"beyond the model's context of {shape.context}"})
+            continue
         if needed > free:
             left_out.append(
                 {"batch": batch, "context": context, "why": f"its cache takes {needed >> 30} GiB, {free >> 30} are free"}
@@ -60,6 +63,7 @@ def measure(setting: Setting, shape: Shape, seconds: float) -> dict[str, Any]:
             continue
         rows += timed_cell(model, batch, context, setting.pick(TOKENS, (1, 8)), setting.pick(ROUNDS, 2), clock)
         done.append((batch, context))
+        free_memory()
     return {"shape": shape.name, "layers": shape.layers, "dtype": "bfloat16", "cells": rows, "left_out": left_out}
 
 
@@ -67,10 +71,9 @@ def timed_cell(
     model: torch.nn.Module, batch: int, context: int, tokens: tuple[int, ...], rounds: int, clock: Clock
 ) -> list[dict[str, Any]]:
     """One row per number of new tokens and way of running, behind ``context`` tokens in ``batch`` rows."""
-    fixed = {graphs: GraphedModel(model, batch, context + 256, graphs=graphs) for graphs in (True, False)}
-    storage = fixed[True].cache._pools[batch]
-    storage.normal_()  # never zeros: they are multiplied faster
-    fixed[False].cache = fixed[True].cache  # one cache for both: they never run at the same time
+    fixed = {True: GraphedModel(model, batch, context + 256), False: GraphedModel(model, batch, 1, graphs=False)}
+    fixed[False].cache = fixed[True].cache  # one for both: they never run at the same time, and two might not fit
+    fixed[True].cache._pools[batch].normal_()  # never zeros: they are multiplied faster
     ways = [(True, count) for count in tokens]
     if fixed[True].graphs:  # elsewhere both are the same
         ways += [(False, count) for count in tokens if count in (1, 16, 64)]

@@ -52,8 +52,8 @@ def profiled(setting: Setting, shape: Shape, grid: Shapes, graphs: bool, seconds
     free = memory_for_cache(setting.device, pair.model)
     per_token = shape.layers * 2 * shape.groups * shape.head_dim * 2
     length = grid.text_length
-    # the text's features are kept besides, and the caches of target and plain decoding stand side by side
-    fits = [batch for batch in grid.batches if batch * length * (2 * per_token + 8 * shape.hidden) < free]
+    # side by side: caches of target, plain decoding and loop, those of smaller batches, and the text's features
+    fits = [batch for batch in grid.batches if batch * length * (4 * per_token + 8 * shape.hidden) < free]
     left_out = sorted(set(grid.batches) - set(fits))
     grid = replace(grid, batches=tuple(fits))
     rows = running_tokens(setting, max(grid.batches), length)

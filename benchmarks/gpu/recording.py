@@ -19,8 +19,10 @@ from policies.errors import UserError
 
 CHUNK = 8
 """Prompts of each domain in a chunk; 48 are shipped, five chunks make forty."""
-SAMPLE_COVER = ("eagle3(top_k=10, depth=8)", "eagle3(top_k=4, depth=8)", "chain(k=24)")
-"""Of the sample: what most policies draft, in about a third of the default cover's room."""
+SAMPLE_COVER = ("eagle3", "chain(k=8)")
+"""Of the sample, with the EAGLE-3 head alone: the published tree in a third of the default cover's room, some 4 KB a position."""
+TOY_COVER = ("eagle3(top_k=4, depth=3)",)
+"""Of rehearsals."""
 POLICIES = ("chain(k=3)", "eagle3", "eagle3(total_tokens=24, depth=5)")
 DTYPES = ("float32", "bfloat16")
 
@@ -38,7 +40,9 @@ def sample(setting: Setting, dtype: str, seconds: float) -> dict[str, Any]:
     folder = setting.work / f"sample-{dtype}"
     # 5 domains x 2 temperatures x 3 prompts x 256 tokens, less what ends early or falls into a loop
     size = ["--limit", str(setting.pick(3, 1)), "--max-new-tokens", str(setting.pick(256, 10))]
-    told = record_here(setting, dtype, folder, [*size, *covering(setting.pick(SAMPLE_COVER, SAMPLE_COVER[1:2]))])
+    told = record_here(
+        setting, dtype, folder, [*size, *covering(setting.pick(SAMPLE_COVER, TOY_COVER)), "--draft", "reference/eagle3"]
+    )
     packed = setting.out / f"sample-{dtype}.tar"
     with tarfile.open(packed, "w") as tar:
         for file in sorted(folder.glob("*.*")):
@@ -66,7 +70,7 @@ def record_chunk(setting: Setting, dtype: str, chunk: int) -> dict[str, Any]:
     count = setting.pick(CHUNK, 1)
     prompts = [f"{domain}={file}" for domain, file in chunk_of_prompts(setting.work / f"prompts-{chunk}", chunk, count).items()]
     size = ["--max-new-tokens", str(setting.pick(256, 12)), "--limit", str(count)]
-    cover = covering(setting.pick((), SAMPLE_COVER[1:2]))
+    cover = covering(setting.pick((), TOY_COVER))
     return record_here(setting, dtype, setting.work / f"{dtype}-{chunk}", ["--prompts", *prompts, *size, *cover])
 
 

@@ -70,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_stage(stage: str, setting: Setting, results: Results, clock: Clock) -> int:
     """Run what is not done yet and fits into the time that is left; how many jobs failed."""
+    from benchmarks.gpu.setting import free_memory
+
     failed = 0
     for job in importlib.import_module(f"benchmarks.gpu.{stage}").jobs(setting):
         if results.has(job.name):
@@ -90,17 +92,6 @@ def run_stage(stage: str, setting: Setting, results: Results, clock: Clock) -> i
         results.keep(job.name, result | {"seconds": round(took, 1)})
         say(f"{stage}: {job.name} {result.get('error', 'done')} ({took:.1f} s, {clock.left:.0f} left)")
     return failed
-
-
-def free_memory() -> None:
-    """Give back what the job held, so that the next one finds the GPU empty."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def say(line: str) -> None:

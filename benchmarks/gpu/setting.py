@@ -77,3 +77,14 @@ class Setting:
             "libraries": {"python": platform.python_version()} | {module.__name__: module.__version__ for module in modules},
             "tf32": torch.backends.cuda.matmul.allow_tf32,
         }
+
+
+def free_memory() -> None:
+    """Give back what is no longer used, so that what comes next finds the GPU empty."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
