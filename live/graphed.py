@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,6 @@ from transformers import PreTrainedModel
 
 from live.cache import TreeCache, TreeLayer
 from live.model import CachedModel, Output
-from live.pair import Pair
 from policies.errors import UserError
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
@@ -28,6 +28,9 @@ _ALIGNED = 64
 """Capacities are multiples of this: masks of odd widths send attention to a slower kernel."""
 _WARM_UP = 3
 """Plain calls before a capture: libraries choose and allocate in them what must not change later."""
+
+
+Result = TypeVar("Result")
 
 
 class StaticLayer(TreeLayer):
@@ -205,32 +208,21 @@ class _Fixed:
     def _capture(self) -> None:
         """Record the forward's kernels. Its outputs share memory with those of the model's other graphs: they are read at once."""
         run = partial(CachedModel.run, self.owner)  # no timer around it: waiting for the device would end the capture
-        aside = torch.cuda.Stream(self.owner.device)
-        aside.wait_stream(torch.cuda.current_stream(self.owner.device))
-        with torch.cuda.stream(aside):
-            for _ in range(_WARM_UP):
-                self._compute(run)
-        torch.cuda.current_stream(self.owner.device).wait_stream(aside)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=self.owner._memory):
-            self.output = self._compute(run)
+        self.graph, self.output = record(lambda: self._compute(run), self.owner.device, self.owner._memory)
 
 
-class GraphedPair(Pair):
-    """A pair whose targets run in fixed shapes."""
+def record(compute: Callable[[], Result], device: torch.device, memory: tuple[int, int]) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """A CUDA graph of ``compute``, which reads and writes tensors at fixed addresses, and where its result will stand.
 
-    capacity = 2048
-    graphs = True
-
-    def target(self, rows: int = 1) -> CachedModel:
-        return GraphedModel(self.model, rows, self.capacity, self.captured, self.graphs)
-
-    def plain(self, rows: int = 1) -> CachedModel:
-        return GraphedModel(self.model, rows, self.capacity, (), self.graphs)
-
-
-def graphed(pair: Pair, capacity: int = 2048, graphs: bool = True) -> GraphedPair:
-    """The same pair, its targets in fixed shapes with ``capacity`` slots per row."""
-    made = GraphedPair(pair.model, pair.tokenizer, pair.networks, pair.captured, pair.description)
-    made.capacity, made.graphs = capacity, graphs
-    return made
+    :param memory: of :func:`torch.cuda.graph_pool_handle`, shared by graphs whose results are read before the next replay.
+    """
+    aside = torch.cuda.Stream(device)
+    aside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(aside):
+        for _ in range(_WARM_UP):
+            compute()
+    torch.cuda.current_stream(device).wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=memory):
+        result = compute()
+    return graph, result

@@ -24,7 +24,7 @@ from benchmarks.gpu.contest_live import across_domains, capacity_for, decode_liv
 from benchmarks.gpu.embedding import embedded_pair
 from benchmarks.gpu.results import Job
 from benchmarks.gpu.setting import Setting
-from live.graphed import graphed
+from live.graphed_pair import graphed
 from live.pair import Pair
 from policies.contract import Policy
 from policies.errors import UserError

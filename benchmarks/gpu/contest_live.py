@@ -11,7 +11,7 @@ import torch
 from benchmarks.gpu.results import Clock
 from live.decode import SpeculativeDecoder
 from live.decoding_plain import plain_decode
-from live.graphed import graphed
+from live.graphed_pair import graphed
 from live.model import CachedModel
 from live.pair import Pair
 from policies.contract import Policy, Sampling
@@ -79,8 +79,8 @@ def contenders(pair: Pair, policies: dict[str, Policy], recording: Recording, co
     fast, eager = fixed.target(batch), pair.target(batch)
     limit = recording.manifest["context_limit"]
 
-    def speculative(policy: Policy, target: CachedModel) -> Any:
-        decoder = SpeculativeDecoder(target, pair.draft("eagle3"), policy, pair.end_tokens, cost, limit)
+    def speculative(policy: Policy, own: Pair, target: CachedModel) -> Any:
+        decoder = SpeculativeDecoder(target, own.draft("eagle3"), policy, pair.end_tokens, cost, limit)
 
         def run(group: list[int]) -> dict[str, Any]:
             done = decoder.generate(
@@ -109,10 +109,10 @@ def contenders(pair: Pair, policies: dict[str, Policy], recording: Recording, co
 
         return run
 
-    found = {name: speculative(policy, fast) for name, policy in policies.items()}
+    found = {name: speculative(policy, fixed, fast) for name, policy in policies.items()}
     for name in ("eagle3", "heterospec"):
         if name in policies:
-            found[f"{name}, no graphs"] = speculative(policies[name], eager)
+            found[f"{name}, no graphs"] = speculative(policies[name], pair, eager)
     return found | {"plain": plain(fixed.plain(batch)), "plain, no graphs": plain(pair.plain(batch))}
 
 

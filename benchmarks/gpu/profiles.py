@@ -18,7 +18,7 @@ from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.shapes import Shape, random_head, random_target
 from live.eagle3 import captured_layers
 from live.eagle_network import EagleNetwork
-from live.graphed import graphed
+from live.graphed_pair import graphed
 from live.pair import Pair, device_name
 from traces.campaign import Shapes
 

@@ -7,7 +7,9 @@ import torch
 
 from live.decode import SpeculativeDecoder
 from live.decoding_plain import plain_decode
-from live.graphed import GraphedModel, StaticTreeCache, graphed
+from live.graphed import GraphedModel, StaticTreeCache
+from live.graphed_eagle import SLOTS, GraphedEagle
+from live.graphed_pair import graphed
 from live.model import CachedModel
 from live.sampling import GREEDY
 from policies.contract import Sampling
@@ -30,6 +32,46 @@ def decoded(pair, spec: str, limits, sampling=GREEDY):
 def test_the_same_cycles(pair64, spec):
     limits = [9, 24, 16]  # texts end one after the other, so the batch shrinks
     assert decoded(graphed(pair64, 128), spec, limits) == decoded(pair64, spec, limits)
+
+
+def test_the_fixed_head_answers_as_the_other(pair64):
+    """Fixed head and ordinary head side by side: a catch-up, two levels with padding, rows that leave, a second cycle."""
+    answers = []
+    for network in (pair64.networks["eagle3"], GraphedEagle(pair64.networks["eagle3"].head, "eagle3", 64)):
+        draw = torch.Generator().manual_seed(1)
+
+        def features(rows: int, count: int, draw=draw) -> torch.Tensor:
+            return torch.randn(rows, count, 96, generator=draw, dtype=torch.float64)
+
+        network.reset(3)
+        counts = torch.tensor([7, 5, 6])
+        source = network.advance(torch.arange(21).reshape(3, 7), features(3, 7), counts)
+        for round_ in range(2):
+            found = [network.open(source, counts, 3)]
+            found.append(network.grow(torch.zeros_like(found[0].index), found[0].index, 3))
+            token = found[1].index[:, :, 0].clone()
+            token[0, 2] = -1
+            found.append(network.grow(torch.tensor([[1, 2, 0]]).expand(len(token), -1), token, 2))
+            answers.append(found)
+            if not round_:
+                kept = torch.tensor([2, 0])
+                network.gather_rows(kept)
+                caught = torch.tensor([3, 1])
+                counts = counts[kept] + caught
+                source = network.advance(torch.arange(6).reshape(2, 3), features(2, 3), caught)
+    for ordinary, fixed in zip(answers[:2], answers[2:], strict=True):
+        for one, other in zip(ordinary, fixed, strict=True):
+            real = one.logprob.isfinite()
+            assert torch.equal(one.index[real], other.index[real])
+            assert torch.allclose(one.logprob, other.logprob, atol=1e-6) and torch.allclose(one.entropy, other.entropy, atol=1e-6)
+
+
+def test_a_draft_tree_without_end_is_a_crash_that_decoding_survives(pair64):
+    pair = graphed(pair64, 512)
+    spec = "eagle3(total_tokens=8, depth=30, top_k=10)"
+    decoder = SpeculativeDecoder(pair.target(), pair.draft("eagle3"), load_policy(spec), pair.end_tokens, context_limit=256)
+    done = decoder.generate(PROMPTS[:1], 6)
+    assert str(SLOTS) in done.draft_error and len(done.tokens[0]) == 6
 
 
 def test_the_same_sampled_text(pair64):
