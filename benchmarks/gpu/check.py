@@ -20,6 +20,7 @@ from traces.prompts import load_prompts, sample_specs
 def jobs(setting: Setting) -> list[Job]:
     return [
         Job("embedding in float64", lambda _: float64_embedding(setting), 10, 60),
+        Job("graphs on the small pair", lambda _: graphed_decoding(setting), 15, 90),
         Job("embedding at true size", lambda _: true_embedding(setting), 30, 120),
     ]
 
@@ -103,3 +104,26 @@ def graphs_against_calls(pair: Pair, text: list[int]) -> dict[str, Any]:
         "graph_largest_difference_nats": float((found[0] - found[1]).abs().max()),
         "graph_same_argmax": float((found[0].argmax(-1) == found[1].argmax(-1)).double().mean()),
     }
+
+
+def graphed_decoding(setting: Setting) -> dict[str, Any]:
+    """EAGLE-3 decoding of the small pair in float32, ordinary and in fixed shapes, alone and as a batch whose texts end one after
+    the other: tokens and cycles must be the same, or a graph was captured wrongly."""
+    from live.decode import SpeculativeDecoder
+    from live.graphed_pair import graphed
+    from policies.registry import load_policy
+
+    pair = setting.small_pair("float32", ("reference/eagle3",))
+    prompts = [encode_prompt(pair.tokenizer, prompt.messages) for prompt in load_prompts(sample_specs()[:4], limit=1)]
+    limits = [setting.pick(96, 8) - 2 * row for row in range(len(prompts))]
+    capacity = max(map(len, prompts)) + max(limits) + 256
+    told: dict[str, list] = {}
+    for name, own in (("calls", pair), ("fixed shapes", graphed(pair, capacity))):
+        decoder = SpeculativeDecoder(own.target(), own.draft("eagle3"), load_policy("eagle3"), pair.end_tokens)
+        found = [decoder.generate(prompts, limits)]
+        found += [decoder.generate([prompt], limits[0]) for prompt in prompts[:2]]
+        if errors := [done.draft_error for done in found if done.draft_error]:
+            raise RuntimeError(errors[0])
+        told[name] = [(tokens, cycles) for done in found for tokens, cycles in zip(done.tokens, done.cycles, strict=True)]
+    same = [one == other for one, other in zip(told["calls"], told["fixed shapes"], strict=True)]
+    return {"texts": len(same), "identical": sum(same), "captured": pair.model.device.type == "cuda"}

@@ -119,7 +119,7 @@ def profiled(setting: Setting, seconds: float) -> dict[str, Any]:
     grid = Shapes(
         (1, 2, 4, 8, 16, 24, 32, 48, 64, 96), (1, 2, 4, 8, 10, 16), (64, 320, 768), BATCHES, (0, 1, 2, 4, 9), (1, 2, 4, 9)
     )
-    grid = setting.pick(grid, Shapes((1, 8, 16), (1, 4), (48, 64), (1, 2), (0, 2), (1, 2)))
+    grid = setting.pick(grid, Shapes((1, 8), (1, 4), (48,), (1, 2), (0, 2), (1, 2)))
     pair = graphed(contest_pair(setting), capacity_for(opened(setting)) if setting.rehearse else 1280)
     profile = measure_pair(pair, running_text(pair, max(grid.batches), grid.text_length), grid, setting.pick(9, 1), 0.8 * seconds)
     profile.content["method"]["cuda_graphs"] = pair.model.device.type == "cuda"

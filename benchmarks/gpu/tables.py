@@ -25,7 +25,7 @@ def cell(value: Any) -> str:
 
 def check_section(jobs: Jobs) -> list[str]:
     keys = ("shape", "places", "largest_difference_nats", "same_argmax", "mean_kl_nats", "head_same_argmax")
-    rows = [[name, *(job.get(key) for key in keys)] for name, job in jobs.items()]
+    rows = [[name, *(job.get(key) for key in keys)] for name, job in jobs.items() if "places" in job]
     header = [
         "embedded against small",
         "shape",
@@ -37,6 +37,11 @@ def check_section(jobs: Jobs) -> list[str]:
     ]
     parts = [markdown(header, rows)]
     for job in jobs.values():
+        if "identical" in job:
+            how = "captured as graphs" if job["captured"] else "without a GPU, so without graphs"
+            parts.append(
+                f"Small pair in float32, fixed shapes {how}: {job['identical']} of {job['texts']} texts the same, cycle for cycle."
+            )
         if "graph_same_argmax" in job:
             kind = "CUDA graphs" if job["graphs"] else "fixed shapes (no GPU, no graphs)"
             parts.append(

@@ -7,12 +7,15 @@ import torch
 
 from live.decode import SpeculativeDecoder
 from live.decoding_plain import plain_decode
+from live.graphed_pair import graphed
 from policies.contract import Sampling
 from policies.registry import load_policy
 from tests.live.host_watch import HostWatch
 from tests.policies.cases import make, settings
+from traces.analytic import analytic_profile
 
 PROMPTS = [[5, 17, 40, 3, 77], [90, 12, 12, 61, 8, 30, 2]]
+COST = analytic_profile("h100", "llama-3.1-8b").cost("eagle3")
 SAMPLINGS = (Sampling(), Sampling(temperature=1.0, top_p=0.9, top_k=40, repetition_penalty=1.1, seed=3))
 
 
@@ -42,12 +45,15 @@ def first_settings() -> list[str]:
 
 @pytest.mark.parametrize("drafter", ["eagle3", "draft"])
 def test_decoding_with_every_policy(pair64, drafter):
+    """The head in fixed shapes (live/graphed.py) and the draft model as it is."""
     specs = first_settings() if drafter == "eagle3" else ["eagle3", "chain(k=3)"]
     faults = {}
     for spec in specs:
-        decoder = SpeculativeDecoder(pair64.target(), pair64.draft(drafter), make(spec), pair64.end_tokens, context_limit=128)
+        pair, policy = (pair64 if drafter == "draft" else graphed(pair64, 256)), make(spec)
+        decoder = SpeculativeDecoder(pair.target(), pair.draft(drafter), policy, pair.end_tokens, COST, context_limit=128)
         with HostWatch() as watch:
-            decoder.generate(PROMPTS, 6, sampling=SAMPLINGS[1])
+            done = decoder.generate(PROMPTS, 6, sampling=SAMPLINGS[1])
+        assert not done.draft_error
         if watch.faults:
             faults[spec] = sorted(watch.faults)
     assert not faults
