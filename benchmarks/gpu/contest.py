@@ -70,14 +70,8 @@ def recorded(setting: Setting) -> dict[str, Any]:
     from traces.record import parser
 
     folder = setting.work / "contest"
-    options = [
-        "--limit",
-        str(setting.pick(6, 2)),
-        "--max-new-tokens",
-        str(setting.pick(128, 8)),
-        "--batch",
-        str(setting.pick(6, 2)),
-    ]
+    limit, new, batch = setting.pick(("8", "128", "8"), ("2", "6", "2"))
+    options = ["--limit", limit, "--max-new-tokens", new, "--batch", batch]
     options += ["--temperature", "0", "--temperature", "1", "--positions", str(setting.pick(128, 16)), "--cut-loops"]
     options += ["--resume"] if (folder / "manifest.json").is_file() else []
     cover = covering(setting.pick((), TOY_COVER))

@@ -100,7 +100,7 @@ def contenders(pair: Pair, policies: dict[str, Policy], recording: Recording, co
             target.reset(len(group))
             with torch.inference_mode():
                 said = plain_decode(
-                    target, prompts, max(limits), pair.end_tokens, lambda *_: clock.append(time.perf_counter()),
+                    target, prompts, limits, pair.end_tokens, lambda *_: clock.append(time.perf_counter()),
                     sampled(recording, group), [int(recording.sequence_ids[text]) for text in group],
                 )  # fmt: skip
             first = clock[len(group) - 1]  # by then prefill has given every row its first token

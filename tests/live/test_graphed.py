@@ -81,7 +81,9 @@ def test_the_same_sampled_text(pair64):
 
 def test_plain_decoding(pair64):
     fixed = GraphedModel(pair64.model, 3, 128)
-    assert plain_decode(fixed, PROMPTS, 16, (8,)) == plain_decode(CachedModel(pair64.model), PROMPTS, 16, (8,))
+    assert plain_decode(fixed, PROMPTS, 16, (8,)) == (whole := plain_decode(CachedModel(pair64.model), PROMPTS, 16, (8,)))
+    limited = plain_decode(fixed, PROMPTS, [3, 16, 7], (8,))
+    assert limited == [text[:limit] for text, limit in zip(whole, (3, 16, 7), strict=True)]
 
 
 def test_numbers_are_the_same_to_the_last_bits(pair64):
