@@ -98,7 +98,7 @@ def test_figures_of_the_contest():
     assert low <= speed <= high and speed == pytest.approx(2003 / 803)
     told = "\n".join(bars(LIVE))
     assert "met: EAGLE-3 2.49x plain decoding, 0.6 x tau is 2.40" in told and "NOT MET: EAGLE-3" not in told
-    assert "met: goodput 1.0" in told and "times as fast as best static" in told
+    assert "met: goodput 1.100" in told and "times as fast as best static" in told
     assert "met: prediction of eagle3 off by +2.1%" in told and "NOT MET: prediction of goodput" in told
     rows = live_table(LIVE).splitlines()
     assert rows[4].startswith("| goodput | 3.333 |") and "1.00x" in rows[-1]
