@@ -2,7 +2,7 @@
 
 A stage is a list of jobs; each job's result is written when it is done, and the same command goes on where the last one
 stopped. A job starts only if what it needs is left of the budget. Nothing of the GPU's settings is touched.
-``--rehearse`` runs everything on the CPU at toy size in about two minutes: its numbers mean nothing, and say so.
+``--rehearse`` runs everything on the CPU at toy size in a few minutes: its numbers mean nothing, and say so.
 """
 
 from __future__ import annotations
