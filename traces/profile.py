@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from policies.errors import UserError, run_command
+from traces.machine import describe_machine
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,7 +115,7 @@ def measure_pair(pair: Pair, text: Tensor, shapes: Shapes, repeats: int = 9, sec
 
     from traces.campaign import Campaign
     from traces.costs import FORMAT, VERSION, Profile
-    from traces.machine import describe_machine
+    from traces.record import processor
 
     campaign = Campaign(pair, text, shapes)
     rounds = campaign.run(repeats, seconds)
@@ -123,7 +124,7 @@ def measure_pair(pair: Pair, text: Tensor, shapes: Shapes, repeats: int = 9, sec
         "version": VERSION,
         "kind": "measured",
         "interpolation": "linear",
-        "machine": describe_machine(str(pair.model.device)) | {"system": platform.system()},
+        "machine": {"processor": processor(), "system": platform.system()} | describe_machine(str(pair.model.device)),
         "device": pair.description["device"],
         "dtype": pair.description["dtype"],
         "libraries": {

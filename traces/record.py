@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from live.options import add_sampling_options
 from policies.errors import UserError, run_command
+from traces.machine import describe_machine
+from traces.machine import processor as processor  # for traces.profile
 
 if TYPE_CHECKING:
     from live.pair import Pair
@@ -152,9 +154,7 @@ def manifest(args: argparse.Namespace, pair: Pair, settings: CaptureSettings, sa
     import transformers
 
     from traces.loops import REPEATS, WINDOW
-    from traces.machine import describe_machine
 
-    described = describe_machine(str(pair.model.device))  # a GPU's driver and CUDA version among it
     return {
         **pair.description,
         "envelope": {
@@ -179,7 +179,7 @@ def manifest(args: argparse.Namespace, pair: Pair, settings: CaptureSettings, sa
             "numpy": numpy.__version__,
             "pyarrow": pyarrow.__version__,
         },
-        "machine": described,
+        "machine": describe_machine(str(pair.model.device)),  # of a GPU its driver and CUDA version, too
         **conversation_settings(args),
     }
 
