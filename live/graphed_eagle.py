@@ -1,8 +1,9 @@
 """The EAGLE-3 head in fixed shapes, so that a GPU replays catch-ups and draft levels as CUDA graphs (see live/graphed.py).
 
-For live decoding of requests that begin together: one tree per row. A row's cells lie in one buffer [R, kv heads, capacity + SLOTS, d]: the committed ones from
-the left, and the cell of tree slot s at capacity + s. Attention looks at the whole buffer under a mask. Frontier widths and
-numbers of tokens to catch up on are rounded up; what is computed beyond them is written over by what comes next.
+For live decoding of requests that begin together: one tree per row, and no row joins later. A row's cells lie in one buffer
+[R, kv heads, capacity + SLOTS, d]: the committed ones from the left, and the cell of tree slot s at capacity + s. Attention looks
+at the whole buffer under a mask. Frontier widths and numbers of tokens to catch up on are rounded up; what is computed beyond
+them is written over by what comes next.
 """
 
 from __future__ import annotations
