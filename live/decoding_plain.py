@@ -17,7 +17,7 @@ from policies.errors import UserError
 def plain_decode(
     model: CachedModel,
     prompts: list[list[int]],
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     eos_ids: Sequence[int],
     on_token: Callable[[int, int], None] | None = None,
     sampling: Sampling = GREEDY,
@@ -28,7 +28,7 @@ def plain_decode(
 
     :param model: its cache is reset to one row per prompt.
     :param prompts: token ids; none may be empty.
-    :param max_new_tokens: at most so many per prompt.
+    :param max_new_tokens: at most so many per prompt, or a limit for each.
     :param eos_ids: a row stops after one of these, which is part of its text.
     :param on_token: called with (prompt index, token) as tokens come.
     :param sampling: how tokens are chosen.
@@ -37,7 +37,8 @@ def plain_decode(
     :raises UserError: when a text would exceed the model's context, and for logits that are not numbers without ``on_nan``.
     """
     texts: list[list[int]] = [[] for _ in prompts]
-    if not prompts or max_new_tokens < 1:
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    if not prompts or min(limits) < 1:
         return texts
     if any(not prompt for prompt in prompts):
         raise ValueError("a prompt has no tokens")
@@ -50,7 +51,7 @@ def plain_decode(
     active = list(range(len(prompts)))  # prompt index of each row
     logits = model.prefill(padded, counts, logits="last").logits
     sampler = Sampler(sampling, numbers, padded, counts, logits.shape[-1])
-    for position in range(max_new_tokens):
+    for position in range(max(limits)):
         chosen = sampler.choose(logits, torch.full_like(numbers, position)[:, None])[:, 0]
         sampler.commit(chosen[:, None], torch.ones_like(chosen))
         staying = []
@@ -62,7 +63,7 @@ def plain_decode(
             texts[prompt].append(token)
             if on_token is not None:
                 on_token(prompt, token)
-            if token not in stop and position + 1 < max_new_tokens:
+            if token not in stop and position + 1 < limits[prompt]:
                 staying.append(row)
         if not staying:
             break

@@ -49,6 +49,10 @@ class Pair:
         """The target with a cache of its own."""
         return CachedModel(self.model, rows, layers_to_capture=self.captured)
 
+    def plain(self, rows: int = 1) -> CachedModel:
+        """The target as plain decoding uses it: nothing is captured."""
+        return CachedModel(self.model, rows)
+
     def draft(self, name: str) -> DraftNetwork | Rule:
         """What drafts under a name: a network of this pair, or a training-free rule with its parameters."""
         return self.networks[name] if name in self.networks else load_rule(name)

@@ -139,7 +139,7 @@ class Campaign:
         features = model.prefill(text, logits="none").captured
         target = TargetStage(model, text, pair.end_tokens)
         drafts = {name: DraftStage(network, text, features) for name, network in pair.networks.items()}
-        plain = CachedModel(pair.model, batch)
+        plain = pair.plain(batch)
         groups = []
         for context in shapes.contexts:
             place = (context, batch)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from policies.errors import UserError, run_command
+from traces.machine import describe_machine
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,7 +124,7 @@ def measure_pair(pair: Pair, text: Tensor, shapes: Shapes, repeats: int = 9, sec
         "version": VERSION,
         "kind": "measured",
         "interpolation": "linear",
-        "machine": {"processor": processor(), "system": platform.system(), "threads": torch.get_num_threads()},
+        "machine": {"processor": processor(), "system": platform.system()} | describe_machine(str(pair.model.device)),
         "device": pair.description["device"],
         "dtype": pair.description["dtype"],
         "libraries": {

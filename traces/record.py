@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from live.options import add_sampling_options
 from policies.errors import UserError, run_command
+from traces.machine import describe_machine
+from traces.machine import processor as processor  # for traces.profile
 
 if TYPE_CHECKING:
     from live.pair import Pair
@@ -177,7 +179,7 @@ def manifest(args: argparse.Namespace, pair: Pair, settings: CaptureSettings, sa
             "numpy": numpy.__version__,
             "pyarrow": pyarrow.__version__,
         },
-        "machine": {"processor": processor(), "threads": torch.get_num_threads()},
+        "machine": describe_machine(str(pair.model.device)),  # of a GPU its driver and CUDA version, too
         **conversation_settings(args),
     }
 
@@ -192,13 +194,6 @@ def conversation_settings(args: argparse.Namespace) -> dict[str, Any]:
     if args.system is not None:
         said["system"] = args.system if args.text else "sha256 " + hashlib.sha256(args.system.encode()).hexdigest()
     return said
-
-
-def processor() -> str:
-    """The processor's name as Linux knows it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def record_shards(

@@ -1,0 +1,229 @@
+"""Policies against each other at true cost: the shipped pair's text at LLaMA-3.1-8B's price, live on this device.
+
+    recording   the embedded pair records itself in bfloat16, greedy and at temperature 1
+    profile     what its parts cost here, in fixed shapes (CUDA graphs on a GPU)
+    fitted      HeteroSpec and goodput learn, and the best static setting is chosen, on half of the texts
+    live        all of them decode the other half, in turns, beside plain decoding: batch 1, 4, 16; temperature 0 and 1
+    breakdown   where the time of their cycles goes
+    random      the same forwards with all weights random: what the embedded pair's many zero activations save
+
+Predictions are replays of the very texts that are decoded, priced with the profile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from benchmarks.gpu.contest_live import across_domains, capacity_for, decode_live
+from benchmarks.gpu.embedding import embedded_pair
+from benchmarks.gpu.results import Job
+from benchmarks.gpu.setting import Setting
+from live.graphed_pair import graphed
+from live.pair import Pair
+from policies.contract import Policy
+from policies.errors import UserError
+from policies.registry import load_policy
+
+if TYPE_CHECKING:
+    from traces.costs import CostModel
+    from traces.recording import Recording
+
+OPPONENTS = ("chain(k=3)", "eagle3", "talon", "opt_tree")
+FITTED = ("heterospec", "goodput")
+BATCHES, TEMPERATURES = (1, 4, 16), (0.0, 1.0)
+SEED, SHARE = 0, 0.5
+"""Of the split into texts to learn from and texts to decode; as sim.fit draws it."""
+
+
+def jobs(setting: Setting) -> list[Job]:
+    found = [
+        Job("recording", lambda left: recorded(setting), 100, 240),
+        Job("profile", lambda left: profiled(setting, left), 60, 130),
+        Job("fitted", lambda left: fitted(setting), 30, 150),
+    ]
+    for batch in setting.pick(BATCHES, (1, 2)):
+        for heat in TEMPERATURES:
+            name = f"live, batch {batch}, temperature {heat:g}"
+            found.append(Job(name, lambda left, b=batch, t=heat: live(setting, b, t, left), 40, 110))
+    found.append(Job("breakdown", lambda left: breakdown(setting), 30, 90))
+    return [*found, Job("random", lambda left: against_random(setting), 25, 60)]
+
+
+# ---- preparations ----------------------------------------------------------------------------------------------------
+
+
+def contest_pair(setting: Setting) -> Pair:
+    """The embedded pair in bfloat16; made anew by every job, which takes seconds where it is to run."""
+    small = setting.small_pair("float32", ("reference/eagle3",))
+    return embedded_pair(small, setting.true_shape, torch.bfloat16, setting.device)
+
+
+def recorded(setting: Setting) -> dict[str, Any]:
+    """Record the embedded pair."""
+    from benchmarks.gpu.recording import TOY_COVER, covering, summary
+    from traces.record import parser
+
+    folder = setting.work / "contest"
+    limit, new, batch = setting.pick(("8", "128", "8"), ("2", "6", "2"))
+    options = ["--limit", limit, "--max-new-tokens", new, "--batch", batch]
+    options += ["--temperature", "0", "--temperature", "1", "--positions", str(setting.pick(128, 16)), "--cut-loops"]
+    options += ["--resume"] if (folder / "manifest.json").is_file() else []
+    cover = covering(setting.pick((), TOY_COVER))
+    record_pair(contest_pair(setting), parser().parse_args(["--out", str(folder), *options, *cover]))
+    return summary(folder)
+
+
+def record_pair(pair: Pair, args: argparse.Namespace) -> None:
+    """``traces.record`` with a pair that is in memory instead of on disk."""
+    from live.options import sampling_of
+    from traces.plan import shard_plan, turns_of
+    from traces.prompts import load_prompts, sample_specs
+    from traces.record import capture_settings, manifest, record_shards
+    from traces.writer import RecordingWriter
+
+    samplings = [sampling_of(args, heat) for heat in args.temperature]
+    settings = capture_settings(args)
+    turns = turns_of(load_prompts(sample_specs(), limit=args.limit), len(samplings))
+    about = manifest(args, pair, settings, samplings)
+    writer = RecordingWriter.create(args.out, about, shard_plan(turns, args.batch), resume=args.resume)
+    record_shards(writer, pair, turns, samplings, settings, args)
+    writer.finish()
+
+
+def opened(setting: Setting) -> Recording:
+    from traces.recording import open_recording
+
+    folder = setting.work / "contest"
+    if not (folder / "manifest.json").is_file():
+        raise UserError("the contest's recording is not on this machine: remove contest.json and run --stage contest again")
+    return open_recording(folder)
+
+
+def profiled(setting: Setting, seconds: float) -> dict[str, Any]:
+    """The embedded pair's profile in fixed shapes."""
+    from traces.campaign import Shapes
+    from traces.profile import measure_pair, running_text
+
+    grid = Shapes(
+        (1, 2, 4, 8, 16, 24, 32, 48, 64, 96), (1, 2, 4, 8, 10, 16), (64, 320, 768), BATCHES, (0, 1, 2, 4, 9), (1, 2, 4, 9)
+    )
+    grid = setting.pick(grid, Shapes((1, 8), (1, 4), (48,), (1, 2), (0, 2), (1, 2)))
+    pair = graphed(contest_pair(setting), capacity_for(opened(setting)) if setting.rehearse else 1280)
+    profile = measure_pair(pair, running_text(pair, max(grid.batches), grid.text_length), grid, setting.pick(9, 1), 0.8 * seconds)
+    profile.content["method"]["cuda_graphs"] = pair.model.device.type == "cuda"
+    profile.save(setting.work / "contest-profile.json")
+    return {"profile": profile.content}
+
+
+def cost_of(setting: Setting) -> CostModel:
+    from traces.costs import load_profile
+
+    return load_profile(setting.work / "contest-profile.json").cost("eagle3")
+
+
+def fitted(setting: Setting) -> dict[str, Any]:
+    """Learn on the training texts; the best static setting among fixed chains and EAGLE-3's grid, by predicted time."""
+    from sim.fit import fit
+    from sim.static_search import best_static
+    from sim.trial import Trials
+
+    recording, cost = opened(setting), cost_of(setting)
+    train, _ = split(recording)
+    found: dict[str, Any] = {}
+    if setting.rehearse:
+        found["best static"] = load_policy("eagle3(total_tokens=6, depth=3, top_k=4)").to_json()
+    else:
+        from sim.setting import Setting as Circumstances
+
+        trials = Trials(recording, Circumstances("eagle3"), cost, torch.tensor(train))
+        best = best_static(trials)
+        found["best static"] = best.policy.to_json() | {"predicted_ms_per_token": best.ms_per_token}
+    for name in setting.pick(FITTED, ()):
+        policy, how, _ = fit(recording, load_policy(name), train_share=SHARE, seed=SEED, drafter="eagle3", cost=cost)
+        found[name] = policy.to_json() | {"fit": how}
+    for name, content in found.items():
+        (setting.work / f"contest-{name.replace(' ', '-')}.json").write_text(json.dumps(content))
+    return {"policies": found}
+
+
+def split(recording: Recording) -> tuple[list[int], list[int]]:
+    """Texts to learn from and texts to decode."""
+    from sim.split import split_sequences
+
+    parts = split_sequences(recording.sequence_ids, recording.domain_index, SHARE, SEED)
+    return list(map(int, parts.train)), list(map(int, parts.held_out))
+
+
+def entrants(setting: Setting) -> dict[str, Policy]:
+    """Everyone who drafts, by the name in the tables."""
+    toys = ("eagle3(total_tokens=6, depth=3, top_k=4)", "chain(k=3)")
+    found = {spec: load_policy(spec) for spec in setting.pick(OPPONENTS, toys)}
+    for name in setting.pick(("best static", *FITTED), ()):
+        path = setting.work / f"contest-{name.replace(' ', '-')}.json"
+        if path.is_file():
+            found[name] = load_policy(str(path))
+    return found
+
+
+# ---- the contest -----------------------------------------------------------------------------------------------------
+
+
+def live(setting: Setting, batch: int, heat: float, seconds: float) -> dict[str, Any]:
+    """Everyone decodes the held-out texts of a temperature."""
+    recording = opened(setting)
+    texts = [text for text in split(recording)[1] if recording.sampling(text)["temperature"] == heat and recording.length[text] > 1]
+    texts, most = across_domains(recording, texts), setting.pick((max(5 // batch, 1), 5), (1, 1))
+    found = decode_live(contest_pair(setting), entrants(setting), recording, cost_of(setting), texts, batch, most, seconds)
+    return {"temperature": heat} | found
+
+
+def breakdown(setting: Setting) -> dict[str, Any]:
+    """Where a cycle's time goes, at batch 1 on greedy held-out texts; every border waits for the device."""
+    from live.contenders import break_down
+
+    recording, cost = opened(setting), cost_of(setting)
+    texts = [text for text in split(recording)[1] if recording.sampling(text)["temperature"] == 0 and recording.length[text] > 1]
+    texts = across_domains(recording, texts)[: setting.pick(5, 1)]
+    pair = graphed(contest_pair(setting), capacity_for(recording))
+    policies = list({policy.spec(): policy for policy in entrants(setting).values()}.values())
+    found = break_down(recording, pair, policies, "eagle3", cost, texts)
+    return {
+        "per_cycle_ms": {
+            name: part.per_cycle() | {"cycles": part.cycles, "overhead": part.overhead} for name, part in found.items()
+        }
+    }
+
+
+def against_random(setting: Setting) -> dict[str, Any]:
+    """Plain steps and verifications of the embedded target and of one with random weights, in turns, on the same text."""
+    from benchmarks.gpu.passes import spread, timed_forward
+    from benchmarks.gpu.shapes import random_target
+    from live.graphed import GraphedModel
+    from traces.profile import running_text
+
+    pair, context = contest_pair(setting), setting.pick(512, 32)
+    other = random_target(setting.true_shape, torch.bfloat16, setting.device, seed=5)
+    text = running_text(pair, 1, context)
+    models = {"embedded": GraphedModel(pair.model, 1, context + 256), "random": GraphedModel(other, 1, context + 256)}
+    samples: dict[tuple[str, int], list[float]] = {}
+    for model in models.values():
+        model.reset(1)
+        model.prefill(text, logits="none")
+    ways = [(name, count) for name in models for count in setting.pick((1, 16, 64), (1, 8))]
+    for number in range(setting.pick(30, 2)):
+        random.Random(number).shuffle(ways)
+        for name, count in ways:
+            ms = timed_forward(models[name], 1, context, count)
+            if number:
+                samples.setdefault((name, count), []).append(ms)
+    rows = [
+        {"model": name, "tokens": count, "ms": round(statistics.median(values), 5), "spread_ms": round(spread(values), 5)}
+        for (name, count), values in sorted(samples.items())
+    ]
+    return {"context": context, "rows": rows}

@@ -1,0 +1,152 @@
+"""The contest itself: groups of texts decoded by everyone in turns, and what the replay of the same texts predicts."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from benchmarks.gpu.results import Clock
+from live.decode import SpeculativeDecoder
+from live.decoding_plain import plain_decode
+from live.graphed_pair import graphed
+from live.model import CachedModel
+from live.pair import Pair
+from policies.contract import Policy, Sampling
+
+if TYPE_CHECKING:
+    from traces.costs import CostModel
+    from traces.recording import Recording
+
+
+def decode_live(
+    pair: Pair,
+    policies: dict[str, Policy],
+    recording: Recording,
+    cost: CostModel,
+    texts: list[int],
+    batch: int,
+    most: tuple[int, int],
+    seconds: float,
+) -> dict[str, Any]:
+    """Decode groups of ``batch`` texts with everyone in turns; one entry per contender, group and round.
+
+    :param texts: at one temperature, in the order in which they form groups.   :param most: groups and rounds, at most.
+    """
+    clock = Clock(seconds)
+    groups = [texts[start : start + batch] for start in range(0, len(texts) - batch + 1, batch)][: most[0]]
+    if not groups:
+        return {"left_out": f"{len(texts)} texts make no batch of {batch}"}
+    runs = contenders(pair, policies, recording, cost, batch)
+    entries: list[dict[str, Any]] = []
+    for run in runs.values():  # captures graphs, and warms every shape, before anything is timed
+        for group in groups:
+            run(group)
+    draw, names, rounds = random.Random(0), list(runs), 0
+    while rounds < most[1] and (not rounds or clock.left > 1.3 * (seconds - clock.left) / (rounds + 1)):
+        for number, group in enumerate(groups):
+            draw.shuffle(names)
+            entries += [{"contender": name, "group": number, "round": rounds} | runs[name](group) for name in names]
+        rounds += 1
+    predicted = {name: prediction(recording, policy, cost, groups, batch) for name, policy in policies.items()}
+    return {
+        "batch": batch,
+        "rounds": rounds,
+        "groups": [[int(recording.sequence_ids[text]) for text in group] for group in groups],
+        "specs": {name: policy.spec() for name, policy in policies.items()},
+        "measured": entries,
+        "predicted": predicted,
+    }
+
+
+def across_domains(recording: Recording, texts: list[int]) -> list[int]:
+    """The texts, one of each domain after the other."""
+    order = {
+        text: sum(recording.domain_index[text] == recording.domain_index[other] for other in texts if other < text)
+        for text in texts
+    }
+    return sorted(texts, key=lambda text: (order[text], int(recording.domain_index[text])))
+
+
+def contenders(pair: Pair, policies: dict[str, Policy], recording: Recording, cost: CostModel, batch: int) -> dict[str, Any]:
+    """Everyone by name: decodes a group of texts; tokens after the first ones, cycles, milliseconds without prefill.
+
+    All share two targets, one in fixed shapes and one as it is: their caches would not fit side by side.
+    """
+    fixed = graphed(pair, capacity_for(recording))
+    fast, eager = fixed.target(batch), pair.target(batch)
+    limit = recording.manifest["context_limit"]
+
+    def speculative(policy: Policy, own: Pair, target: CachedModel) -> Any:
+        decoder = SpeculativeDecoder(target, own.draft("eagle3"), policy, pair.end_tokens, cost, limit)
+
+        def run(group: list[int]) -> dict[str, Any]:
+            done = decoder.generate(
+                *asked(recording, group), sampling=sampled(recording, group), text=numbers(recording, group, target)
+            )
+            if done.draft_error:
+                raise RuntimeError(done.draft_error)
+            tokens = sum(map(len, done.tokens)) - len(group)
+            return {"tokens": tokens, "cycles": sum(done.cycles), "steps": max(done.cycles), "ms": round(done.decode_ms, 4)}
+
+        return run
+
+    def plain(target: CachedModel) -> Any:
+        def run(group: list[int]) -> dict[str, Any]:
+            prompts, limits = asked(recording, group)
+            clock: list[float] = []
+            target.reset(len(group))
+            with torch.inference_mode():
+                said = plain_decode(
+                    target, prompts, limits, pair.end_tokens, lambda *_: clock.append(time.perf_counter()),
+                    sampled(recording, group), [int(recording.sequence_ids[text]) for text in group],
+                )  # fmt: skip
+            first = clock[len(group) - 1]  # by then prefill has given every row its first token
+            count = sum(map(len, said)) - len(group)
+            return {"tokens": count, "cycles": count, "steps": max(map(len, said)) - 1, "ms": round(1e3 * (clock[-1] - first), 4)}
+
+        return run
+
+    found = {name: speculative(policy, fixed, fast) for name, policy in policies.items()}
+    for name in ("eagle3", "heterospec"):
+        if name in policies:
+            found[f"{name}, no graphs"] = speculative(policies[name], pair, eager)
+    return found | {"plain": plain(fixed.plain(batch)), "plain, no graphs": plain(pair.plain(batch))}
+
+
+def asked(recording: Recording, group: list[int]) -> tuple[list[list[int]], list[int]]:
+    """Prompts and token limits of a group."""
+    return [recording.prompt_tokens(text).tolist() for text in group], [int(recording.length[text]) for text in group]
+
+
+def sampled(recording: Recording, group: list[int]) -> Sampling:
+    """How the group's texts were sampled: all alike."""
+    return Sampling(**recording.sampling(group[0]))
+
+
+def numbers(recording: Recording, group: list[int], target: CachedModel) -> torch.Tensor:
+    return torch.tensor([int(recording.sequence_ids[text]) for text in group], device=target.device)
+
+
+def prediction(recording: Recording, policy: Policy, cost: CostModel, groups: list[list[int]], batch: int) -> dict[str, float]:
+    """Replay of the groups under the policy: tau, coverage, and milliseconds per token of all requests together."""
+    from sim.setting import Setting as Circumstances
+    from sim.trial import run_trial
+
+    sums = dict.fromkeys(("emitted", "cycles", "machine_ms", "covered", "kept", "levels"), 0.0)
+    for group in groups:
+        tally = run_trial(recording, policy, Circumstances("eagle3", batch=batch), cost, torch.tensor(group))
+        for name in sums:
+            sums[name] += float(tally.sums[name].sum())
+    per_cycle = {name: round(sums[name] / sums["cycles"], 4) for name in ("covered", "kept", "levels")}
+    coverage = per_cycle.pop("covered")
+    tau, ms = sums["emitted"] / sums["cycles"], sums["machine_ms"] / sums["emitted"]
+    return {"tau": round(tau, 4), "ms_per_token": round(ms, 5), "coverage": coverage, **per_cycle}
+
+
+def capacity_for(recording: Recording) -> int:
+    """Cache slots for the longest recorded text with a tree, rounded up."""
+    longest = max(len(recording.prompt_tokens(text)) + int(recording.length[text]) for text in range(len(recording.length)))
+    return -(-(longest + 256) // 128) * 128

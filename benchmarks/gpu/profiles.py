@@ -1,0 +1,94 @@
+"""Profiles of the live classes at true size, by the same campaign as ``python -m traces.profile``, in the profile format.
+
+Random weights cost what trained ones cost. Two grids, as a profile is rectangular and memory is not: many requests behind
+short contexts, one request behind long ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.passes import memory_for_cache
+from benchmarks.gpu.results import Job
+from benchmarks.gpu.setting import Setting
+from benchmarks.gpu.shapes import Shape, random_head, random_target
+from live.eagle3 import captured_layers
+from live.eagle_network import EagleNetwork
+from live.graphed_pair import graphed
+from live.pair import Pair, device_name
+from traces.campaign import Shapes
+
+WIDE = Shapes((1, 4, 8, 16, 32, 48, 64, 96, 128), (1, 4, 8, 10, 16), (512, 2048), (1, 4, 16), (0, 1, 4, 9), (1, 4, 9))
+LONG = Shapes((1, 16, 64, 128), (1, 10), (512, 4096, 16384), (1,), (0, 4, 9), (1, 9))
+SHORT = Shapes((1, 16, 64, 128), (1, 10), (512, 1536), (1, 4, 16), (0, 4, 9), (1, 9))
+"""Of Vicuna-13B, whose context ends at 2,048."""
+TOY = Shapes((1, 8), (1, 4), (32,), (1,), (0, 2), (1, 2))
+
+
+def jobs(setting: Setting) -> list[Job]:
+    wanted = (
+        ("llama-3.1-8b", "", WIDE, True),
+        ("llama-3.1-8b", ", long", LONG, True),
+        ("llama-3.1-8b", ", no graphs", WIDE, False),
+        ("vicuna-13b", "", SHORT, True),
+    )
+    return [job_of(setting, *one) for one in wanted]
+
+
+def job_of(setting: Setting, name: str, told: str, grid: Shapes, graphs: bool) -> Job:
+    shape, points = setting.shape(name), setting.pick(grid, TOY)
+    return Job(shape.name + told, lambda left: profiled(setting, shape, points, graphs, left), 60, 130)
+
+
+def profiled(setting: Setting, shape: Shape, grid: Shapes, graphs: bool, seconds: float) -> dict[str, Any]:
+    """A profile, as its JSON document. Batches whose cache does not fit are left out and named."""
+    from traces.profile import measure_pair
+
+    pair = random_pair(setting, shape)
+    free = memory_for_cache(setting.device, pair.model)
+    per_token = shape.layers * 2 * shape.groups * shape.head_dim * 2
+    length = grid.text_length
+    # side by side: caches of target, plain decoding and loop, those of smaller batches, and the text's features
+    fits = [batch for batch in grid.batches if batch * length * (4 * per_token + 8 * shape.hidden) < free]
+    left_out = sorted(set(grid.batches) - set(fits))
+    grid = replace(grid, batches=tuple(fits))
+    rows = running_tokens(setting, max(grid.batches), length)
+    if graphs:
+        pair = graphed(pair, length + 256)
+    profile = measure_pair(pair, rows, grid, setting.pick(7, 1), 0.7 * seconds)
+    profile.content["method"]["text"] = "shipped prompts, repeated; random weights"
+    profile.content["method"]["cuda_graphs"] = graphs and pair.model.device.type == "cuda"
+    return {"profile": profile.content, "left_out_batches": left_out}
+
+
+def random_pair(setting: Setting, shape: Shape) -> Pair:
+    """A target of the shape with an EAGLE-3 head, in bfloat16, with random weights."""
+    dtype = torch.bfloat16
+    model = random_target(shape, dtype, setting.device)
+    head = random_head(shape, model.get_input_embeddings().weight, dtype, setting.device, seed=1)
+    layers = captured_layers(shape.layers)
+    description = {
+        "target": {
+            "id": f"random weights in the shape of {shape.name}",
+            "architecture": type(model).__name__,
+            "vocabulary": shape.vocabulary,
+            "parameters": sum(weight.numel() for weight in model.parameters()),
+        },
+        "drafters": [{"name": "eagle3", "kind": "eagle3", "id": f"EAGLE-3 head of {shape.name}", "captured_layers": list(layers)}],
+        "dtype": "bfloat16",
+        "device": device_name(model.device),
+        "context_limit": shape.context,
+    }
+    tokenizer = setting.small_pair("float32").tokenizer
+    return Pair(model, tokenizer, {"eagle3": EagleNetwork(head)}, layers, description)
+
+
+def running_tokens(setting: Setting, rows: int, length: int) -> Tensor:
+    """Token ids int64 [rows, length] of the shipped prompts: real text, though not of this vocabulary."""
+    from traces.profile import running_text
+
+    return running_text(setting.small_pair("float32"), rows, length)

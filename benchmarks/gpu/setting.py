@@ -1,0 +1,90 @@
+"""What all stages share: where they run, how large, and the models that they load once."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmarks.gpu.shapes import Shape
+    from live.pair import Pair
+
+
+@dataclass
+class Setting:
+    """The run.
+
+    device    torch's name of it
+    work      folder for what is not carried home: recordings, trained models
+    out       folder of the result files
+    rehearse  everything at toy size, to see that it runs; the numbers mean nothing
+    corpus    folder of training text (live/reference/README.md), or None
+    """
+
+    device: str
+    out: Path
+    rehearse: bool = False
+    corpus: Path | None = None
+    _small: dict[tuple[str, tuple[str, ...]], Pair] = field(default_factory=dict)
+
+    @property
+    def work(self) -> Path:
+        return self.out / "work"
+
+    def pick(self, real: Any, toy: Any) -> Any:
+        """The size to use: ``real``, or ``toy`` in a rehearsal."""
+        return toy if self.rehearse else real
+
+    @cached_property
+    def true_shape(self) -> Shape:
+        """LLaMA-3.1-8B, whose price the small pair's text is sold at."""
+        from benchmarks.gpu.shapes import TOY, named_shape
+
+        return TOY if self.rehearse else named_shape("llama-3.1-8b")
+
+    def shape(self, name: str) -> Shape:
+        """A published shape, or a toy in its place."""
+        from benchmarks.gpu.shapes import TOY, named_shape
+
+        return replace(TOY, name=f"toy {name}") if self.rehearse else named_shape(name)
+
+    def small_pair(self, dtype: str, drafts: tuple[str, ...] = ("reference/eagle3", "reference/draft")) -> Pair:
+        """The shipped pair, loaded once."""
+        from live.pair import load_pair
+
+        if (dtype, drafts) not in self._small:
+            self._small[dtype, drafts] = load_pair("reference", list(drafts), dtype, self.device)
+        return self._small[dtype, drafts]
+
+    def about(self) -> dict[str, Any]:
+        """What results must share to stand in one file."""
+        import numpy
+        import pyarrow
+        import scipy
+        import torch
+        import transformers
+
+        from traces.machine import describe_machine
+
+        modules = (torch, transformers, numpy, scipy, pyarrow)
+        return {
+            "rehearsal": self.rehearse,
+            "device": self.device,
+            "machine": describe_machine(self.device),
+            "libraries": {"python": platform.python_version()} | {module.__name__: module.__version__ for module in modules},
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
+        }
+
+
+def free_memory() -> None:
+    """Give back what is no longer used, so that what comes next finds the GPU empty."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

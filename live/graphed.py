@@ -1,0 +1,228 @@
+"""A target whose forwards have fixed shapes, so that a GPU replays them as CUDA graphs instead of launching kernel by kernel.
+
+The cache has a fixed capacity and fixed addresses, attention always looks at all of it under a mask, and the number of new
+tokens is rounded up to the next *bucket*. One graph is captured per number of rows and bucket, on first use: so a measurement
+decodes everything once before it times anything. Prompts, and trees beyond the largest bucket, run as in :class:`CachedModel`.
+
+On a CPU there are no graphs: the same code runs with the same fixed shapes, which is how the tests compare it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from live.cache import TreeCache, TreeLayer
+from live.model import CachedModel, Output
+from policies.errors import UserError
+
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+"""Numbers of new tokens that a forward is captured for."""
+_ALIGNED = 64
+"""Capacities are multiples of this: masks of odd widths send attention to a slower kernel."""
+_WARM_UP = 3
+"""Plain calls before a capture: libraries choose and allocate in them what must not change later."""
+
+
+Result = TypeVar("Result")
+
+
+class StaticLayer(TreeLayer):
+    """A layer's keys and values [R, kv_heads, capacity, d] at addresses that never change."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        """In a forward of fixed shape, write where ``cache.places`` says and return all slots; else as the base class does."""
+        if self.cache.places is None:
+            return super().update(key_states, value_states, *args, **kwargs)
+        rows, slots = self.cache.places
+        self.keys.transpose(1, 2)[rows, slots] = key_states.transpose(1, 2)
+        self.values.transpose(1, 2)[rows, slots] = value_states.transpose(1, 2)
+        return self.keys, self.values
+
+
+class StaticTreeCache(TreeCache):
+    """A :class:`TreeCache` that never grows and has one storage for each number of rows it has had.
+
+    ``places`` are row [R, 1] and slot [R, T] of the new tokens during a forward of fixed shape, else None.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: int, capacity: int, device: torch.device):
+        config = model.config.get_text_config(decoder=True)
+        self._shape = config.num_key_value_heads, capacity, config.head_dim
+        self._dtype = model.dtype
+        self._pools: dict[int, Tensor] = {}
+        self.places: tuple[Tensor, Tensor] | None = None
+        super().__init__(rows, capacity, config.num_hidden_layers, device)
+        self.layers = [StaticLayer(self) for _ in range(config.num_hidden_layers)]
+        self.clear(rows)
+
+    def clear(self, rows: int) -> None:
+        """Forget every text and go on with ``rows`` empty rows."""
+        self._take(rows).zero_()
+        self.rows = rows
+        self._set_lengths([0] * rows)
+
+    def gather(self, rows: Tensor) -> None:
+        """Go on with these rows (int64 [R'], -1 = a new empty row), in the storage of so many rows; drops the tree."""
+        chosen = rows.tolist()
+        kept = self._pools[self.rows].index_select(1, rows.clamp(min=0))
+        kept[:, [place for place, row in enumerate(chosen) if row < 0]] = 0
+        self._take(len(chosen)).copy_(kept)
+        self.rows = len(chosen)
+        self._set_lengths([self.host_lengths[row] if row >= 0 else 0 for row in chosen])
+
+    def _take(self, rows: int) -> Tensor:
+        """Let the layers use the storage for so many rows, [2 layers, R, kv_heads, capacity, d]; made on first use."""
+        if rows not in self._pools:
+            groups, capacity, size = self._shape
+            with torch.inference_mode(False):  # a tensor that may be written to in every mode
+                shape = 2 * len(self.layers), rows, groups, capacity, size
+                self._pools[rows] = torch.zeros(shape, dtype=self._dtype, device=self.device)
+        storage = self._pools[rows]
+        self._groups = [(storage, [])]
+        self._adopt(0, storage, [(layer, name) for layer in self.layers for name in ("keys", "values")])
+        for layer in self.layers:
+            layer.is_initialized, layer.dtype, layer.device = True, storage.dtype, storage.device
+        return storage
+
+    def _grow(self, capacity: int) -> None:
+        raise UserError(f"a text with its tree needs {capacity} slots, the static cache has {self.capacity}: give it more capacity")
+
+
+class GraphedModel(CachedModel):
+    """:class:`CachedModel` with forwards of fixed shape; same results, up to the rounding of sums.
+
+    :param capacity: slots per row, for the longest text with its tree, and the largest bucket.
+    :param graphs: replay CUDA graphs (on a GPU); False runs the same fixed shapes kernel by kernel, to see what graphs save.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        rows: int = 1,
+        capacity: int = 2048,
+        layers_to_capture: tuple[int, ...] = (),
+        graphs: bool = True,
+        buckets: tuple[int, ...] = BUCKETS,
+    ):
+        super().__init__(model, rows, 1, layers_to_capture)
+        capacity = -(-capacity // _ALIGNED) * _ALIGNED
+        self.cache = StaticTreeCache(model, rows, capacity, self.device)
+        self.buckets, self.graphs = buckets, graphs and self.device.type == "cuda"
+        self._fixed: dict[tuple[int, int], _Fixed] = {}
+        self._replaying: torch.cuda.CUDAGraph | None = None
+        self._memory = torch.cuda.graph_pool_handle() if self.graphs else None
+
+    def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, select: Callable | None) -> Output:
+        cache, new = self.cache, tokens.shape[1]
+        bucket = next((size for size in self.buckets if size >= new), None)
+        used = cache.longest + cache.tree_size
+        if bucket is None or select is not None or used + bucket > cache.capacity:
+            return super()._forward(tokens, positions, mask, select)
+        cache.open(new)
+        key = cache.rows, bucket
+        if key not in self._fixed:
+            self._fixed[key] = _Fixed(self, bucket)
+        return self._fixed[key].run(tokens, positions, mask, used + new)
+
+    def run(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, extra: dict[str, Tensor]) -> Tensor | None:
+        """The network's forward pass, where timers look for it: the replay of a graph (its outputs are known), or calls."""
+        if self._replaying is None:
+            return super().run(tokens, positions, mask, extra)
+        self._replaying.replay()
+        return None
+
+    def warm_up(self, rows: int, buckets: tuple[int, ...] | None = None) -> None:
+        """Capture forwards for ``rows`` texts before any is timed; forgets what was in the cache."""
+        for bucket in buckets or self.buckets:
+            self.reset(rows)
+            tokens = torch.ones((rows, bucket), dtype=torch.int64, device=self.device)
+            sees = torch.eye(bucket, dtype=torch.bool, device=self.device).expand(rows, -1, -1)
+            self.forward_tree(tokens, None, torch.zeros_like(tokens), sees)
+        self.reset(rows)
+
+
+class _Fixed:
+    """One forward of R rows and T new tokens: its inputs, its outputs and, on a GPU, its graph."""
+
+    def __init__(self, owner: GraphedModel, size: int):
+        self.owner, rows, device = owner, owner.cache.rows, owner.device
+        with torch.inference_mode(False):
+            self.tokens = torch.zeros((rows, size), dtype=torch.int64, device=device)
+            self.positions = torch.zeros_like(self.tokens)
+            self.slots = torch.zeros_like(self.tokens)
+            self.mask = torch.zeros((rows, 1, size, owner.cache.capacity), dtype=owner.dtype, device=device)
+            self.row = torch.arange(rows, device=device)[:, None]
+            self.steps = torch.arange(size, device=device)
+            self.place = torch.arange(owner.cache.capacity, device=device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.output: Output | None = None
+
+    def run(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, end: int) -> Output:
+        """``tokens``, ``positions`` int64 [R, t], t <= T; ``mask`` [R, 1, t, s], or None: one new token that sees ``end`` slots."""
+        new, cache, hidden = tokens.shape[1], self.owner.cache, self.owner._hidden
+        self.tokens[:, :new].copy_(tokens)  # what lies behind runs along and is not looked at
+        self.positions[:, :new].copy_(positions.expand_as(tokens))
+        self.slots.copy_((cache.lengths + cache.tree_size)[:, None] + self.steps)
+        if mask is None:
+            self.mask[:, :, :new].zero_().masked_fill_(self.place >= end, hidden)
+        else:
+            self.mask[:, :, :new].copy_(F.pad(mask, (0, cache.capacity - mask.shape[-1]), value=hidden))
+        if not self.owner.graphs:
+            self.output = self._compute(self.owner.run)
+        else:
+            if self.graph is None:
+                self._capture()
+            self._replay()
+        logits, captured = self.output
+        return Output(logits[:, :new], None if captured is None else captured[:, :new])
+
+    def _replay(self) -> None:
+        self.owner._replaying = self.graph
+        try:
+            self.owner.run(self.tokens, self.positions, self.mask, {})
+        finally:
+            self.owner._replaying = None
+
+    def _compute(self, run: Callable[..., Tensor]) -> Output:
+        owner = self.owner
+        streams: dict[int, Tensor] = {}
+        handles = [owner._watch(layer, streams) for layer in owner.layers_to_capture]
+        owner.cache.places = (self.row, self.slots)
+        extra = {"cache_position": self.slots[0]} if owner._wants_cache_position else {}
+        try:
+            logits = run(self.tokens, self.positions, self.mask, extra)
+        finally:
+            owner.cache.places = None
+            for handle in handles:
+                handle.remove()
+        features = torch.cat([streams[layer] for layer in owner.layers_to_capture], -1) if streams else None
+        return Output(logits, features)
+
+    def _capture(self) -> None:
+        """Record the forward's kernels. Its outputs share memory with those of the model's other graphs: they are read at once."""
+        run = partial(CachedModel.run, self.owner)  # no timer around it: waiting for the device would end the capture
+        self.graph, self.output = record(lambda: self._compute(run), self.owner.device, self.owner._memory)
+
+
+def record(compute: Callable[[], Result], device: torch.device, memory: tuple[int, int]) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """A CUDA graph of ``compute``, which reads and writes tensors at fixed addresses, and where its result will stand.
+
+    :param memory: of :func:`torch.cuda.graph_pool_handle`, shared by graphs whose results are read before the next replay.
+    """
+    aside = torch.cuda.Stream(device)
+    aside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(aside):
+        for _ in range(_WARM_UP):
+            compute()
+    torch.cuda.current_stream(device).wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=memory):
+        result = compute()
+    return graph, result

@@ -1,0 +1,37 @@
+"""A pair whose target and EAGLE-3 heads run in fixed shapes: CUDA graphs on a GPU (live/graphed.py, live/graphed_eagle.py)."""
+
+from __future__ import annotations
+
+from live.eagle_network import EagleNetwork
+from live.graphed import GraphedModel
+from live.graphed_eagle import GraphedEagle
+from live.model import CachedModel
+from live.pair import Pair
+
+
+class GraphedPair(Pair):
+    """The pair; targets are made with ``capacity`` slots per row."""
+
+    capacity = 2048
+    graphs = True
+
+    def target(self, rows: int = 1) -> CachedModel:
+        return GraphedModel(self.model, rows, self.capacity, self.captured, self.graphs)
+
+    def plain(self, rows: int = 1) -> CachedModel:
+        return GraphedModel(self.model, rows, self.capacity, (), self.graphs)
+
+
+def graphed(pair: Pair, capacity: int = 2048, graphs: bool = True) -> GraphedPair:
+    """The same pair in fixed shapes; a draft language model stays as it is.
+
+    :param capacity: slots per row, for the longest text with its tree and 128 more.
+    :param graphs: replay CUDA graphs on a GPU; False: the same shapes, kernel by kernel.
+    """
+    networks = {
+        name: GraphedEagle(network.head, name, capacity, graphs) if isinstance(network, EagleNetwork) else network
+        for name, network in pair.networks.items()
+    }
+    made = GraphedPair(pair.model, pair.tokenizer, networks, pair.captured, pair.description)
+    made.capacity, made.graphs = capacity, graphs
+    return made

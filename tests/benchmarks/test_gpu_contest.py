@@ -1,0 +1,45 @@
+"""The contest on the tiny pair in float64: everyone decodes the recorded texts, in exactly the cycles that replay predicts."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.gpu.contest_live import across_domains, decode_live
+from benchmarks.gpu.contest_tables import bars, live_table, tau_of
+from policies.registry import load_policy
+from traces.analytic import analytic_profile
+from traces.recording import open_recording
+
+SPECS = ("chain(k=3)", "eagle3(total_tokens=9, depth=3, top_k=4)")
+
+
+@pytest.fixture(scope="module")
+def recording(tiny_pair, tmp_path_factory):
+    """Two short texts of each domain in float64, with what the two policies draft."""
+    from traces.record import main
+
+    folder = tmp_path_factory.mktemp("contest") / "trace"
+    cover = ["--cover", "eagle3(top_k=4, depth=3)", "--cover", "chain(k=3)"]
+    main(tiny_pair.record(folder, "--dtype", "float64", *cover, "--limit", "2", "--max-new-tokens", "10"))
+    return open_recording(folder)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_everyone_takes_the_predicted_cycles(pair64, recording, batch):
+    texts = across_domains(recording, [text for text in range(len(recording.length)) if recording.length[text] > 1])
+    assert recording.domain_index[texts[0]] != recording.domain_index[texts[1]]
+    cost = analytic_profile("h100", "llama-3.1-8b").cost("eagle3")
+    policies = {spec: load_policy(spec) for spec in SPECS}
+    found = decode_live(pair64, policies, recording, cost, texts, batch, (2, 1), 60.0)
+    assert len(found["groups"]) == 2 and found["rounds"] == 1
+    said = {entry["tokens"] for entry in found["measured"] if entry["group"] == 0}
+    assert len(said) == 1  # the text is the target's own, whoever drafts
+    for spec in SPECS:
+        assert tau_of(found, spec) == pytest.approx(found["predicted"][spec]["tau"], abs=1e-4)
+        assert found["predicted"][spec]["coverage"] == 1
+    assert {entry["contender"] for entry in found["measured"]} == {*SPECS, "plain", "plain, no graphs"}
+    assert "times plain" in live_table(found) and "prediction of eagle3" in bars(found)[0]
+
+
+def test_too_few_texts_are_no_batch(pair64, recording):
+    assert "make no batch" in decode_live(pair64, {}, recording, None, [0], 2, (1, 1), 1.0)["left_out"]
