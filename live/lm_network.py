@@ -50,12 +50,9 @@ class LanguageModelNetwork:
 
     def grow(self, parent: Tensor, token: Tensor, width: int) -> Ranked:
         trees, count = parent.shape
-        slots = self.model.tree_size + count
-        above = self._ancestry.add(parent)
-        depth = self._ancestry.depth[:, -count:]
         # the root is slot 0 of the tree, but lies in the committed part of the cache: all others move up by one
-        sees = torch.zeros((trees, count, slots + 1), dtype=torch.bool, device=parent.device)
-        sees = sees.scatter(2, (above - 1).masked_fill(above < 0, slots), True)[:, :, :-1]
+        sees = self._ancestry.add(parent)[:, :, 1:]
+        depth = self._ancestry.depth[:, -count:]
         prefix = self._prefix[:, None].expand(-1, count)
         output = self.model.forward_tree(self._known(token), prefix, prefix + depth - 1, sees)
         return ranked(output.logits[..., : self.vocabulary], width, self.entropies)
