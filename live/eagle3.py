@@ -225,7 +225,7 @@ class Eagle3Head(nn.Module):
         return torch.addcmul(work * cos, work.roll(self.head_dim // 2, -1), sin).to(heads.dtype)
 
     def _rotary(self, work: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Frequencies [d] (each twice) in the dtype of ``work``, the signs of the sines [d], and what both are scaled by; made once."""
+        """Frequencies [d] (each twice) in the dtype of ``work``, signs of the sines [d], and what both are scaled by; made once."""
         if self._frequencies is None or (self._frequencies[0].dtype, self._frequencies[0].device) != (work.dtype, work.device):
             config, half = self.config, self.head_dim // 2
             if config.rope_scaling is None:

@@ -82,19 +82,22 @@ class EagleNetwork:
         first = self._ancestry.size - 1  # the root has no cell in the tree
         sees = self._ancestry.add(parent)[:, :, 1:]
         depth = self._ancestry.depth[:, -parent.shape[1] :]
-        hidden = _at(self._hidden, parent)
-        query, key, value = self.head.project(hidden, token.clamp(min=0), self._prefix[:, None] + depth - 1)
+        real = token >= 0 if self._shared else None  # many trees grow by different numbers of nodes: the padding is left out
+        level = _at(self._hidden, parent), token, self._prefix[:, None] + depth - 1
+        hidden, token, positions = (_packed(part, real) for part in level)
+        query, key, value = (_spread(part, real) for part in self.head.project(hidden, token.clamp(min=0), positions))
         if self._shared:
             self._tree_key = torch.cat([self._tree_key, key.transpose(1, 2)], dim=2)
             self._tree_value = torch.cat([self._tree_value, value.transpose(1, 2)], dim=2)
         else:
             self._write(key, value, self._longest + first)
-        output = self.head.finish(hidden, self._attend(query, sees))
-        self._hidden = torch.cat([self._hidden, output], dim=1)
-        return self._children(ranked(self.head.logits(output), width, self.entropies))
+        output = self.head.finish(hidden, _packed(self._attend(query, sees), real))
+        self._hidden = torch.cat([self._hidden, _spread(output, real)], dim=1)
+        found = self._children(ranked(self.head.logits(output), width, self.entropies))
+        return Ranked(*(_spread(part, real) for part in found))
 
     def _attend(self, query: Tensor, sees: Tensor) -> Tensor:
-        """Attention of tree nodes [B, W, heads, d] to their committed prefix and to the tree cells that they see, bool [B, W, S]."""
+        """Attention of tree nodes [B, W, heads, d] to their committed prefix and to tree cells where ``sees`` bool [B, W, S]."""
         if self._shared:
             return self._attend_shared(query, sees)
         if self._all and self._ancestry.straight:
@@ -133,7 +136,7 @@ class EagleNetwork:
         """From the draft vocabulary to the target's token ids (d2t holds offsets)."""
         if self.head.d2t is None:
             return found
-        return found._replace(index=found.index + self.head.d2t[found.index])
+        return found._replace(index=found.index + self.head.d2t.take(found.index))
 
     def _write(self, key: Tensor, value: Tensor, place: int | Tensor) -> None:
         """Keys and values [R, T, kv heads, d] from cell ``place`` on, or to the cells int64 [R, T] where rows differ in length."""
@@ -156,6 +159,20 @@ class EagleNetwork:
         self._length = length
         lengths = length.tolist()
         self._shortest, self._longest = min(lengths, default=0), max(lengths, default=0)
+
+
+def _packed(values: Tensor, real: Tensor | None) -> Tensor:
+    """Values [B, W, ...] of the N real nodes of a level, [1, N, ...]; all as they are without ``real`` bool [B, W]."""
+    return values if real is None else values[real][None]
+
+
+def _spread(values: Tensor, real: Tensor | None) -> Tensor:
+    """Packed values [1, N, ...] back in their places [B, W, ...], zeros between them."""
+    if real is None:
+        return values
+    whole = values.new_zeros((*real.shape, *values.shape[2:]))
+    whole[real] = values[0]
+    return whole
 
 
 def _at(cells: Tensor, place: Tensor) -> Tensor:

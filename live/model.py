@@ -6,7 +6,10 @@ attention gets a 4D additive mask for the new queries only, [R, 1, T, S], in the
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import os
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,6 +22,7 @@ from policies.errors import UserError
 _FULL = {"full_attention"}
 _WINDOWED = {"sliding_attention", "chunked_attention"}
 _NO_ATTENTION = {"moe", "mlp", "dense", "sparse"}
+_FORCE_GQA = "TRANSFORMERS_SDPA_FORCE_GQA"  # Hugging Face's own switch, looked at in each attention call
 _RECURRENT = {"rwkv", "xlstm", "recurrent_gemma"}
 
 
@@ -60,6 +64,8 @@ class CachedModel:
             )
         self._head = model.get_output_embeddings()
         self._hidden = torch.finfo(self.dtype).min
+        self._mask = torch.zeros(0, 1, 0, 0, dtype=self.dtype, device=self.device)
+        self._masked = (0, 0)  # first column and number of columns that the last tree wrote into it
         self._wants_cache_position = "cache_position" in inspect.signature(model.forward).parameters
         self.cache = TreeCache(rows, capacity, self.config.num_hidden_layers, self.device)
 
@@ -172,6 +178,8 @@ class CachedModel:
         cache = self.cache
         rows, new, width = ancestors.shape
         total = cache.longest + width
+        if prefix is None and cache.uniform:
+            return self._standing_mask(ancestors, total)
         mask = torch.zeros(rows, new, total, dtype=self.dtype, device=self.device)
         if cache.uniform:
             if prefix is not None:
@@ -185,6 +193,21 @@ class CachedModel:
         columns = cache.lengths[:, None] + torch.arange(width, device=self.device)
         hidden.scatter_(2, columns[:, None].expand(rows, new, width), ~ancestors)
         return mask.masked_fill_(hidden, self._hidden)[:, None]
+
+    def _standing_mask(self, ancestors: Tensor, total: int) -> Tensor:
+        """The same where all rows are equally long and queries see all of theirs: one mask stands from cycle to cycle, and only
+        the columns of the last tree and of this one are written. Work grows with the tree, not with the context."""
+        rows, new, width = ancestors.shape
+        held = self._mask.shape
+        if held[0] < rows or held[2] < new or held[3] < total:
+            capacity = max(held[3], total, self.cache.capacity)
+            self._mask = torch.zeros(max(held[0], rows), 1, max(held[2], new), capacity, dtype=self.dtype, device=self.device)
+        else:
+            self._mask.narrow(3, *self._masked).zero_()
+        self._masked = total - width, width
+        mask = self._mask[:rows, :, :new, :total]
+        mask[:, 0, :, total - width :].masked_fill_(~ancestors, self._hidden)
+        return mask
 
     def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, select) -> Output:
         """One call of the HF model; ``select`` thins the hidden states before the output head."""
@@ -211,9 +234,10 @@ class CachedModel:
 
     def run(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, extra: dict[str, Tensor]) -> Tensor:
         """The network's forward pass itself, and nothing else: logits [R, T, V]."""
-        return self.model(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True, **extra
-        ).logits
+        with _grouped_heads(mask is not None and self.device.type == "cpu"):
+            return self.model(
+                input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True, **extra
+            ).logits
 
     def _watch(self, layer: int, streams: dict[int, Tensor]):
         """Hook that keeps the residual stream entering ``layer``."""
@@ -234,6 +258,21 @@ class CachedModel:
                 f"the text would reach {needed} tokens but {self._limit_name} is {self.context_limit}; "
                 "shorten the prompt or lower the token limit"
             )
+
+
+@contextlib.contextmanager
+def _grouped_heads(wanted: bool) -> Iterator[None]:
+    """Within, masked attention reads each key/value head where it lies. By default Hugging Face copies the whole cache first, once
+    per query head, since GPU kernels want it so; the CPU's kernel does not, and the copies cost more than attention itself."""
+    before = os.environ.get(_FORCE_GQA)
+    if not wanted or before is not None:
+        yield
+        return
+    os.environ[_FORCE_GQA] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_FORCE_GQA]
 
 
 def _nothing(hidden: Tensor) -> Tensor:
