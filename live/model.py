@@ -6,10 +6,7 @@ attention gets a 4D additive mask for the new queries only, [R, 1, T, S], in the
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import os
-from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,12 +14,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from live.cache import TreeCache
+from live.grouped_heads import grouped_heads
 from policies.errors import UserError
 
 _FULL = {"full_attention"}
 _WINDOWED = {"sliding_attention", "chunked_attention"}
 _NO_ATTENTION = {"moe", "mlp", "dense", "sparse"}
-_FORCE_GQA = "TRANSFORMERS_SDPA_FORCE_GQA"  # Hugging Face's own switch, looked at in each attention call
 _RECURRENT = {"rwkv", "xlstm", "recurrent_gemma"}
 
 
@@ -234,7 +231,7 @@ class CachedModel:
 
     def run(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, extra: dict[str, Tensor]) -> Tensor:
         """The network's forward pass itself, and nothing else: logits [R, T, V]."""
-        with _grouped_heads(mask is not None and self.device.type == "cpu"):
+        with grouped_heads(mask is not None and self.device.type == "cpu"):
             return self.model(
                 input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True, **extra
             ).logits
@@ -258,21 +255,6 @@ class CachedModel:
                 f"the text would reach {needed} tokens but {self._limit_name} is {self.context_limit}; "
                 "shorten the prompt or lower the token limit"
             )
-
-
-@contextlib.contextmanager
-def _grouped_heads(wanted: bool) -> Iterator[None]:
-    """Within, masked attention reads each key/value head where it lies. By default Hugging Face copies the whole cache first, once
-    per query head, since GPU kernels want it so; the CPU's kernel does not, and the copies cost more than attention itself."""
-    before = os.environ.get(_FORCE_GQA)
-    if not wanted or before is not None:
-        yield
-        return
-    os.environ[_FORCE_GQA] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[_FORCE_GQA]
 
 
 def _nothing(hidden: Tensor) -> Tensor:

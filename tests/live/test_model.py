@@ -256,3 +256,17 @@ def test_the_standing_mask_is_what_a_new_one_would_be():
         cached.forward_tree(torch.zeros(2, width, dtype=torch.int64), None, torch.full((2, width), text), sees)
         cached.commit(torch.arange(taken).expand(2, -1), torch.full((2,), taken))
     assert len(places) <= 2  # one for five tokens, a larger one from seven on
+
+
+def test_grouped_heads_are_asked_for_within_a_masked_forward_alone(monkeypatch):
+    import os
+
+    switch, seen = "TRANSFORMERS_SDPA_FORCE_GQA", []
+    monkeypatch.delenv(switch, raising=False)
+    cached = CachedModel(build("llama", torch.float64))
+    handle = cached.model.register_forward_pre_hook(lambda *_: seen.append(os.environ.get(switch)))
+    tokens = torch.zeros(1, 2, dtype=torch.int64)
+    cached.prefill(tokens)
+    cached.forward_tree(tokens, None, torch.full((1, 2), 2), torch.eye(2, dtype=torch.bool)[None])
+    handle.remove()
+    assert seen == [None, "1"] and switch not in os.environ
