@@ -176,7 +176,7 @@ class SpeculativeDecoder:
             state = self.state if goes_on else self.policy.init(rows, self._sequence)
         self.state = state
         broken = logits.amax(-1).isnan()  # a maximum passes NaN on
-        self._going = (self._position < self._limit - 1) & ~torch.isin(self._root, self.verifier.end_tokens) & ~broken
+        self._going = (self._position < self._limit - 1) & ~self.verifier.ends(self._root) & ~broken
         self._tell_broken(broken)
 
     @torch.inference_mode()
@@ -204,7 +204,7 @@ class SpeculativeDecoder:
         broken = self.verifier.broken()
         gained = emitted(done.walk, left).masked_fill(broken, 0)
         step = LiveStep(cycle, done, gained, self._row, tokens)
-        ended = (done.walk.bonus < 0) | torch.isin(done.walk.bonus, self.verifier.end_tokens)
+        ended = (done.walk.bonus < 0) | self.verifier.ends(done.walk.bonus)
         self._going = (gained < left) & ~ended & ~broken
         self._tell_broken(broken)
         if bool(self._going.any()):

@@ -58,6 +58,8 @@ class LiveDrafter:
         return self._root
 
     def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children:
+        nothing = nodes < 0
+        holes = bool(nothing.any())
         if tree.levels == 0:
             self.network.entropies = "entropy" in tree.needs  # a sum over the vocabulary that most policies never look at
             if self._pending is not None:
@@ -67,18 +69,17 @@ class LiveDrafter:
             found = type(found)(found.index[:, None], found.logprob[:, None], found.entropy[:, None])
             self._slots, slot = 1, torch.zeros_like(nodes)
         else:
-            token = tree.at("token", nodes).masked_fill(nodes < 0, NONE)
-            parent = tree.at("handle", nodes).masked_fill(nodes < 0, 0)
+            token, parent = tree.at("token", nodes), tree.at("handle", nodes)
+            if holes:
+                token, parent = token.masked_fill(nothing, NONE), parent.masked_fill(nothing, 0)
             found = self.network.grow(parent, token, branching)
             slot = torch.arange(self._slots, self._slots + nodes.shape[1], device=nodes.device).expand_as(nodes)
             self._slots += nodes.shape[1]
-        nothing = (nodes < 0)[:, :, None]
-        return Children(
-            token=found.index.masked_fill(nothing, NONE),
-            logprob=found.logprob.masked_fill(nothing, -torch.inf),
-            entropy=found.entropy.masked_fill(nodes < 0, -1.0),
-            handle=slot[:, :, None].expand_as(found.index),
-        )
+        token, logprob, entropy = found
+        if holes:
+            token, logprob = token.masked_fill(nothing[:, :, None], NONE), logprob.masked_fill(nothing[:, :, None], -torch.inf)
+            entropy = entropy.masked_fill(nothing, -1.0)
+        return Children(token, logprob, entropy, slot[:, :, None].expand_as(token))
 
 
 def _joined(old: tuple | None, new: tuple) -> tuple:

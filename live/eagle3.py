@@ -35,7 +35,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        work = _wide(x)
+        if x.dtype in (torch.float32, torch.float64):
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        work = x.float()
         work = work * torch.rsqrt(work.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * work.to(x.dtype)
 
@@ -110,7 +112,7 @@ class Eagle3Head(nn.Module):
         mapped = config.draft_vocab_size != config.vocab_size
         self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.int64) if mapped else None)
         self.register_buffer("t2d", torch.zeros(config.vocab_size, dtype=torch.bool) if mapped else None)
-        self._frequencies: tuple[Tensor, float] | None = None
+        self._frequencies: tuple[Tensor, Tensor, float] | None = None
 
     @classmethod
     def from_pretrained(
@@ -211,27 +213,28 @@ class Eagle3Head(nn.Module):
         return self.lm_head(hidden if self.config.return_hidden_post_norm else self.norm(hidden))
 
     def _turn(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [B, T, 1, d/2] of the rotary angles at positions [B, T], in float32 for half precisions."""
-        frequencies, scale = self._rotary(_wide(like))
-        angle = positions[..., None].to(frequencies.dtype) * frequencies
-        return (scale * angle.cos())[:, :, None], (scale * angle.sin())[:, :, None]
+        """Cosines and signed sines [B, T, 1, d] of the rotary angles at positions [B, T], in float32 for half precisions."""
+        frequencies, signs, scale = self._rotary(_wide(like))
+        angle = (positions[..., None] * frequencies)[:, :, None]
+        cos, sin = angle.cos(), angle.sin() * signs
+        return (cos, sin) if scale == 1 else (scale * cos, scale * sin)
 
     def _rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotate-half rotary embedding of [B, T, n, d]."""
+        """Rotate-half rotary embedding of [B, T, n, d]: (low cos - high sin, high cos + low sin)."""
         work = _wide(heads)
-        half = self.head_dim // 2
-        low, high = work[..., :half], work[..., half:]
-        return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(heads.dtype)
+        return torch.addcmul(work * cos, work.roll(self.head_dim // 2, -1), sin).to(heads.dtype)
 
-    def _rotary(self, work: Tensor) -> tuple[Tensor, float]:
-        """Frequencies [d/2] in the dtype of ``work``, and what cosines and sines are multiplied by; made once."""
+    def _rotary(self, work: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Frequencies [d] (each twice) in the dtype of ``work``, signs of the sines [d], and what both are scaled by; made once."""
         if self._frequencies is None or (self._frequencies[0].dtype, self._frequencies[0].device) != (work.dtype, work.device):
             config, half = self.config, self.head_dim // 2
             if config.rope_scaling is None:
                 own = config.rope_theta ** -(torch.arange(half, device=work.device, dtype=work.dtype) / half), 1.0
             else:
                 own = scaled_frequencies(config)
-            self._frequencies = own[0].to(work.device, work.dtype), own[1]
+            signs = torch.ones(self.head_dim, device=work.device, dtype=work.dtype)
+            signs[:half] = -1
+            self._frequencies = own[0].to(work.device, work.dtype).repeat(2), signs, own[1]
         return self._frequencies
 
 

@@ -3,6 +3,10 @@
 Li et al. 2025, "EAGLE-3" (https://arxiv.org/abs/2503.01840). Cell i consumes the target's feature of place i and the token
 of place i + 1, at rotary position i; a drafted node consumes the head's own output of its parent instead of a feature.
 Those self-made features never survive a cycle: :meth:`advance` recomputes accepted places from the target's features.
+
+Keys and values lie in one buffer, [R, kv heads, capacity, d]: the rows' committed cells from the left, and behind the longest
+row's the cells of this cycle's trees, where the next committed cells are written over them. The trees of one text (R = 1, the
+recorder's way) share its committed cells and keep their own beside them.
 """
 
 from __future__ import annotations
@@ -29,12 +33,14 @@ class EagleNetwork:
         self.entropies = True
         head = self.head
         like = next(head.parameters())
-        self._key = like.new_empty((rows, 0, head.num_kv_heads, head.head_dim))
-        self._value = torch.empty_like(self._key)
+        self._key = like.new_zeros((rows, head.num_kv_heads, 0, head.head_dim))
+        self._value = torch.zeros_like(self._key)
         self._length = torch.zeros(rows, dtype=torch.int64, device=like.device)
+        self._shortest = self._longest = 0
 
     def gather_rows(self, rows: Tensor) -> None:
-        self._key, self._value, self._length = self._key[rows], self._value[rows], self._length[rows]
+        self._key, self._value = self._key[rows], self._value[rows]
+        self._set_length(self._length[rows])
 
     def forwards(self) -> list[tuple[object, str]]:
         own = [(self, name) for name in ("_attend", "_attend_committed")]
@@ -56,91 +62,137 @@ class EagleNetwork:
         self.gather_rows(torch.arange(len(self._length), device=self._length.device))  # what hangs on the lengths is made anew
 
     def advance(self, tokens: Tensor, features: Tensor | None, counts: Tensor, everywhere: bool = False) -> Tensor:
-        head, rows, count = self.head, *tokens.shape
+        head, count = self.head, tokens.shape[1]
         hidden = head.fuse(features)
-        places = torch.arange(count, device=tokens.device)
-        positions = self._length[:, None] + places
+        positions = self._length[:, None] + torch.arange(count, device=tokens.device)
         query, key, value = head.project(hidden, tokens.clamp(min=0), positions)
-        self._reserve(int(self._length.max()) + count)
-        row = torch.arange(rows, device=tokens.device)[:, None]
-        self._key[row, positions], self._value[row, positions] = key, value
-        attended = self._attend_committed(query, positions, int(self._length.max()) + count)
-        hidden = head.finish(hidden, attended)
-        self._length = self._length + counts
-        if everywhere:
-            return hidden
-        return hidden.gather(1, (counts - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0]
+        self._write(key, value, self._longest if self._shortest == self._longest else positions)
+        if not everywhere and count > 1:  # later cells read keys and values of all, but the output of the last alone
+            last = (counts - 1)[:, None]
+            hidden, query, positions = _at(hidden, last), _at(query, last), positions.gather(1, last)
+        self._set_length(self._length + counts)
+        hidden = head.finish(hidden, self._attend_committed(query, positions))
+        return hidden if everywhere else hidden[:, 0]
 
-    def _attend_committed(self, query: Tensor, positions: Tensor, span: int) -> Tensor:
-        """Causal attention of committed cells [R, T, heads, d] at ``positions`` int64 [R, T] over the first ``span`` cells."""
-        visible = torch.arange(span, device=query.device) <= positions[:, :, None]
-        attended = F.scaled_dot_product_attention(
-            query.transpose(1, 2),
-            self._heads(self._key[:, :span]),
-            self._heads(self._value[:, :span]),
-            attn_mask=visible[:, None],
-        )
-        return attended.transpose(1, 2).flatten(2)
+    def _attend_committed(self, query: Tensor, positions: Tensor) -> Tensor:
+        """Causal attention of committed cells [R, T, heads, d] at ``positions`` int64 [R, T] over their rows."""
+        span = self._longest
+        last = positions.numel() == 1  # the last cell of a single row, which sees all
+        visible = None if last else (torch.arange(span, device=query.device) <= positions[:, :, None])[:, None]
+        return self._attention(query, span, visible)
 
     def open(self, source: Tensor, context_length: Tensor, width: int) -> Ranked:
         self._prefix = context_length  # cells 0 .. context_length - 1
         self._ancestry = Ancestry(len(source), source.device)
         self._hidden = source[:, None]  # each slot's output; the root's is the last committed cell's
-        self._tree_key = self._key.new_zeros((len(source), 1, self.head.num_kv_heads, self.head.head_dim))
-        self._tree_value = torch.zeros_like(self._tree_key)
+        self._shared = len(source) != len(self._key)
+        if self._shared:
+            nothing = self._key.new_zeros((len(source), self.head.num_kv_heads, 0, self.head.head_dim))
+            self._tree_key, self._tree_value = nothing, nothing
+        else:
+            self._all = bool((context_length == self._longest).all())
         return self._children(ranked(self.head.logits(self._hidden)[:, 0], width, self.entropies))
 
     def grow(self, parent: Tensor, token: Tensor, width: int) -> Ranked:
-        above = self._ancestry.add(parent)
+        first = self._ancestry.size - 1  # the root has no cell in the tree
+        sees = self._ancestry.add(parent)[:, :, 1:]
         depth = self._ancestry.depth[:, -parent.shape[1] :]
-        hidden = self._hidden.gather(1, parent[:, :, None].expand(-1, -1, self._hidden.shape[-1]))
-        query, key, value = self.head.project(hidden, token.clamp(min=0), self._prefix[:, None] + depth - 1)
-        self._tree_key = torch.cat([self._tree_key, key], dim=1)
-        self._tree_value = torch.cat([self._tree_value, value], dim=1)
-        output = self.head.finish(hidden, self._attend(query, above))
-        self._hidden = torch.cat([self._hidden, output], dim=1)
-        return self._children(ranked(self.head.logits(output), width, self.entropies))
+        real = token >= 0 if self._shared else None  # many trees grow by different numbers of nodes: the padding is left out
+        level = _at(self._hidden, parent), token, self._prefix[:, None] + depth - 1
+        hidden, token, positions = (_packed(part, real) for part in level)
+        query, key, value = (_spread(part, real) for part in self.head.project(hidden, token.clamp(min=0), positions))
+        if self._shared:
+            self._tree_key = torch.cat([self._tree_key, key.transpose(1, 2)], dim=2)
+            self._tree_value = torch.cat([self._tree_value, value.transpose(1, 2)], dim=2)
+        else:
+            self._write(key, value, self._longest + first)
+        output = self.head.finish(hidden, _packed(self._attend(query, sees), real))
+        self._hidden = torch.cat([self._hidden, _spread(output, real)], dim=1)
+        found = self._children(ranked(self.head.logits(output), width, self.entropies))
+        return Ranked(*(_spread(part, real) for part in found))
 
-    def _attend(self, query: Tensor, above: Tensor) -> Tensor:
-        """Attention of tree nodes [B, W, heads, d] to their committed prefix and to their ancestors' slots [B, W, D]."""
+    def _attend(self, query: Tensor, sees: Tensor) -> Tensor:
+        """Attention of tree nodes [B, W, heads, d] to their committed prefix and to tree cells where ``sees`` bool [B, W, S]."""
+        if self._shared:
+            return self._attend_shared(query, sees)
+        if self._all and self._ancestry.straight:
+            return self._attention(query, self._longest + sees.shape[2], None)
+        committed = torch.arange(self._longest, device=query.device) < self._prefix[:, None, None]
+        visible = torch.cat([committed.expand(-1, sees.shape[1], -1), sees], dim=2)
+        return self._attention(query, visible.shape[2], visible[:, None])
+
+    def _attention(self, query: Tensor, span: int, visible: Tensor | None) -> Tensor:
+        """Attention [B, W, heads * d] over the first ``span`` cells; ``visible`` bool [B, 1, W, span], None: all of them."""
+        attended = F.scaled_dot_product_attention(
+            query.transpose(1, 2), self._key[:, :, :span], self._value[:, :, :span], attn_mask=visible, enable_gqa=True
+        )
+        return attended.transpose(1, 2).flatten(2)
+
+    def _attend_shared(self, query: Tensor, sees: Tensor) -> Tensor:
+        """The same for B trees over one text, whose committed keys and values are read once for all of them."""
         trees, count, heads, size = query.shape
-        rows, groups = self._key.shape[0], self.head.num_kv_heads
+        groups, span = self.head.num_kv_heads, int(self._prefix.max())
         shared = heads // groups
-        span = int(self._prefix.max())
-        query = query.reshape(trees, count, groups, shared, size) * size**-0.5
-        committed_key = self._key[:, :span].permute(0, 2, 3, 1)  # [R, groups, d, span]
-        folded = query.reshape(rows, trees // rows * count, groups, shared, size).permute(0, 2, 1, 3, 4)
-        far = folded.reshape(rows, groups, -1, size) @ committed_key
-        far = far.reshape(rows, groups, trees // rows, count, shared, span).permute(0, 2, 3, 1, 4, 5)
-        far = far.reshape(trees, count, groups, shared, span)
-        hidden_cells = torch.arange(span, device=query.device) >= self._prefix[:, None]
-        far = far.masked_fill(hidden_cells[:, None, None, None], -torch.inf)
-        tree = torch.arange(trees, device=query.device)[:, None, None]
-        near_key = self._tree_key[tree, above.clamp(min=0)]  # [B, W, D, groups, d]
-        near = (query[:, :, None] * near_key[:, :, :, :, None]).sum(-1).permute(0, 1, 3, 4, 2)
-        near = near.masked_fill((above < 0)[:, :, None, None], -torch.inf)
+        query = query.reshape(trees, count, groups, shared, size).permute(0, 2, 1, 3, 4) * size**-0.5  # [B, g, W, n, d]
+        folded = query.transpose(0, 1).reshape(groups, -1, size)
+        far = (folded @ self._key[0, :, :span].transpose(1, 2)).reshape(groups, trees, -1, span).transpose(0, 1)
+        unseen = torch.arange(span, device=query.device) >= self._prefix[:, None]
+        far = far.masked_fill(unseen[:, None, None], -torch.inf)
+        near = query.reshape(trees, groups, -1, size) @ self._tree_key.transpose(2, 3)
+        near = near.masked_fill(~sees.repeat_interleave(shared, dim=1)[:, None], -torch.inf)
         scores = torch.cat([far, near], dim=-1)
         weight = torch.softmax(scores if scores.dtype == torch.float64 else scores.float(), dim=-1).to(query.dtype)
-        far_weight = weight[..., :span].reshape(rows, trees // rows * count, groups, shared, span).permute(0, 2, 1, 3, 4)
-        committed_value = self._value[:, :span].permute(0, 2, 1, 3)
-        far_sum = far_weight.reshape(rows, groups, -1, span) @ committed_value
-        far_sum = far_sum.reshape(rows, groups, -1, shared, size).permute(0, 2, 1, 3, 4).reshape(trees, count, groups, shared, size)
-        near_value = self._tree_value[tree, above.clamp(min=0)]
-        near_sum = (weight[..., span:].permute(0, 1, 4, 2, 3)[..., None] * near_value[:, :, :, :, None]).sum(2)
-        return (far_sum + near_sum).reshape(trees, count, heads * size)
+        far_weight = weight[..., :span].transpose(0, 1).reshape(groups, -1, span)
+        far_sum = (far_weight @ self._value[0, :, :span]).reshape(groups, trees, -1, size).transpose(0, 1)
+        attended = far_sum + weight[..., span:] @ self._tree_value
+        return attended.reshape(trees, groups, count, shared, size).permute(0, 2, 1, 3, 4).reshape(trees, count, -1)
 
     def _children(self, found: Ranked) -> Ranked:
         """From the draft vocabulary to the target's token ids (d2t holds offsets)."""
         if self.head.d2t is None:
             return found
-        return found._replace(index=found.index + self.head.d2t[found.index])
+        return found._replace(index=found.index + self.head.d2t.take(found.index))
 
-    def _heads(self, cells: Tensor) -> Tensor:
-        """[R, S, kv heads, d] as [R, heads, S, d] for attention."""
-        return cells.transpose(1, 2).repeat_interleave(self.head.num_heads // self.head.num_kv_heads, dim=1)
+    def _write(self, key: Tensor, value: Tensor, place: int | Tensor) -> None:
+        """Keys and values [R, T, kv heads, d] from cell ``place`` on, or to the cells int64 [R, T] where rows differ in length."""
+        count = key.shape[1]
+        self._reserve((self._longest if isinstance(place, Tensor) else place) + count)
+        row = torch.arange(len(key), device=key.device)[:, None]
+        for cells, new in ((self._key, key), (self._value, value)):
+            if isinstance(place, Tensor):
+                cells.transpose(1, 2)[row, place] = new
+            else:
+                cells.narrow(2, place, count).copy_(new.transpose(1, 2))
 
     def _reserve(self, cells: int) -> None:
-        missing = cells - self._key.shape[1]
+        missing = cells - self._key.shape[2]
         if missing > 0:
-            missing = max(missing, self._key.shape[1])  # doubling: growth costs little per token
-            self._key, self._value = (F.pad(part, (0, 0, 0, 0, 0, missing)) for part in (self._key, self._value))
+            missing = max(missing, self._key.shape[2])  # doubling: growth costs little per token
+            self._key, self._value = (F.pad(part, (0, 0, 0, missing)) for part in (self._key, self._value))
+
+    def _set_length(self, length: Tensor) -> None:
+        self._length = length
+        lengths = length.tolist()
+        self._shortest, self._longest = min(lengths, default=0), max(lengths, default=0)
+
+
+def _packed(values: Tensor, real: Tensor | None) -> Tensor:
+    """Values [B, W, ...] of the N real nodes of a level, [1, N, ...]; all as they are without ``real`` bool [B, W]."""
+    return values if real is None else values[real][None]
+
+
+def _spread(values: Tensor, real: Tensor | None) -> Tensor:
+    """Packed values [1, N, ...] back in their places [B, W, ...], zeros between them."""
+    if real is None:
+        return values
+    whole = values.new_zeros((*real.shape, *values.shape[2:]))
+    whole[real] = values[0]
+    return whole
+
+
+def _at(cells: Tensor, place: Tensor) -> Tensor:
+    """Entries [B, W, ...] of cells [B, S, ...] at ``place`` int64 [B, W]."""
+    if place.numel() == 1:
+        return cells.select(1, int(place))[:, None] if place.device.type == "cpu" else cells.index_select(1, place[0])
+    index = place.reshape(*place.shape, *[1] * (cells.dim() - 2))
+    return cells.gather(1, index.expand(-1, -1, *cells.shape[2:]))

@@ -51,19 +51,17 @@ class LanguageModelNetwork:
         if self.model.rows != trees:  # the trees of one text: each gets a copy of its keys and values, measured to be
             self.model.gather_rows(source.new_zeros(trees, dtype=torch.int64))  # cheaper than one row that masks the others
         self._prefix = context_length + 1  # the root itself is committed
+        self._all = bool((self._prefix == self.model.lengths).all())  # trees at the ends of their rows: no prefix to be hidden
         self._ancestry = Ancestry(trees, source.device)
         return ranked(source, width, self.entropies)
 
     def grow(self, parent: Tensor, token: Tensor, width: int) -> Ranked:
-        trees, count = parent.shape
-        slots = self.model.tree_size + count
-        above = self._ancestry.add(parent)
-        depth = self._ancestry.depth[:, -count:]
+        count = parent.shape[1]
         # the root is slot 0 of the tree, but lies in the committed part of the cache: all others move up by one
-        sees = torch.zeros((trees, count, slots + 1), dtype=torch.bool, device=parent.device)
-        sees = sees.scatter(2, (above - 1).masked_fill(above < 0, slots), True)[:, :, :-1]
+        sees = self._ancestry.add(parent)[:, :, 1:]
+        depth = self._ancestry.depth[:, -count:]
         prefix = self._prefix[:, None].expand(-1, count)
-        output = self.model.forward_tree(self._known(token), prefix, prefix + depth - 1, sees)
+        output = self.model.forward_tree(self._known(token), None if self._all else prefix, prefix + depth - 1, sees)
         return ranked(output.logits[..., : self.vocabulary], width, self.entropies)
 
     def _known(self, tokens: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from live.cache import TreeCache
+from live.grouped_heads import grouped_heads
 from policies.errors import UserError
 
 _FULL = {"full_attention"}
@@ -60,6 +61,8 @@ class CachedModel:
             )
         self._head = model.get_output_embeddings()
         self._hidden = torch.finfo(self.dtype).min
+        self._mask = torch.zeros(0, 1, 0, 0, dtype=self.dtype, device=self.device)
+        self._masked = (0, 0)  # first column and number of columns that the last tree wrote into it
         self._wants_cache_position = "cache_position" in inspect.signature(model.forward).parameters
         self.cache = TreeCache(rows, capacity, self.config.num_hidden_layers, self.device)
 
@@ -180,6 +183,8 @@ class CachedModel:
         cache = self.cache
         rows, new, width = ancestors.shape
         total = cache.longest + width
+        if prefix is None and cache.uniform:
+            return self._standing_mask(ancestors, total)
         mask = torch.zeros(rows, new, total, dtype=self.dtype, device=self.device)
         if cache.uniform:
             if prefix is not None:
@@ -193,6 +198,21 @@ class CachedModel:
         columns = cache.lengths[:, None] + torch.arange(width, device=self.device)
         hidden.scatter_(2, columns[:, None].expand(rows, new, width), ~ancestors)
         return mask.masked_fill_(hidden, self._hidden)[:, None]
+
+    def _standing_mask(self, ancestors: Tensor, total: int) -> Tensor:
+        """The same where all rows are equally long and queries see all of theirs: one mask stands from cycle to cycle, and only
+        the columns of the last tree and of this one are written. Work grows with the tree, not with the context."""
+        rows, new, width = ancestors.shape
+        held = self._mask.shape
+        if held[0] < rows or held[2] < new or held[3] < total:
+            capacity = max(held[3], total, self.cache.capacity)
+            self._mask = torch.zeros(max(held[0], rows), 1, max(held[2], new), capacity, dtype=self.dtype, device=self.device)
+        else:
+            self._mask.narrow(3, *self._masked).zero_()
+        self._masked = total - width, width
+        mask = self._mask[:rows, :, :new, :total]
+        mask[:, 0, :, total - width :].masked_fill_(~ancestors, self._hidden)
+        return mask
 
     def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, select) -> Output:
         """One call of the HF model; ``select`` thins the hidden states before the output head."""
@@ -219,9 +239,10 @@ class CachedModel:
 
     def run(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, extra: dict[str, Tensor]) -> Tensor:
         """The network's forward pass itself, and nothing else: logits [R, T, V]."""
-        return self.model(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True, **extra
-        ).logits
+        with grouped_heads(mask is not None and self.device.type == "cpu"):
+            return self.model(
+                input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True, **extra
+            ).logits
 
     def _watch(self, layer: int, streams: dict[int, Tensor]):
         """Hook that keeps the residual stream entering ``layer``."""

@@ -52,23 +52,33 @@ class DraftNetwork(Protocol):
 
 
 class Ancestry:
-    """Slots of each slot's ancestors, itself included and the root left out: int64 [B, S, D], -1 padding on the right."""
+    """Which slots each slot of B trees attends to: its ancestors and itself, but not the root, which lies in the committed part.
 
-    def __init__(self, trees: int, device: torch.device):
-        self.slots = torch.full((trees, 1, 1), -1, device=device)
-        self.depth = torch.zeros((trees, 1), dtype=torch.int64, device=device)
+    size      int  slots so far, the root's included
+    depth     int64 [B, S]
+    straight  whether every slot is known to be the child of the one before it, in all trees: then each sees all before it, and no
+        mask is needed. Only looked for where looking does not wait for a GPU.
+    """
+
+    def __init__(self, trees: int, device: torch.device, room: int = 32):
+        self.size, self.straight = 1, device.type == "cpu"
+        self._depth = torch.zeros((trees, room), dtype=torch.int64, device=device)
+        self._sees = torch.zeros((trees, room, room), dtype=torch.bool, device=device)
+
+    @property
+    def depth(self) -> Tensor:
+        return self._depth[:, : self.size]
 
     def add(self, parent: Tensor) -> Tensor:
-        """Add W children of the slots ``parent`` int64 [B, W]; their ancestor slots [B, W, D]."""
-        trees, count = parent.shape
-        size = self.slots.shape[1]
-        above = self.slots.gather(1, parent[:, :, None].expand(-1, -1, self.slots.shape[2]))
-        depth = self.depth.gather(1, parent) + 1
-        if int(depth.max()) > self.slots.shape[2]:
-            above = torch.nn.functional.pad(above, (0, 1), value=-1)
-            self.slots = torch.nn.functional.pad(self.slots, (0, 1), value=-1)
-        own = torch.arange(size, size + count, device=parent.device).expand(trees, count)
-        above = above.scatter(2, (depth - 1)[:, :, None], own[:, :, None])
-        self.slots = torch.cat([self.slots, above], dim=1)
-        self.depth = torch.cat([self.depth, depth], dim=1)
-        return above
+        """Add W children of the slots ``parent`` int64 [B, W]; what they see: bool [B, W, S]."""
+        first, self.size = self.size, self.size + parent.shape[1]
+        self.straight = self.straight and parent.shape[1] == 1 and bool((parent == first - 1).all())
+        if (more := self.size - self._sees.shape[2]) > 0:
+            more = max(more, self._sees.shape[2])
+            self._depth = torch.nn.functional.pad(self._depth, (0, more))
+            self._sees = torch.nn.functional.pad(self._sees, (0, more, 0, more))
+        sees = self._sees.gather(1, parent[:, :, None].expand(-1, -1, self._sees.shape[2]))
+        sees[:, :, first : self.size].diagonal(dim1=1, dim2=2).fill_(True)
+        self._sees[:, first : self.size] = sees
+        self._depth[:, first : self.size] = self._depth.gather(1, parent) + 1
+        return sees[:, :, : self.size]

@@ -35,6 +35,10 @@ class LiveVerifier:
     def __init__(self, target: CachedModel, end_tokens: Tensor):
         self.target, self.end_tokens = target, end_tokens
 
+    def ends(self, tokens: Tensor) -> Tensor:
+        """bool, like ``tokens`` int64: which of them end a sequence."""
+        return (tokens[..., None] == self.end_tokens).any(-1)
+
     def accept(self, cycle: Cycle, kept: Kept) -> Walk:
         exists = kept.token >= 0
         positions = cycle.context_length[:, None] + kept.depth.clamp(min=0)
@@ -42,7 +46,7 @@ class LiveVerifier:
         output = self.target.forward_tree(kept.token.clamp(min=0), None, positions, sees)
         self.logits = output.logits
         choice = self._choice(cycle, kept, sees)
-        ended = torch.isin(kept.token, self.end_tokens) & (kept.depth > 0)  # nothing follows an end of sequence
+        ended = self.ends(kept.token) & (kept.depth > 0)  # nothing follows an end of sequence
         outcome = walk(kept, choice.masked_fill(ended | ~exists, NONE))
         self.walked = torch.nn.functional.pad(outcome.path, (1, 0))  # root and accepted path, as places in the kept list
         self.target.commit(self.walked, outcome.accepted + 1)

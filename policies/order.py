@@ -28,6 +28,8 @@ def order_key(score: Tensor) -> Tensor:
 def best(score: Tensor, count: int) -> Tensor:
     """Indices int64 [..., min(count, M)] of the best scores in total order, best first; -1 where the score is -inf."""
     entries = score.shape[-1]
+    if entries == 1 and count > 0:
+        return torch.zeros_like(score, dtype=torch.int64).masked_fill(score == -torch.inf, NONE)
     count = min(count, entries)
     value, index = score.topk(min(count + 1, entries), dim=-1, sorted=True)  # one more, to see a tie at the cut
     tied = ((value[..., 1:] == value[..., :-1]) & (value[..., 1:] > -torch.inf)).any(-1)

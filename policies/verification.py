@@ -55,6 +55,9 @@ class Verifier(Protocol):
 
 def pack(tree: DraftTree, kept: Tensor, policy: str = "the policy") -> Kept:
     """Pack the kept nodes bool [B, N] of a tree, in node order, and check that every kept node's parent is kept."""
+    if bool(kept.all()):  # all is kept: a node's place is its index
+        node = torch.arange(tree.width, device=kept.device).expand_as(kept)
+        return Kept(node, tree.token, tree.parent, tree.depth, torch.full_like(tree.size, tree.width - 1))
     node = packed_columns(kept)
     exists = node >= 0
     parent = tree.at("parent", node).masked_fill(~exists, NONE)

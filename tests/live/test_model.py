@@ -237,3 +237,36 @@ def test_unsupported_families_are_refused_by_name(family):
     model = auto.from_config(config)
     with pytest.raises(UserError, match=type(model).__name__):
         CachedModel(model)
+
+
+def test_the_standing_mask_is_what_a_new_one_would_be():
+    """Cycle after cycle, whatever the trees before left in it; where it stands still, its memory does too."""
+    model, gen = build("llama", torch.float64), torch.Generator().manual_seed(6)
+    cached = CachedModel(model, rows=2, capacity=64)
+    cached.prefill(torch.randint(0, 90, (2, 9), generator=gen), logits="none")
+    places = set()
+    for width, taken in ((5, 2), (3, 1), (7, 3), (2, 2), (6, 1)):
+        text = cached.cache.longest
+        sees = torch.rand(2, width, width, generator=gen) < 0.5
+        sees |= torch.eye(width, dtype=torch.bool)
+        mask = cached._tree_mask(None, sees)
+        visible = torch.cat([torch.ones(2, width, text, dtype=torch.bool), sees], 2)
+        assert torch.equal(mask[:, 0] == 0, visible) and bool((mask[:, 0][~visible] == cached._hidden).all())
+        places.add(mask.data_ptr())
+        cached.forward_tree(torch.zeros(2, width, dtype=torch.int64), None, torch.full((2, width), text), sees)
+        cached.commit(torch.arange(taken).expand(2, -1), torch.full((2,), taken))
+    assert len(places) <= 2  # one for five tokens, a larger one from seven on
+
+
+def test_grouped_heads_are_asked_for_within_a_masked_forward_alone(monkeypatch):
+    import os
+
+    switch, seen = "TRANSFORMERS_SDPA_FORCE_GQA", []
+    monkeypatch.delenv(switch, raising=False)
+    cached = CachedModel(build("llama", torch.float64))
+    handle = cached.model.register_forward_pre_hook(lambda *_: seen.append(os.environ.get(switch)))
+    tokens = torch.zeros(1, 2, dtype=torch.int64)
+    cached.prefill(tokens)
+    cached.forward_tree(tokens, None, torch.full((1, 2), 2), torch.eye(2, dtype=torch.bool)[None])
+    handle.remove()
+    assert seen == [None, "1"] and switch not in os.environ

@@ -141,8 +141,37 @@ def test_drafted_tokens_are_the_targets(pair64, material):
 
 
 def test_ancestry():
-    kin = Ancestry(1, torch.device("cpu"))
-    assert kin.add(torch.tensor([[0, 0]])).tolist() == [[[1], [2]]]
-    assert kin.add(torch.tensor([[2, 0]])).tolist() == [[[2, 3], [4, -1]]]
-    assert kin.add(torch.tensor([[3, 4]])).tolist() == [[[2, 3, 5], [4, 6, -1]]]
+    kin = Ancestry(1, torch.device("cpu"), room=2)  # it grows
+
+    def seen(*parents: int) -> list[list[int]]:
+        return [row.nonzero()[:, 0].tolist() for row in kin.add(torch.tensor([parents]))[0]]
+
+    assert seen(0, 0) == [[1], [2]]
+    assert seen(2, 0) == [[2, 3], [4]]
+    assert seen(3, 4) == [[2, 3, 5], [4, 6]]
     assert kin.depth.tolist() == [[0, 1, 1, 2, 1, 3, 2]]
+
+
+@pytest.mark.parametrize("parents, straight", [([0, 1, 2], True), ([0, 1, 1], False), ([0, 0, 2], False)])
+def test_a_chain_is_known_for_one(parents, straight):
+    kin = Ancestry(2, torch.device("cpu"))
+    for parent in parents:
+        kin.add(torch.tensor([[parent], [parent]]))
+    assert kin.straight == straight
+
+
+@pytest.mark.parametrize("name", ["eagle3", "draft"])
+def test_a_chain_needs_no_mask(pair64, material, name):
+    """A single row's chain, which goes without a mask, answers as the same chain does inside a batch."""
+    text, features, tokens = material
+    network = pair64.networks[name]
+    answers = []
+    for which in (CONTEXTS[:1], CONTEXTS):
+        source = rows(network, text, features, which)
+        with torch.inference_mode():
+            found = [network.open(source, which, WIDTH)]
+            for slot in range(3):
+                parent = torch.full((len(which), 1), slot)
+                found.append(network.grow(parent, tokens[: len(which), slot : slot + 1], WIDTH))
+        answers.append(torch.stack([answer.logprob.reshape(len(which), WIDTH)[0] for answer in found]))
+    assert torch.allclose(*answers, atol=1e-6)

@@ -44,6 +44,19 @@ def test_the_tree():
     assert tree.frontier(3).tolist() == [[3, 4], [-1, -1]]
 
 
+def test_keeping_all_of_a_row_is_packed_the_same_beside_one_that_drops_a_node():
+    tree = DraftTree(torch.tensor([5, 6]))
+    for nodes in (tree.root_nodes(), torch.tensor([[2], [1]])):
+        token, logprob = torch.tensor([[[7, 8]], [[9, 7]]]), torch.tensor([[[-0.5, -1.0]], [[-0.25, -2.0]]])
+        tree.append(nodes, Children(token, logprob, torch.zeros(2, 1), token))
+    everything = torch.ones(2, 5, dtype=torch.bool)
+    but_one = everything.clone()
+    but_one[1, 4] = False
+    for whole, beside in zip(pack(tree, everything), pack(tree, but_one), strict=True):
+        assert torch.equal(whole[0], beside[0]) and whole.dtype == beside.dtype
+    assert pack(tree, everything).parent.tolist() == [[-1, 0, 0, 2, 2], [-1, 0, 0, 1, 1]]
+
+
 def test_pack_walk_and_status():
     tree = hand_tree()
     kept = pack(tree, torch.tensor([[True, True, True, False, True], [True, True, False, False, False]]))

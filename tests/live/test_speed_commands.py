@@ -1,0 +1,76 @@
+"""The commands that print live figures: what they count and what they conclude. They assert no times."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import live_speed, long_context
+from benchmarks.live_speed import ASSISTED, LOOKED_UP, PLAIN
+from policies.errors import UserError
+
+OURS = ("eagle3: chain(k=2)", "draft: chain(k=2)", "suffix: chain(k=2)")
+
+
+def test_everyone_races(tiny_recording, tmp_path, capsys):
+    out = tmp_path / "speed.json"
+    contenders = [word for name in OURS for word in ("--contender", name)]
+    live_speed.main([str(tiny_recording), "--texts", "1", "--rounds", "2", *contenders, "--json", str(out)])
+    told, found = capsys.readouterr().out, json.loads(out.read_text())
+    everyone = {*PLAIN, *ASSISTED, *LOOKED_UP, *OURS}
+    assert set(found["figures"]) == everyone and all(name in told for name in everyone)
+    for by_domain in found["figures"].values():
+        assert set(by_domain) == {"story", "math"}
+        assert all(len(rounds) == 2 and min(rounds) > 0 for rounds in by_domain.values())
+    assert set(found["overhead"]) == set(OURS) and all(0 < share < 1 for share in found["overhead"].values())
+    assert found["predicted"][OURS[0]]["tau"] >= 1 and "Fastest: " in told
+
+
+def test_hugging_face_is_counted_without_its_first_cycle(tiny_recording, pair64):
+    """Tokens after the prefill's, at most as many as the text has."""
+    from traces.recording import open_recording
+
+    recording = open_recording(tiny_recording)
+    everyone = live_speed.everyone(recording, pair64, [])
+    for name, decode in everyone.items():
+        tokens, ms = decode(0)
+        whole = int(recording.length[0]) - 1
+        assert (tokens == whole if name in PLAIN else 0 <= tokens <= whole) and ms >= 0
+
+
+def verdicts(fast: dict[str, float], hugging_face: float = 1.0, overhead: float = 0.1) -> list[str]:
+    ms = {"plain loop": {"a": 10.0, "b": 12.0}, "HF assisted": {"a": 10.0 / hugging_face, "b": 12.0}, "eagle3: x": fast}
+    mean = {name: sum(cells.values()) / 2 for name, cells in ms.items()}
+    return live_speed.verdicts(ms, mean, ms["plain loop"], 11.0, {"eagle3: x": overhead}, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("figures", "missed"),
+    [
+        (({"a": 5.0, "b": 10.0},), []),
+        (({"a": 4.0, "b": 12.5},), [2, 3]),
+        (({"a": 9.0, "b": 9.0},), [0, 1]),
+        (({"a": 5.0, "b": 10.0}, 2.5), [3]),
+        (({"a": 5.0, "b": 10.0}, 1.0, 0.2), [4]),
+    ],
+)
+def test_verdicts(figures, missed):
+    first, *lines = verdicts(*figures)
+    assert first == "Fastest: eagle3: x"
+    assert [index for index, line in enumerate(lines) if line.split()[0] == "NO"] == missed
+
+
+@pytest.mark.parametrize("text", ["chain(k=3)", "eagle3:chain"])
+def test_contenders_name_their_drafter(text):
+    with pytest.raises(UserError, match="DRAFTER: POLICY"):
+        live_speed.parse_contender(text)
+
+
+def test_long_context(capsys):
+    options = ["--context", "40", "--context", "70", "--cycles", "1", "--layers", "3", "--policy", "chain(k=2)"]
+    long_context.main(options)
+    told = capsys.readouterr().out
+    assert "chain(k=2)" in told and "40" in told and "70" in told
+    with pytest.raises(UserError, match="--context"):
+        long_context.main(["--context", "1"])
