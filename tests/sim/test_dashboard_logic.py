@@ -10,7 +10,7 @@ import pytest
 
 from policies.errors import UserError
 from policies.registry import load_policy
-from sim import glance, lab, reliability, sweeps, token_charts, walkthrough
+from sim import curves, glance, lab, reliability, sweeps, token_charts, walkthrough
 from sim.bootstrap import Resamples
 from sim.metrics import replay_rows
 from sim.replay import replay
@@ -194,4 +194,12 @@ def test_some_texts_are_spread_over_all(recording: Recording):
     assert walkthrough.some_texts(recording, texts, 10**6).tolist() == texts.tolist()
     half = walkthrough.some_texts(recording, texts, int(recording.length.sum()) // 2)
     assert half.tolist() == [0, 2, 4, 6]
-    assert walkthrough.some_texts(recording, texts, 1).tolist() == [0]
+    assert walkthrough.some_texts(recording, texts, 1).tolist() == [0, 2, 4, 6]  # two of each domain, for an interval
+    assert walkthrough.some_texts(recording, texts[:5], 1).tolist() == [0, 2, 4]  # where a domain has them
+
+
+def test_samples_of_some_texts_are_those_among_all(recording: Recording):
+    some = np.array([1, 4, 6])
+    every = curves.samples(recording)
+    wanted = every.filter(pl.col("sequence").is_in(recording.sequence_ids[some].tolist()))
+    assert len(wanted) < len(every) and curves.samples(recording, texts=some).equals(wanted)
