@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from policies.errors import UserError
 
@@ -119,12 +122,27 @@ class Browser:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))
 
+    def pixels(self) -> np.ndarray:
+        """What the window shows now, uint8 [height, width, 3]."""
+        from PIL import Image
+
+        content = base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"])
+        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
     def close(self) -> None:
         if socket := getattr(self, "_socket", None):
             socket.close()
         self._process.terminate()
         self._process.wait(timeout=30)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def compact(path: Path, colours: int = 128) -> int:
+    """Write a picture again with a palette of few colours; its bytes."""
+    from PIL import Image
+
+    Image.open(path).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
+    return path.stat().st_size
 
 
 def wait(ready: Callable[[], Any], otherwise: str, seconds: float = 120.0) -> float:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard.common import View, allowed, current, escaped, friendly, show_chart, show_table, title
+from dashboard.common import allowed, escaped, friendly, show_chart, show_table, title
+from dashboard.view import View, current
 from sim import charts, surfaces
 from traces.costs import Profile
 
@@ -56,7 +57,7 @@ def latency(profile: Profile) -> None:
         owner = right.selectbox(label, owners, key=f"owner_{kind}", bind="query-params")
     points, lines = surfaces.measured(profile, kind, owner), surfaces.fitted(profile, kind, owner)
     batches = sorted(points["batch"].unique().to_list())
-    batch = third.selectbox("Batch", batches, key="batch", bind="query-params") if len(batches) > 1 else batches[0]
+    batch = third.selectbox("Batch", batches, key="cost_batch", bind="query-params") if len(batches) > 1 else batches[0]
     points, lines = points.filter(batch=batch), lines.filter(batch=batch)
     axis, *others = surfaces.AXES[kind]
     by = others[0] if others[0] != "batch" else None

@@ -7,9 +7,7 @@ import polars as pl
 import streamlit as st
 
 from dashboard.common import (
-    View,
     choose_policy,
-    current,
     escaped,
     friendly,
     nothing_drafted,
@@ -19,6 +17,7 @@ from dashboard.common import (
     title,
     words,
 )
+from dashboard.view import View, current
 from policies.contract import Policy
 from sim import token_charts, walkthrough
 from sim.walkthrough import Shown
@@ -67,7 +66,7 @@ KEY = " ".join(
 
 
 def choose_text(view: View) -> int:
-    names = {f"{index} · {view.recording.domains[view.recording.domain_index[index]]}": int(index) for index in view.texts}
+    names = {f"{index} · {view.recording.domains[view.recording.domain_index[index]]}": int(index) for index in view.every_text}
     left, right = st.columns([1, 3], vertical_alignment="bottom")
     name = left.selectbox("Text", list(names), key="text", bind="query-params")
     text = names[name]

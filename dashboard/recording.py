@@ -6,9 +6,7 @@ import polars as pl
 import streamlit as st
 
 from dashboard.common import (
-    View,
     choose_policy,
-    current,
     escaped,
     friendly,
     nothing_drafted,
@@ -20,6 +18,7 @@ from dashboard.common import (
     title,
     words,
 )
+from dashboard.view import View, current, says_which_texts
 from sim import charts, glance
 from traces.costs import machine_in_words
 
@@ -84,7 +83,7 @@ def tau(view: View) -> None:
         table,
         "tau_by_domain",
         f"Tokens emitted per cycle by {escaped(spec)} with the drafter {escaped(view.drafter)}; lines are 95% intervals over "
-        f"texts (none where a domain has a single text).{note}",
+        f"texts (none where a domain has a single text).{note} {says_which_texts(view)}",
     )
 
 
@@ -99,19 +98,26 @@ def envelope(view: View) -> None:
         st.json({key: value for key, value in manifest.items() if key not in kept_out}, expanded=False)
 
 
-def reading(view: View) -> None:
-    st.subheader("Prompts and texts", anchor=False)
-    every = view.recording.sequences()
-    table = pl.DataFrame(
+@st.cache_resource(max_entries=4, show_spinner="Reading the texts")
+def texts_of(key: str, _view: View) -> pl.DataFrame:
+    """Prompt and answer of every text at the temperature."""
+    every = _view.recording.sequences()
+    rows = [every[index] for index in _view.every_text]
+    return pl.DataFrame(
         {
-            "text": [int(index) for index in view.texts],
-            "domain": [every[index]["domain"] for index in view.texts],
-            "prompt": [every[index]["prompt_text"] or words().text(every[index]["prompt_tokens"]) for index in view.texts],
-            "answer": [every[index]["text"] or words().text(every[index]["tokens"]) for index in view.texts],
-            "tokens": [every[index]["length"] for index in view.texts],
-            "ended by": [every[index]["finish"] for index in view.texts],
+            "text": _view.every_text,
+            "domain": [row["domain"] for row in rows],
+            "prompt": [row["prompt_text"] or words().text(row["prompt_tokens"]) for row in rows],
+            "answer": [row["text"] or words().text(row["tokens"]) for row in rows],
+            "tokens": [row["length"] for row in rows],
+            "ended by": [row["finish"] for row in rows],
         }
     )
+
+
+def reading(view: View) -> None:
+    st.subheader("Prompts and texts", anchor=False)
+    table = texts_of(view.key, view)
     domains = ["all", *dict.fromkeys(table["domain"])]
     left, right = st.columns([1, 3])
     domain = left.selectbox("Domain", domains, key="domain", bind="query-params")
@@ -136,7 +142,7 @@ def reading(view: View) -> None:
         "dashboard/explorer.py",
         label=f"Open text {row['text']} in the Token explorer",
         icon=":material/account_tree:",
-        query_params={"text": str(row["text"])},
+        query_params={"text": f"{row['text']} · {row['domain']}"},
     )
 
 

@@ -41,10 +41,17 @@ GREY = "#8c8c8c"
 """Rules and bars that carry no category; seen in both themes."""
 
 
-def acceptance_chart(curve: pl.DataFrame, x: str, outcome: str, by: str | None = None, height: int = 420) -> alt.LayerChart:
-    """Curves of `sim.curves.curve`: a line with its 95% band, one per value of ``by``."""
+def acceptance_chart(
+    curve: pl.DataFrame, x: str, outcome: str, by: str | None = None, height: int = 420, pick: bool = False
+) -> alt.LayerChart:
+    """Curves of `sim.curves.curve`: a line with its 95% band, one per value of ``by``.
+
+    :param pick: points can be clicked; the selection "bin" takes the ends ``low`` and ``high`` of one.
+    """
     if by == "depth":
         curve = curve.filter(pl.col("depth").is_in(DEPTHS)).with_columns(depth=pl.col("depth").cast(pl.String))
+    if by == "temperature":
+        curve = curve.with_columns(temperature=pl.col("temperature").cast(pl.Float64).round(3).cast(pl.String))
     base = alt.Chart(curve).encode(x=alt.X("x:Q", title=X_TITLES[x], scale=alt.Scale(zero=False)))
     # a rising scale would be natural for depth, but its ends vanish in one of the two themes
     colour, shape = _signs(by) if by else (alt.value(PALETTE[0]), alt.value(SHAPES[0]))
@@ -61,7 +68,10 @@ def acceptance_chart(curve: pl.DataFrame, x: str, outcome: str, by: str | None =
     ]
     band = base.mark_area(opacity=0.18).encode(alt.Y("ci_low:Q", **how), alt.Y2("ci_high:Q"), color=colour)
     line = base.mark_line().encode(share, color=colour)
-    points = base.mark_point(filled=True, size=36).encode(share, color=colour, shape=shape, tooltip=tooltip)
+    points = base.mark_point(filled=True, size=36, cursor="pointer" if pick else "default")
+    points = points.encode(share, color=colour, shape=shape, tooltip=tooltip)
+    if pick:
+        points = points.add_params(alt.selection_point(name="bin", fields=["low", "high"], empty=False))
     return (band + line + points).properties(height=height)
 
 
@@ -171,7 +181,9 @@ def share_chart(table: pl.DataFrame, by: str, height: int = 220) -> alt.LayerCha
 
 
 def strata_chart(curve: pl.DataFrame, edges: list[float], height: int = 320) -> alt.LayerChart:
-    """`sim.strata.accepted_by_entropy` with thresholds drawn in."""
+    """`sim.strata.accepted_by_entropy` with thresholds drawn in; the selection "drag" is an interval from where the pointer was
+    pressed to where it was let go."""
+    drag = alt.selection_interval(name="drag", encodings=["x"], translate=False, zoom=False)
     x = alt.X("entropy:Q", title="cumulative meta-path entropy of the base tree (nats)", scale=alt.Scale(zero=False))
     tooltip = [alt.Tooltip("low:Q", format=".2f"), alt.Tooltip("high:Q", format=".2f")]
     tooltip += [alt.Tooltip("accepted:Q", format=".2f"), alt.Tooltip("count:Q", title="positions", format=",")]
@@ -180,6 +192,7 @@ def strata_chart(curve: pl.DataFrame, edges: list[float], height: int = 320) -> 
     band = base.mark_area(opacity=0.2, color=PALETTE[0]).encode(alt.Y("ci_low:Q", title=title), alt.Y2("ci_high:Q"))
     line = base.mark_line(color=PALETTE[0]).encode(alt.Y("accepted:Q", title=title))
     points = base.mark_point(filled=True, size=40, color=PALETTE[0]).encode(alt.Y("accepted:Q", title=title), tooltip=tooltip)
+    points = points.add_params(drag)
     names = [f"threshold {number}" for number in range(1, len(edges) + 1)]
     marks = pl.DataFrame({"edge": edges, "name": names}, schema={"edge": pl.Float64, "name": pl.String})
     rules = alt.Chart(marks).mark_rule(color=PALETTE[5], strokeWidth=2, strokeDash=[6, 3])
@@ -234,10 +247,12 @@ def count_chart(table: pl.DataFrame, x: str, title: str, height: int = 260) -> a
     ).properties(height=height)
 
 
-def pareto_chart(table: pl.DataFrame, x: str, y: str, x_title: str, y_title: str, height: int = 460) -> alt.LayerChart:
+def pareto_chart(
+    table: pl.DataFrame, x: str, y: str, x_title: str, y_title: str, picked: str | None = None, height: int = 460
+) -> alt.LayerChart:
     """A cloud of settings and its front; the selection "setting" takes one.
 
-    :param table: ``x``, ``y``, setting, kind (of policy), front.
+    :param table: ``x``, ``y``, setting, kind (of policy), front.   :param picked: the setting to draw a ring around.
     """
     pick = alt.selection_point(name="setting", fields=["setting"], empty=False)
     across = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False))
@@ -251,7 +266,8 @@ def pareto_chart(table: pl.DataFrame, x: str, y: str, x_title: str, y_title: str
         size=alt.condition("datum.front", alt.value(110), alt.value(45)),
         opacity=alt.condition("datum.front", alt.value(1), alt.value(0.45)),
     )  # fmt: skip
-    return (line + points.add_params(pick)).properties(height=height)
+    ring = alt.Chart(table.filter(pl.col("setting") == (picked or ""))).mark_point(size=330, color=PALETTE[5], strokeWidth=2.5)
+    return (line + ring.encode(across, up) + points.add_params(pick)).properties(height=height)
 
 
 def latency_chart(points: pl.DataFrame, lines: pl.DataFrame, axis: str, by: str | None, height: int = 360) -> alt.LayerChart:

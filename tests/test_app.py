@@ -12,15 +12,18 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from streamlit.testing.v1 import AppTest
 
 import app
-from dashboard import common
+from dashboard import common, view
 from policies.errors import UserError
 from policies.registry import load_policy
 from sim.bounds import place
 from sim.glance import overview, policy_rows, tau_by_domain
 from sim.metrics import replay_rows
+from sim.setting import Setting
+from sim.trial import run_trial
 from tests.made_up_recording import write_profile, write_recording
 from traces.costs import load_profile
 from traces.recording import open_recording
@@ -72,6 +75,11 @@ def test_every_page_opens_and_asks_its_question(recorded: Path, start, name: str
     assert errors(page) == ""
     assert page.title[0].value == app.PAGES[name][0]
     assert re.fullmatch(r"\*.*\?( .*)?\*", page.markdown[0].value)
+
+
+def test_every_table_is_there_for_the_taking():
+    table = pl.DataFrame({"domain": ["math", "story"], "tau": [2.5, None]})
+    assert pl.read_parquet(common.parquet_of(table)).equals(table)
 
 
 def test_no_page_shows_its_own_comments():
@@ -158,6 +166,57 @@ def test_profile_prices_and_a_foreign_one_is_refused(recorded: Path, start, tmp_
     assert "speedup" not in table_with(page, "policy").columns
 
 
+def test_lab_batches_and_pipelines_as_replay_does(recorded: Path, start, tmp_path: Path):
+    path = write_profile(tmp_path / "profile.json", batch=2)
+    cost = load_profile(path).cost("eagle3")
+    recording, policy = open_recording(recorded), load_policy("chain(k=2)")
+    query = {"study": "chain(k=2)", "against": "autoregressive"}
+    for chosen in ({"batch": 2, "ragged": "sum"}, {"execution": "pipelined"}):
+        page = start("lab", recorded, "--profile", path, **query, **{name: str(value) for name, value in chosen.items()})
+        row = table_with(page, "policy").set_index("policy").loc["chain(k=2)"]
+        sums = run_trial(recording, policy, Setting("eagle3", **chosen), cost)
+        assert errors(page) == "" and row["ms_per_token"] == pytest.approx(sums.mean("ms_per_token"))
+        assert ("tokens_per_second" in row) == ("batch" in chosen)
+        option, value = next(iter(chosen.items()))
+        assert any(f"--{option} {value} --policy" in code.value or f"--{option} {value} --" in code.value for code in page.code)
+    assert "an estimate" in captions(page)  # an EAGLE head would run ahead on features of its own
+
+
+def test_a_profile_of_other_models_is_a_what_if(recorded: Path, start):
+    page = start("lab", recorded, study="chain(k=2)", against="autoregressive")
+    by_key(page.sidebar.selectbox, "profile").set_value("what if: h100_llama-3.1-8b").run()
+    assert errors(page) == "" and "speedup" in table_with(page, "policy").columns
+    assert "analytic" in captions(page) and "acceptance that of made-up" in captions(page)
+    assert any("--other-models" in code.value and "live.bench" not in code.value for code in page.code)
+
+
+def test_a_large_recording_is_looked_at_in_part_and_says_so(start, tmp_path: Path, monkeypatch):
+    large = write_recording(tmp_path / "large", {"math": 6.0, "story": 3.0}, texts=5)
+    monkeypatch.setattr(view, "MOST_REPLAYED", 50)
+    page = start("lab", large, study="chain(k=2)", against="autoregressive")
+    some = [0, 2, 5, 7]  # two of each domain
+    sums = run_trial(open_recording(large), load_policy("chain(k=2)"), Setting("eagle3"), sequences=torch.tensor(some))
+    assert errors(page) == "" and table_with(page, "policy")["tau"][0] == sums.mean("tau")
+    assert "4 of 10 texts" in captions(page)
+    by_key(page.sidebar.toggle, "whole").set_value(True).run()
+    whole = run_trial(open_recording(large), load_policy("chain(k=2)"), Setting("eagle3"))
+    assert errors(page) == "" and table_with(page, "policy")["tau"][0] == whole.mean("tau") != sums.mean("tau")
+    for name in ("entropy", "compare", "recording"):
+        page = start(name, large)
+        assert errors(page) == "" and "4 of 10 texts" in captions(page)
+
+
+def test_temperatures_are_told_apart(start, tmp_path: Path):
+    mixed = write_recording(tmp_path / "mixed", {"math": 6.0, "story": 3.0}, texts=4, temperatures=(0.0, 1.0))
+    page = start("entropy", mixed)
+    assert errors(page) == "" and "By temperature of the text" in captions(page)
+    cold = table_with(page, "draft says")
+    by_key(page.sidebar.selectbox, "temperature").set_value(1.0).run()
+    warm = table_with(page, "draft says")
+    assert errors(page) == "" and set(cold["sequence"]) == {0, 2, 4, 6} and set(warm["sequence"]) == {1, 3, 5, 7}
+    assert "By temperature" not in captions(start("entropy", write_recording(tmp_path / "plain", {"math": 6.0})))
+
+
 def test_lab_places_a_policy_and_exports_it(recorded: Path, start, tmp_path: Path):
     profile = write_profile(tmp_path / "profile.json")
     query = {"study": "chain(k=2)", "against": "autoregressive", "bound": "true", "engine": "vllm"}
@@ -215,6 +274,9 @@ def test_pareto_shows_the_front_and_opens_the_lab(recorded: Path, start, tmp_pat
     assert errors(page) == "" and table_with(page, "setting")["ms_per_token"].is_monotonic_decreasing
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
     assert "cannot be read" in errors(start("pareto", recorded, "--sweep", tmp_path / "broken.parquet"))
+    page = start("pareto", recorded, "--sweep", tmp_path / "swept.parquet", picked=front["setting"][0])
+    assert errors(page) == "" and by_key(page.selectbox, "picked").value == front["setting"][0]
+    assert any("in the lab" in link.proto.label for link in page.get("page_link"))
     monkeypatch.chdir(recorded)
     assert "outside the folder" in errors(start("pareto", recorded, sweep=str(tmp_path / "swept.parquet")))
     assert errors(start("pareto", recorded, "--anywhere", sweep=str(tmp_path / "swept.parquet"))) == ""

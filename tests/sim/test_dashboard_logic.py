@@ -10,7 +10,7 @@ import pytest
 
 from policies.errors import UserError
 from policies.registry import load_policy
-from sim import curves, glance, lab, reliability, sweeps, token_charts, walkthrough
+from sim import curves, finding, glance, lab, reliability, strata, sweeps, token_charts, walkthrough
 from sim.bootstrap import Resamples
 from sim.metrics import replay_rows
 from sim.replay import replay
@@ -167,6 +167,27 @@ def test_specs_are_written_as_a_command_line_reads_them():
     assert lab.literal("(0.3, 1)") == (0.3, 1) and lab.literal("None") is None and lab.literal("local") == "local"
     with pytest.raises(UserError, match="cannot read"):
         lab.literal("(1,")
+
+
+def test_a_dragged_threshold_is_the_one_that_was_taken_up():
+    assert strata.dragged([9.0, 10.0, 11.0], 7.4, 9.02) == [7.4, 10.0, 11.0]  # from 9 to the left
+    assert strata.dragged([9.0, 10.0, 11.0], 8.9, 12.5) == [10.0, 11.0, 12.5]  # from 9 to the right, past the others
+    assert strata.dragged([9.0, 10.0, 11.0], 10.4, 11.1) == [9.0, 10.0, 10.4]
+    assert strata.dragged([5.0], 1.0, 2.0) == [1.0]
+
+
+def test_batches_are_those_that_were_measured_and_can_be_filled(tmp_path: Path):
+    assert lab.batches(None, 5) == [1, 2, 4] and lab.batches(None, 1) == [1]
+    profile = load_profile(write_profile(tmp_path / "profile.json"))
+    assert lab.batches(profile, 100) == [1]
+
+
+def test_profiles_of_other_models_are_found_for_a_what_if(recording: Recording, tmp_path: Path):
+    mine = write_profile(tmp_path / "mine.json")
+    other = write_profile(tmp_path / "other.json", target_hash="99" * 32)
+    (tmp_path / "none.json").write_text("{}")
+    fitting = finding.found_profiles(tmp_path / "nowhere", tmp_path, recording, "eagle3")
+    assert fitting == [mine] and finding.other_profiles(tmp_path, fitting, "eagle3") == [other]
 
 
 def test_fitted_surfaces_go_through_what_was_measured(tmp_path: Path):
