@@ -21,7 +21,7 @@ def main_flow(browser: Browser, app: App, query: str, pictures: Path) -> list[st
         "click a point of a curve": ("entropy", click_curve, "range_draft_entropy="),
         "brush a range of entropies": ("entropy", brush, "range_draft_entropy="),
         "drag a threshold": ("entropy", drag_threshold, "t1="),
-        "turn a policy's parameter": ("lab", turn, "study="),
+        "turn a parameter of the policy": ("lab", turn, "study="),
         "click a token": ("explorer", click_token, "at="),
         "go on by keyboard": ("explorer", next_cycle, "at="),
         "click a setting of the sweep": ("pareto", click_setting, "picked="),
@@ -53,6 +53,7 @@ def main_flow(browser: Browser, app: App, query: str, pictures: Path) -> list[st
 def place(browser: Browser, selector: str, number: int = 0) -> tuple[float, float, float, float]:
     """Left, top, width and height of an element, scrolled into view."""
     element = f"document.querySelectorAll({selector!r})[{number}]"
+    wait(lambda: browser.run(f"!!{element}"), f"{selector} did not appear")
     browser.run(f"{element}.scrollIntoView({{block: 'center'}})")
     time.sleep(0.3)
     box = browser.run(f"(b => [b.x, b.y, b.width, b.height])({element}.getBoundingClientRect())")
@@ -77,7 +78,9 @@ def drag_threshold(browser: Browser) -> None:
 
 def click_setting(browser: Browser) -> bool | None:
     """A setting of the front; False where there is no sweep to show."""
-    if not browser.run("!!document.querySelector('.st-key-chart_pareto canvas')"):
+    shown = "document.querySelector('.st-key-chart_pareto canvas')"
+    wait(lambda: browser.run(f"!!({shown} || document.querySelector('[data-testid=stAlert]'))"), "the sweep did not appear")
+    if not browser.run(f"!!{shown}"):
         return False
     return _click_colour(browser, ".st-key-chart_pareto canvas")
 
@@ -90,6 +93,7 @@ def found_colour(browser: Browser, canvas: str, colour: tuple[int, int, int]) ->
     """Where on the page a canvas shows the colour: the middle of the largest blob's rows, as good as in the middle of a mark."""
     left, top, width, height = place(browser, canvas)
     picture = browser.pixels()
+    height = 0.6 * height  # what lies below is the legend
     box = picture[int(top) : int(top + height), int(left) : int(left + width)].astype(int)
     hit = (abs(box - colour) < 12).all(axis=2)
     if not hit.any():

@@ -73,8 +73,7 @@ def nothing_drafted(view: View) -> bool:
 def show_table(table: pl.DataFrame, name: str, columns: dict | None = None, data: pl.DataFrame | None = None) -> None:
     """A table and its download (of ``data``, when that holds more than is shown)."""
     st.dataframe(table, column_config=columns or {}, hide_index=True)
-    with st.container(horizontal=True):
-        download(table if data is None else data, name, "" if data is None else "everything")
+    download(table if data is None else data, name, "" if data is None else "everything")
 
 
 def show_chart(
@@ -85,6 +84,7 @@ def show_chart(
     :param on_select: what to call when something in the chart is selected; the chart's key is ``chart_{name}``.
     """
     more = {"on_select": on_select} if on_select else {}
+    chart = chart.properties(padding={"left": 0, "top": 5, "right": 5, "bottom": 0})  # Streamlit would leave room below
     st.altair_chart(chart, key=f"chart_{name}", width=width, alt=caption, **more)
     with st.container(horizontal=True):
         st.caption(caption, width="stretch")
@@ -92,23 +92,24 @@ def show_chart(
 
 
 def download(table: pl.DataFrame, name: str, note: str = "") -> None:
-    """Two buttons: the table as CSV and as Parquet, made when pressed."""
+    """Two buttons that stay together: the table as CSV and as Parquet, made when pressed."""
     kinds = {
         "CSV": ("text/csv", table.write_csv),
         "Parquet": ("application/vnd.apache.parquet", lambda: parquet_of(table)),
     }
-    for kind, (mime, made) in kinds.items():
-        st.download_button(
-            f"{kind} ({note})" if note else kind,
-            made,
-            f"{name}.{kind.lower()}",
-            mime,
-            key=f"{kind.lower()}_{name}",
-            icon=":material/download:",
-            type="tertiary",
-            on_click="ignore",
-            help=f"Download the data of this as {name}.{kind.lower()}",
-        )
+    with st.container(horizontal=True, width="content"):
+        for kind, (mime, made) in kinds.items():
+            st.download_button(
+                f"{kind} ({note})" if note else kind,
+                made,
+                f"{name}.{kind.lower()}",
+                mime,
+                key=f"{kind.lower()}_{name}",
+                icon=":material/download:",
+                type="tertiary",
+                on_click="ignore",
+                help=f"Download the data of this as {name}.{kind.lower()}",
+            )
 
 
 def parquet_of(table: pl.DataFrame) -> bytes:

@@ -53,8 +53,7 @@ def page() -> None:
     )
     acceptance(view, table, x, outcome)
     who_is_there(view, table, x, outcome)
-    with friendly():
-        thresholds.show(view)
+    thresholds.show(view)
     trust(view, table)
 
 
@@ -106,6 +105,7 @@ def one_curve(view: View, table: pl.DataFrame, x: str, by: str, outcome: str, ca
 # --- linked brushing
 
 
+@st.fragment  # a move in here draws nothing else again
 def who_is_there(view: View, table: pl.DataFrame, x: str, outcome: str) -> None:
     st.subheader("Who is in a range?", anchor=False)
     low, high = float(table[x].min()), float(table[x].max())
@@ -199,6 +199,7 @@ def ranks_of(key: str, spec: str, _view: View) -> pl.DataFrame:
     return walkthrough.accepted_everywhere(_view.recording, policy_of(spec), _view.drafter, _view.few_texts)
 
 
+@st.fragment
 def trust(view: View, table: pl.DataFrame) -> None:
     left, right = st.columns(2)
     with left:

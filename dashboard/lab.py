@@ -80,7 +80,10 @@ def page() -> None:
         against = choose_policies("Compared with", "against", start)
         tallies = replay_all(view, setting, [study, *against] if study else against)
         if tallies:
-            results(view, setting, tallies, study)
+            rows = rows_of(view, tallies, setting)
+            results(view, rows)
+    if tallies:
+        figures(view, setting, rows)
     if study in tallies:
         differences(tallies, study)
         how_far(view, study)
@@ -179,25 +182,10 @@ def replay_all(view: View, setting: Setting, specs: list[str]) -> dict[str, Tall
     return tallies
 
 
-def results(view: View, setting: Setting, tallies: dict[str, Tally], study: str | None) -> None:
-    rows = rows_of(view, tallies, setting)
-    domains = [domain for domain in rows["domain"].unique(maintain_order=True) if domain != ALL]
-    every = [ALL, *domains]
-    of = st.segmented_control("Texts", every, default=ALL, required=True, key="of", bind="query-params")
-    shown = rows.filter(pl.col("domain") == of)
-    for figure in ("tau", "speedup"):
-        if f"{figure}_low" in shown.columns:
-            ends = shown.select(f"{figure}_low", f"{figure}_high").rows()
-            shown = shown.with_columns(pl.Series(f"{figure}_95", [span(*each) for each in ends], pl.String))
-    names = [name for name in COLUMNS if name in shown.columns and (name != "tokens_per_second" or setting.batch > 1)]
-    config = {name: st.column_config.Column(label, help=told) for name, (label, told, _) in COLUMNS.items()}
-    config |= {name: NUMBER(label, help=told, format=how) for name, (label, told, how) in COLUMNS.items() if how}
-    st.dataframe(shown.select("policy", *names), column_config=config, hide_index=True)
-    with st.container(horizontal=True):
-        st.caption(" ".join([says_which_texts(view), *said(view, setting)]), width="stretch")
-        download(rows, "policies", "every domain")
+def results(view: View, rows: pl.DataFrame) -> None:
+    """Who wins, as a picture."""
     covered = rows.filter((pl.col("coverage") == 1.0).all().over("policy"))
-    partial = [spec for spec in tallies if spec not in set(covered["policy"])]
+    partial = [spec for spec in rows["policy"].unique(maintain_order=True) if spec not in set(covered["policy"])]
     if partial:
         st.caption(
             f"Not ranked, since the recording lacks some of what they wanted: {escaped(', '.join(partial))}; "
@@ -209,7 +197,26 @@ def results(view: View, setting: Setting, tallies: dict[str, Tally], study: str 
     told = "Bars: mean over domains, best first; dark lines: its 95% interval over texts; points: the domains."
     if value == "tau":
         told += " Tau alone crowns the policy that verifies most; choose a hardware profile in the sidebar to see what it costs."
-    show_chart(charts.policy_chart(covered, value), covered, f"policies_{value}", told)
+    show_chart(charts.policy_chart(covered, value), covered, f"policies_{value}", f"{told} {says_which_texts(view)}")
+
+
+@st.fragment
+def figures(view: View, setting: Setting, rows: pl.DataFrame) -> None:
+    """The same as numbers."""
+    domains = [domain for domain in rows["domain"].unique(maintain_order=True) if domain != ALL]
+    of = st.segmented_control("Texts", [ALL, *domains], default=ALL, required=True, key="of", bind="query-params")
+    shown = rows.filter(pl.col("domain") == of)
+    for figure in ("tau", "speedup"):
+        if f"{figure}_low" in shown.columns and shown[f"{figure}_low"].null_count() < len(shown):
+            ends = shown.select(f"{figure}_low", f"{figure}_high").rows()
+            shown = shown.with_columns(pl.Series(f"{figure}_95", [span(*each) for each in ends], pl.String))
+    names = [name for name in COLUMNS if name in shown.columns and (name != "tokens_per_second" or setting.batch > 1)]
+    config = {name: st.column_config.Column(label, help=told) for name, (label, told, _) in COLUMNS.items()}
+    config |= {name: NUMBER(label, help=told, format=how) for name, (label, told, how) in COLUMNS.items() if how}
+    st.dataframe(shown.select("policy", *names), column_config=config, hide_index=True)
+    with st.container(horizontal=True):
+        st.caption(" ".join(said(view, setting)) or "Means over domains, or one domain.", width="stretch")
+        download(rows, "policies", "every domain")
 
 
 def said(view: View, setting: Setting) -> list[str]:
@@ -224,6 +231,7 @@ def span(low: float | None, high: float | None) -> str | None:
 # --- how sure, and against what
 
 
+@st.fragment
 def differences(tallies: dict[str, Tally], study: str) -> None:
     others = [spec for spec in tallies if spec != study]
     if not others:
@@ -262,6 +270,7 @@ def placed(key: str, policy_key: str, cost_key: str, _view: View, _policy: Polic
     return place(_view.recording, [_policy], _cost, _view.drafter, static=static, texts=_view.texts)
 
 
+@st.fragment
 def how_far(view: View, study: str) -> None:
     """The policy between plain decoding, the best static setting and what a clairvoyant would need."""
     st.subheader("How far from possible?", anchor=False)

@@ -18,6 +18,8 @@ EMPTY = """No sweep to show yet. Replay a grid of settings and open the dashboar
 
     python -m sim.sweep --help
     streamlit run app.py -- TRACE --sweep sweep.parquet"""
+NUMBER = st.column_config.NumberColumn
+SHORT = {"ms_per_token": "ms per token", "tokens_per_second": "tokens/s", "kept": "verified", "verified": "with the root"}
 TITLES = {"tokens_per_second": "predicted tokens per second", "verified": "tokens verified per cycle"}
 
 
@@ -94,7 +96,7 @@ def cloud(table: pl.DataFrame) -> None:
         open_in_lab(shown, picked)
     front = shown.filter("front").sort(x)
     st.subheader("The front", anchor=False)
-    show_table(front.select("setting", *figures), "front")
+    show_table(front.select("setting", *figures), "front", {name: NUMBER(SHORT.get(name, name), format="%.2f") for name in figures})
 
 
 def open_in_lab(shown: pl.DataFrame, picked: str | None) -> None:

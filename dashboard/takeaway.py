@@ -16,6 +16,7 @@ from sim.setting import Setting
 from sim.tally import Tally
 
 
+@st.fragment
 def show(view: View, setting: Setting, study: str, sums: Tally) -> None:
     st.subheader("Take it away", anchor=False)
     policy: Policy = policy_of(study)

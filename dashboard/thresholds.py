@@ -7,7 +7,7 @@ from dataclasses import replace
 import polars as pl
 import streamlit as st
 
-from dashboard.common import FITTED, differences_of, replayed, show_chart, show_table
+from dashboard.common import FITTED, differences_of, friendly, replayed, show_chart, show_table
 from dashboard.view import View, says_which_texts
 from policies.heterospec import HeteroSpec
 from policies.registry import load_policy
@@ -27,13 +27,20 @@ def paths_of(key: str, _view: View) -> pl.DataFrame:
     return strata.meta_paths(_view.recording, fitted(), _view.drafter, _view.few_texts)
 
 
+@st.fragment  # a move in here draws nothing else on the page again
 def show(view: View) -> None:
+    """The section of the page."""
     st.subheader("HeteroSpec's strata", anchor=False)
     st.markdown(
         "After the base tree is drafted, HeteroSpec adds up the draft's entropy along its most probable path. Below the first "
         "threshold it drafts deeper and verifies least; above the last it is EAGLE-3. Drag a threshold in the chart, or move "
         "its slider."
     )
+    with friendly():
+        strata_of(view)
+
+
+def strata_of(view: View) -> None:
     paths = paths_of(view.key, view)
     if paths["entropy"].null_count() == len(paths):
         st.info("No position's base tree reaches the depth that HeteroSpec looks at.")
@@ -51,16 +58,16 @@ def show(view: View) -> None:
             on_select=dragged,
         )
     with right:
-        names = {
-            "above": NUMBER("above (nats)", format="%.1f"),
-            "up_to": NUMBER("up to (nats)", format="%.1f"),
-            "positions": NUMBER(format="percent"),
-            "accepted": NUMBER(format="%.2f"),
-            "extra_levels": NUMBER("extra levels"),
-            "verified": NUMBER("verified tokens", help="root included"),
-        }
-        show_table(found, "strata_table", names)
         against_base(view, policy)
+    names = {
+        "above": NUMBER("above (nats)", format="%.1f"),
+        "up_to": NUMBER("up to (nats)", format="%.1f"),
+        "positions": NUMBER("of the positions", format="percent"),
+        "accepted": NUMBER("accepted nodes", format="%.2f"),
+        "extra_levels": NUMBER("extra levels"),
+        "verified": NUMBER("verified tokens", help="root included"),
+    }
+    show_table(found, "strata_table", names)
 
 
 def chosen_thresholds(top: float) -> HeteroSpec:

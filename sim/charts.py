@@ -68,7 +68,7 @@ def acceptance_chart(
     ]
     band = base.mark_area(opacity=0.18).encode(alt.Y("ci_low:Q", **how), alt.Y2("ci_high:Q"), color=colour)
     line = base.mark_line().encode(share, color=colour)
-    points = base.mark_point(filled=True, size=36, cursor="pointer" if pick else "default")
+    points = base.mark_point(filled=True, opacity=1, size=45, cursor="pointer" if pick else "default")
     points = points.encode(share, color=colour, shape=shape, tooltip=tooltip)
     if pick:
         points = points.add_params(alt.selection_point(name="bin", fields=["low", "high"], empty=False))
@@ -129,7 +129,7 @@ def policy_chart(table: pl.DataFrame, value: str = "tau", mean: str = "mean") ->
     tooltip = [alt.Tooltip("policy:N"), alt.Tooltip("domain:N"), alt.Tooltip(f"{value}:Q", format=".2f")]
     bars = alt.Chart(means).mark_bar(color="#999999", opacity=0.45).encode(x, y, tooltip=tooltip)
     domains = table.filter(pl.col("domain") != mean)
-    points = alt.Chart(domains).mark_point(filled=True, size=60)
+    points = alt.Chart(domains).mark_point(filled=True, opacity=1, size=60)
     colour, shape = _signs("domain")
     points = points.encode(x, y, color=colour, shape=shape, tooltip=tooltip)
     layers = bars + points
@@ -144,7 +144,7 @@ def _signs(column: str) -> tuple[alt.Color, alt.Shape]:
     return colour, alt.Shape(f"{column}:N", scale=alt.Scale(range=list(SHAPES)), legend=LEGEND)
 
 
-def brush_chart(table: pl.DataFrame, x: str, height: int = 110) -> alt.Chart:
+def brush_chart(table: pl.DataFrame, x: str, height: int = 150) -> alt.Chart:
     """How many samples there are at each ``x``; the selection "range" takes an interval of it.
 
     :param table: columns ``left``, ``right``, ``count`` of `sim.curves.histogram`.
@@ -191,7 +191,9 @@ def strata_chart(curve: pl.DataFrame, edges: list[float], height: int = 320) -> 
     title = "accepted nodes of the base tree"
     band = base.mark_area(opacity=0.2, color=PALETTE[0]).encode(alt.Y("ci_low:Q", title=title), alt.Y2("ci_high:Q"))
     line = base.mark_line(color=PALETTE[0]).encode(alt.Y("accepted:Q", title=title))
-    points = base.mark_point(filled=True, size=40, color=PALETTE[0]).encode(alt.Y("accepted:Q", title=title), tooltip=tooltip)
+    points = base.mark_point(filled=True, opacity=1, size=40, color=PALETTE[0]).encode(
+        alt.Y("accepted:Q", title=title), tooltip=tooltip
+    )
     points = points.add_params(drag)
     names = [f"threshold {number}" for number in range(1, len(edges) + 1)]
     marks = pl.DataFrame({"edge": edges, "name": names}, schema={"edge": pl.Float64, "name": pl.String})
