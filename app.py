@@ -112,7 +112,7 @@ def choose_texts(recording: Recording, drafter: str, temperature: float | None) 
     sample = View(recording, "", drafter, temperature, None, {})
     if len(sample.texts) == len(sample.every_text):
         return False
-    whole = st.sidebar.toggle("Look at every text", key="whole", bind="query-params")
+    whole = st.sidebar.toggle("Look at every text", key="every", bind="query-params")
     st.sidebar.caption("Every text: the first look takes a while." if whole else says_which_texts(sample))
     return whole
 

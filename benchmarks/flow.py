@@ -66,38 +66,38 @@ def brush(browser: Browser) -> None:
 
 
 def click_curve(browser: Browser) -> None:
-    _click_colour(browser, ".st-key-chart_acceptance_by_domain canvas")
+    _click_colour(browser, ".st-key-chart_acceptance_by_domain .marks")
 
 
 def drag_threshold(browser: Browser) -> None:
     """From the first threshold's rule (its colour tells it) one fifteenth of the chart to the left."""
-    left, top, width, height = place(browser, ".st-key-chart_strata canvas")
-    x, y = found_colour(browser, ".st-key-chart_strata canvas", RULE)
+    left, top, width, height = place(browser, ".st-key-chart_strata .marks")
+    x, y = found_colour(browser, ".st-key-chart_strata .marks", RULE)
     browser.drag((x, y), (x - width / 15, y))
 
 
 def click_setting(browser: Browser) -> bool | None:
     """A setting of the front; False where there is no sweep to show."""
-    shown = "document.querySelector('.st-key-chart_pareto canvas')"
+    shown = "document.querySelector('.st-key-chart_pareto .marks')"
     wait(lambda: browser.run(f"!!({shown} || document.querySelector('[data-testid=stAlert]'))"), "the sweep did not appear")
     if not browser.run(f"!!{shown}"):
         return False
-    return _click_colour(browser, ".st-key-chart_pareto canvas")
+    return _click_colour(browser, ".st-key-chart_pareto .marks")
 
 
-def _click_colour(browser: Browser, canvas: str) -> None:
-    browser.click(*found_colour(browser, canvas, MARK))
+def _click_colour(browser: Browser, chart: str) -> None:
+    browser.click(*found_colour(browser, chart, MARK))
 
 
-def found_colour(browser: Browser, canvas: str, colour: tuple[int, int, int]) -> tuple[float, float]:
-    """Where on the page a canvas shows the colour: the middle of the largest blob's rows, as good as in the middle of a mark."""
-    left, top, width, height = place(browser, canvas)
+def found_colour(browser: Browser, chart: str, colour: tuple[int, int, int]) -> tuple[float, float]:
+    """Where on the page a chart shows the colour: the middle of the largest blob's rows, as good as in the middle of a mark."""
+    left, top, width, height = place(browser, chart)
     picture = browser.pixels()
     height = 0.6 * height  # what lies below is the legend
     box = picture[int(top) : int(top + height), int(left) : int(left + width)].astype(int)
     hit = (abs(box - colour) < 12).all(axis=2)
     if not hit.any():
-        raise RuntimeError(f"{canvas} shows nothing in the colour {colour}")
+        raise RuntimeError(f"{chart} shows nothing in the colour {colour}")
     thick = hit[1:-1, 1:-1] & hit[:-2, 1:-1] & hit[2:, 1:-1]  # not a thin line's
     best = thick & hit[1:-1, :-2] & hit[1:-1, 2:]
     rows, columns = (best if best.any() else thick if thick.any() else hit).nonzero()

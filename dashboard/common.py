@@ -76,6 +76,19 @@ def show_table(table: pl.DataFrame, name: str, columns: dict | None = None, data
     download(table if data is None else data, name, "" if data is None else "everything")
 
 
+def chosen_row(name: str, labels: list[str], rows: list[int]) -> int:
+    """The row that was chosen in a table, else the one that the address names, else the first; the address remembers it.
+
+    :param name: of the query parameter.   :param labels: what each row is called there.
+    :param rows: as the table returned them; those that are no longer there do not count.
+    """
+    if rows := [row for row in rows if row < len(labels)]:
+        st.query_params[name] = labels[rows[0]]
+        return rows[0]
+    asked = st.query_params.get(name)
+    return labels.index(asked) if asked in labels else 0
+
+
 def show_chart(
     chart: alt.TopLevelMixin, data: pl.DataFrame, name: str, caption: str, on_select=None, width: str = "stretch"
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from dashboard.common import (
     choose_policy,
+    chosen_row,
     differences_of,
     escaped,
     friendly,
@@ -94,7 +95,7 @@ def everywhere(key: str, policy_key: str, _view: View, _policy: Policy) -> pl.Da
 
 def places(view: View, one: Policy, other: Policy) -> None:
     """The positions at which the two would accept the most different numbers of nodes."""
-    parts = [everywhere(view.key, policy_key(policy), view, policy) for policy in (one, other)]
+    parts = [everywhere(view.priced_key, policy_key(policy), view, policy) for policy in (one, other)]
     both = parts[0].join(parts[1], on=["text", "position"], suffix="_b")
     gap = (pl.col("accepted") - pl.col("accepted_b")).alias("difference")
     both = both.with_columns(gap)
@@ -114,11 +115,11 @@ def places(view: View, one: Policy, other: Policy) -> None:
         chosen = st.dataframe(
             described(view, worst), hide_index=True, selection_mode="single-row", on_select="rerun", key="places", height=300
         )
-        rows = [row for row in chosen.selection.rows if row < len(worst)] or [0]
         if worst.is_empty():
             st.info("Both accept the same everywhere.")
             return
-        row = worst.row(rows[0], named=True)
+        labels = [f"{text}.{position}" for text, position in worst.select("text", "position").rows()]
+        row = worst.row(chosen_row("place", labels, chosen.selection.rows), named=True)
         domain = view.recording.domains[view.recording.domain_index[row["text"]]]
         st.page_link(
             "dashboard/explorer.py",

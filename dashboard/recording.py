@@ -7,6 +7,7 @@ import streamlit as st
 
 from dashboard.common import (
     choose_policy,
+    chosen_row,
     escaped,
     friendly,
     nothing_drafted,
@@ -60,7 +61,9 @@ def facts(view: View, by_domain: pl.DataFrame) -> None:
     columns = {
         "ended_by_loop": NUMBER("ended by a loop", format="percent"),
         "ended_by_eos": NUMBER("ended by themselves", format="percent"),
-        "tokens": NUMBER("tokens that count"),
+        "tokens": NUMBER("tokens that count", format="localized"),
+        "positions": NUMBER(format="localized"),
+        "texts": NUMBER(format="localized"),
     }
     show_table(by_domain, "recording", columns)
     st.caption(
@@ -132,8 +135,7 @@ def reading(view: View) -> None:
         return
     chosen = st.dataframe(table, hide_index=True, selection_mode="single-row", on_select="rerun", key="texts", height=260)
     st.caption("Choose a row to read it whole; the Token explorer shows the same text cycle by cycle.")
-    rows = [row for row in chosen.selection.rows if row < len(table)] or [0]
-    row = table.row(rows[0], named=True)
+    row = table.row(chosen_row("read", table["text"].cast(pl.String).to_list(), chosen.selection.rows), named=True)
     left, right = st.columns(2)
     for place, name in ((left, "prompt"), (right, "answer")):
         place.markdown(f"**{name}**")

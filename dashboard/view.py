@@ -10,7 +10,7 @@ import numpy as np
 import streamlit as st
 
 from policies.errors import UserError
-from sim.finding import key_of
+from sim.finding import digest_of, key_of
 from sim.setting import Setting
 from sim.trial import texts_at
 from sim.walkthrough import some_texts
@@ -48,6 +48,11 @@ class View:
     def key(self) -> str:
         """What results about this recording, drafter, temperature and choice of texts are remembered under."""
         return f"{key_of(self.recording)} {self.drafter} {self.temperature} {self.whole}"
+
+    @cached_property
+    def priced_key(self) -> str:
+        """The same for results of policies that may look at what time costs."""
+        return f"{self.key} {digest_of(self.profile) if self.profile else ''}"
 
     @cached_property
     def setting(self) -> Setting:

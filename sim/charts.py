@@ -68,7 +68,7 @@ def acceptance_chart(
     ]
     band = base.mark_area(opacity=0.18).encode(alt.Y("ci_low:Q", **how), alt.Y2("ci_high:Q"), color=colour)
     line = base.mark_line().encode(share, color=colour)
-    points = base.mark_point(filled=True, opacity=1, size=45, cursor="pointer" if pick else "default")
+    points = base.mark_point(filled=True, opacity=1, size=32, cursor="pointer" if pick else "default")
     points = points.encode(share, color=colour, shape=shape, tooltip=tooltip)
     if pick:
         points = points.add_params(alt.selection_point(name="bin", fields=["low", "high"], empty=False))

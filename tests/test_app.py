@@ -96,6 +96,7 @@ def test_recording_page(recorded: Path, start):
     assert [metric.value for metric in page.metric][:3] == ["6", "108", "33.3%"]
     assert any("an \\*abacus\\*" in text.value for text in page.markdown)  # names are no Markdown
     assert len(table_with(page, "prompt")) == 6
+    assert "Open text 4 " in start("recording", recorded, read="4").get("page_link")[0].proto.label  # as shared in an address
     by_key(page.selectbox, "domain").set_value("story").run()
     assert set(table_with(page, "prompt")["domain"]) == {"story"}
     by_key(page.text_input, "containing").set_value("no such words").run()
@@ -198,10 +199,10 @@ def test_a_large_recording_is_looked_at_in_part_and_says_so(start, tmp_path: Pat
     sums = run_trial(open_recording(large), load_policy("chain(k=2)"), Setting("eagle3"), sequences=torch.tensor(some))
     assert errors(page) == "" and table_with(page, "policy")["tau"][0] == sums.mean("tau")
     assert "4 of 10 texts" in captions(page)
-    by_key(page.sidebar.toggle, "whole").set_value(True).run()
+    by_key(page.sidebar.toggle, "every").set_value(True).run()
     whole = run_trial(open_recording(large), load_policy("chain(k=2)"), Setting("eagle3"))
     assert errors(page) == "" and table_with(page, "policy")["tau"][0] == whole.mean("tau") != sums.mean("tau")
-    for name in ("entropy", "compare", "recording"):
+    for name in ("entropy", "compare", "recording", "explorer"):
         page = start(name, large)
         assert errors(page) == "" and "4 of 10 texts" in captions(page)
 
