@@ -28,6 +28,7 @@ README = {  # what the README shows: page and query
 }
 LARGEST = 150_000
 """Bytes of a picture for the README."""
+FLOW = "flow"
 PAGES = ("recording", "entropy", "lab", "explorer", "compare", "pareto", "cost")
 SCROLLED = "document.querySelectorAll('[data-testid=stMain], [data-testid=stSidebarContent]')"
 HEIGHT = f"Math.max(...[...{SCROLLED}].map(e => e.scrollHeight))"
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("arguments", nargs="*", metavar="TRACE", help="what the app is opened with (default: nothing)")
     parse.add_argument("--option", action="append", default=[], metavar="WORD", help="further words for the app")
     parse.add_argument("--out", type=Path, default=Path("build/dashboard"), help="where pictures go")
-    parse.add_argument("--page", action="append", default=[], choices=PAGES, help="may be repeated (default: all)")
+    parse.add_argument("--page", action="append", default=[], choices=[*PAGES, FLOW], help="may be repeated (default: all)")
     parse.add_argument("--query", default="", help="query parameters for every page, for example 'recording=mine'")
     parse.add_argument("--repeat", type=int, metavar="N", help="repeat the first TRACE's texts until they hold N positions")
     parse.add_argument("--readme", action="store_true", help="write compact pictures to docs/ and do nothing else")
@@ -53,16 +54,10 @@ def main(arguments: list[str] | None = None) -> None:
         large = write_repeated(first, args.out / f"{first.name}-repeated-{args.repeat}", args.repeat)
         args.arguments = [str(large), *args.arguments[1:]]
     app = App([*args.arguments, *args.option])
-    wrong: list[str] = []
     try:
         browser = Browser()
         try:
-            if args.readme:
-                wrong += for_readme(browser, app)
-            for page in () if args.readme else args.page or PAGES:
-                wrong += [f"{page}: {trouble}" for trouble in visit(browser, app, page, args)]
-            if not (args.page or args.readme):
-                wrong += [f"main flow: {trouble}" for trouble in main_flow(browser, app, args.query, args.out)]
+            wrong = browse(browser, app, args)
         finally:
             browser.close()
     finally:
@@ -70,6 +65,17 @@ def main(arguments: list[str] | None = None) -> None:
     print("\n".join(wrong) if wrong else "no exception box, no error message, no console error")
     if wrong:
         sys.exit(1)
+
+
+def browse(browser: Browser, app: App, args: argparse.Namespace) -> list[str]:
+    """Do what was asked for; what was wrong."""
+    if args.readme:
+        return for_readme(browser, app)
+    wrong = []
+    for page in args.page or [*PAGES, FLOW]:
+        found = main_flow(browser, app, args.query, args.out) if page == FLOW else visit(browser, app, page, args)
+        wrong += [f"{page}: {trouble}" for trouble in found]
+    return wrong
 
 
 def visit(browser: Browser, app: App, page: str, args: argparse.Namespace) -> list[str]:

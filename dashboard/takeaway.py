@@ -26,7 +26,8 @@ def show(view: View, setting: Setting, study: str, sums: Tally) -> None:
     left.download_button("Policy as JSON", content, name, "application/json", icon=icon, key="json", on_click="ignore")
     left.caption("Takes the place of a name wherever a policy is asked for.")
     right.code("\n".join(commands(view, setting, study)), language="bash", wrap_lines=True)
-    right.caption("The same replay" + (" of every text" if len(view.texts) < len(view.every_text) else "") + ", and the same policy decoding live.")
+    every = " of every text" if len(view.texts) < len(view.every_text) else ""
+    right.caption(f"The same replay{every}, and the same policy decoding live.")
     row = result_rows(sums, policy, setting)[-1]
     exports = {each.engine: each for each in exported_from(view.recording, view.drafter, policy, row.accepted_by_depth)}
     engine = st.segmented_control("In the words of an engine", list(exports), key="engine", bind="query-params")
