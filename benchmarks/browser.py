@@ -145,7 +145,7 @@ def compact(path: Path, colours: int = 128) -> int:
     return path.stat().st_size
 
 
-def wait(ready: Callable[[], Any], otherwise: str, seconds: float = 120.0) -> float:
+def wait(ready: Callable[[], Any], otherwise: str, seconds: float = 300.0) -> float:
     """Seconds until ``ready()`` is true. Raises RuntimeError after ``seconds``."""
     started = time.perf_counter()
     while not ready():

@@ -39,7 +39,7 @@ def main_flow(browser: Browser, app: App, query: str, pictures: Path) -> list[st
                 print(f"{name}: there is no sweep (--option --sweep --option FILE)")
                 break
             started = time.perf_counter()
-            wait(lambda mark=mark: mark in browser.run("location.search"), f"{name}: the address did not change", 30)
+            wait(lambda mark=mark: mark in browser.run("location.search"), f"{name}: the address did not change", 90)
             wait(lambda: browser.run(STATE) == "notRunning", f"{name}: the page never finished")
             print(f"{name}: {time.perf_counter() - started:.2f} s; {app.computed() - before:.2f} s of the server computing")
         except RuntimeError as error:
