@@ -102,7 +102,7 @@ def found_colour(browser: Browser, chart: str, colour: tuple[int, int, int]) -> 
     best = thick & hit[1:-1, :-2] & hit[1:-1, 2:]
     rows, columns = (best if best.any() else thick if thick.any() else hit).nonzero()
     middle = len(rows) // 2
-    return left + columns[middle] + 1, top + rows[middle] + 1
+    return left + float(columns[middle]) + 1, top + float(rows[middle]) + 1
 
 
 def open_in_lab(browser: Browser) -> None:
