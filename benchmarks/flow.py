@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def main_flow(browser: Browser, app: App, query: str, pictures: Path) -> list[st
     steps = {
         "click a point of a curve": ("entropy", click_curve, "range_draft_entropy="),
         "brush a range of entropies": ("entropy", brush, "range_draft_entropy="),
-        "drag a threshold": ("entropy", drag_threshold, "t1="),
+        "drag a threshold": ("entropy", drag_threshold, "[?&]t[123]="),
         "turn a parameter of the policy": ("lab", turn, "study="),
         "click a token": ("explorer", click_token, "at="),
         "go on by keyboard": ("explorer", next_cycle, "at="),
@@ -39,7 +40,7 @@ def main_flow(browser: Browser, app: App, query: str, pictures: Path) -> list[st
                 print(f"{name}: there is no sweep (--option --sweep --option FILE)")
                 break
             started = time.perf_counter()
-            wait(lambda mark=mark: mark in browser.run("location.search"), f"{name}: the address did not change", 90)
+            wait(lambda mark=mark: re.search(mark, browser.run("location.search")), f"{name}: the address did not change", 90)
             wait(lambda: browser.run(STATE) == "notRunning", f"{name}: the page never finished")
             print(f"{name}: {time.perf_counter() - started:.2f} s; {app.computed() - before:.2f} s of the server computing")
         except RuntimeError as error:
@@ -70,7 +71,7 @@ def click_curve(browser: Browser) -> None:
 
 
 def drag_threshold(browser: Browser) -> None:
-    """From the first threshold's rule (its colour tells it) one fifteenth of the chart to the left."""
+    """From a threshold's rule (its colour tells it) one fifteenth of the chart to the left."""
     left, top, width, height = place(browser, ".st-key-chart_strata .marks")
     x, y = found_colour(browser, ".st-key-chart_strata .marks", RULE)
     browser.drag((x, y), (x - width / 15, y))
