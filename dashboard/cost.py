@@ -8,7 +8,7 @@ import streamlit as st
 
 from dashboard.common import allowed, escaped, friendly, show_chart, show_table, title
 from dashboard.view import View, current
-from sim import charts, surfaces
+from sim import cost_charts, surfaces
 from traces.costs import Profile
 
 # No bare strings in pages: Streamlit would show them.
@@ -62,7 +62,7 @@ def latency(profile: Profile) -> None:
     axis, *others = surfaces.AXES[kind]
     by = others[0] if others[0] != "batch" else None
     show_chart(
-        charts.latency_chart(points, lines, axis, by),
+        cost_charts.latency_chart(points, lines, axis, by),
         points,
         f"cost_{kind}",
         f"Milliseconds of {TOLD[kind]} (batch {batch}). Points: "
@@ -87,7 +87,7 @@ def bench(view: View) -> None:
         st.info("This bench was run without --profile, so it holds no predictions.")
     else:
         show_chart(
-            charts.prediction_chart(both),
+            cost_charts.prediction_chart(both),
             table,
             "prediction",
             "Prefill excluded; the shorter the line, the truer the prediction. Predictions are for the whole recording, "

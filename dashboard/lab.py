@@ -137,9 +137,6 @@ def turned(spec: str, name: str, key: str, literal: bool) -> None:
     st.session_state["study"] = new
 
 
-# --- how it is replayed
-
-
 def choose_setting(view: View) -> Setting:
     """Batch and execution; what there is to choose follows from the profile and from how many texts there are."""
     columns = st.columns(3)

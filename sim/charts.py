@@ -31,12 +31,6 @@ VALUE_TITLES = {
     "levels": "draft forwards per cycle",
     "coverage": "share of cycles whose every expansion was recorded",
 }
-AXIS_TITLES = {
-    "tokens": "tokens per request",
-    "width": "frontier nodes per request",
-    "context": "context (tokens before the root)",
-    "levels": "draft levels of the cycle",
-}
 GREY = "#8c8c8c"
 """Rules and bars that carry no category; seen in both themes."""
 
@@ -54,7 +48,7 @@ def acceptance_chart(
         curve = curve.with_columns(temperature=pl.col("temperature").cast(pl.Float64).round(3).cast(pl.String))
     base = alt.Chart(curve).encode(x=alt.X("x:Q", title=X_TITLES[x], scale=alt.Scale(zero=False)))
     # a rising scale would be natural for depth, but its ends vanish in one of the two themes
-    colour, shape = _signs(by) if by else (alt.value(PALETTE[0]), alt.value(SHAPES[0]))
+    colour, shape = signs(by) if by else (alt.value(PALETTE[0]), alt.value(SHAPES[0]))
     how = {"title": Y_TITLES[outcome], "scale": alt.Scale(domain=[0, 1]), "axis": alt.Axis(format="%")}
     share = alt.Y("acceptance:Q", **how)
     tooltip = [alt.Tooltip(f"{by}:N")] if by else []
@@ -130,7 +124,7 @@ def policy_chart(table: pl.DataFrame, value: str = "tau", mean: str = "mean") ->
     bars = alt.Chart(means).mark_bar(color="#999999", opacity=0.45).encode(x, y, tooltip=tooltip)
     domains = table.filter(pl.col("domain") != mean)
     points = alt.Chart(domains).mark_point(filled=True, opacity=1, size=60)
-    colour, shape = _signs("domain")
+    colour, shape = signs("domain")
     points = points.encode(x, y, color=colour, shape=shape, tooltip=tooltip)
     layers = bars + points
     if f"{value}_low" in table.columns:
@@ -138,7 +132,7 @@ def policy_chart(table: pl.DataFrame, value: str = "tau", mean: str = "mean") ->
     return layers.properties(height=34 * len(means) + 150)
 
 
-def _signs(column: str) -> tuple[alt.Color, alt.Shape]:
+def signs(column: str) -> tuple[alt.Color, alt.Shape]:
     """A colour and a shape for each value of a column, with one legend for both."""
     colour = alt.Color(f"{column}:N", scale=alt.Scale(range=list(PALETTE)), legend=LEGEND)
     return colour, alt.Shape(f"{column}:N", scale=alt.Scale(range=list(SHAPES)), legend=LEGEND)
@@ -211,7 +205,7 @@ def reliability_chart(found: pl.DataFrame, by: str | None = None, height: int = 
     x = alt.X("probability:Q", title=X_TITLES["top1_probability"], scale=unit, axis=alt.Axis(format="%"))
     y = alt.Y("accepted:Q", title="accepted (draft's first choice)", scale=unit, axis=alt.Axis(format="%"))
     diagonal = alt.Chart(ends).mark_line(color=GREY, strokeDash=[4, 4]).encode(x, y)
-    colour, shape = _signs(by) if by else (alt.value(PALETTE[0]), alt.value(SHAPES[0]))
+    colour, shape = signs(by) if by else (alt.value(PALETTE[0]), alt.value(SHAPES[0]))
     tooltip = [alt.Tooltip(f"{by}:N")] if by else []
     tooltip += [alt.Tooltip("probability:Q", format=".1%"), alt.Tooltip("accepted:Q", format=".1%")]
     tooltip += [alt.Tooltip("count:Q", title="samples", format=",")]
@@ -259,7 +253,7 @@ def pareto_chart(
     pick = alt.selection_point(name="setting", fields=["setting"], empty=False)
     across = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False))
     up = alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(zero=False))
-    colour, shape = _signs("kind")
+    colour, shape = signs("kind")
     tooltip = [alt.Tooltip("setting:N"), alt.Tooltip(f"{x}:Q", format=".3f"), alt.Tooltip(f"{y}:Q", format=".3f")]
     line = alt.Chart(table.filter("front").sort(x)).mark_line(color=GREY, interpolate="step-after", strokeDash=[5, 3])
     line = line.encode(across, up)
@@ -270,40 +264,3 @@ def pareto_chart(
     )  # fmt: skip
     ring = alt.Chart(table.filter(pl.col("setting") == (picked or ""))).mark_point(size=330, color=PALETTE[5], strokeWidth=2.5)
     return (line + ring.encode(across, up) + points.add_params(pick)).properties(height=height)
-
-
-def latency_chart(points: pl.DataFrame, lines: pl.DataFrame, axis: str, by: str | None, height: int = 360) -> alt.LayerChart:
-    """Measured points and the cost model's lines along ``axis``, one colour per value of ``by``."""
-    x = alt.X(f"{axis}:Q", title=AXIS_TITLES[axis])
-    y = alt.Y("ms:Q", title="milliseconds", scale=alt.Scale(zero=True))
-    if by:
-        points, lines = (table.with_columns(pl.col(by).cast(pl.String)) for table in (points, lines))
-    order = points[by].unique(maintain_order=True).to_list() if by else None
-    colour = alt.Color(f"{by}:N", sort=order, scale=alt.Scale(range=list(PALETTE)), legend=LEGEND) if by else alt.value(PALETTE[0])
-    shape = alt.Shape(f"{by}:N", sort=order, scale=alt.Scale(range=list(SHAPES)), legend=LEGEND) if by else alt.value("circle")
-    tooltip = [alt.Tooltip(f"{axis}:Q"), alt.Tooltip("ms:Q", format=".3f")] + ([alt.Tooltip(f"{by}:N")] if by else [])
-    layers = alt.Chart(lines).mark_line().encode(x, y, color=colour)
-    if "spread_ms" in points.columns:
-        ends = points.with_columns(low=pl.col("ms") - pl.col("spread_ms") / 2, high=pl.col("ms") + pl.col("spread_ms") / 2)
-        low = alt.Y("low:Q", title="milliseconds")
-        layers += alt.Chart(ends).mark_rule(opacity=0.6).encode(x, low, alt.Y2("high:Q"), color=colour)
-    layers += alt.Chart(points).mark_point(filled=True, size=50).encode(x, y, color=colour, shape=shape, tooltip=tooltip)
-    return layers.properties(height=height)
-
-
-def prediction_chart(table: pl.DataFrame) -> alt.LayerChart:
-    """`sim.surfaces.read_bench`: per policy the predicted and the measured time, joined; short lines are good predictions."""
-    table = table.sort("measured_ms")
-    names = {"predicted_ms": "predicted", "measured_ms": "measured"}
-    long = table.unpivot(list(names), index="policy", variable_name="what", value_name="ms")
-    long = long.with_columns(pl.col("what").replace_strict(names))
-    y = alt.Y("policy:N", title=None, sort=table["policy"].to_list(), axis=alt.Axis(labelLimit=320, labelFlush=False))
-    title = "milliseconds per token"
-    numbers = [alt.Tooltip(f"{name}:Q", title=f"{names[name]} ms per token", format=".2f") for name in names]
-    gaps = alt.Chart(table).mark_rule(strokeWidth=3, color=GREY, opacity=0.6)
-    gaps = gaps.encode(alt.X("predicted_ms:Q", title=title), alt.X2("measured_ms:Q", title=title), y, tooltip=numbers)
-    colour, shape = _signs("what")
-    tooltip = [alt.Tooltip("policy:N"), alt.Tooltip("what:N"), alt.Tooltip("ms:Q", format=".2f")]
-    points = alt.Chart(long).mark_point(filled=True, size=90, opacity=1)
-    points = points.encode(alt.X("ms:Q", title=title), y, color=colour, shape=shape, tooltip=tooltip)
-    return (gaps + points).properties(height=30 * len(table) + 110)
