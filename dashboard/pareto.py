@@ -19,7 +19,7 @@ EMPTY = """No sweep to show yet. Replay a grid of settings and open the dashboar
     python -m sim.sweep --help
     streamlit run app.py -- TRACE --sweep sweep.parquet"""
 NUMBER = st.column_config.NumberColumn
-SHORT = {"ms_per_token": "ms per token", "tokens_per_second": "tokens/s", "kept": "verified", "verified": "with the root"}
+SHORT = {"ms_per_token": "ms per token", "tokens_per_second": "tokens/s", "kept": "verified", "verified": "verified and root"}
 TITLES = {"tokens_per_second": "predicted tokens per second", "verified": "tokens verified per cycle"}
 
 
@@ -56,7 +56,7 @@ def cloud(table: pl.DataFrame) -> None:
     figures = [name for name in sweeps.COSTS if name in table.columns and table[name].null_count() < len(table)]
     names = TITLES | charts.VALUE_TITLES
     columns = st.columns(4)
-    ask = {"format_func": lambda name: names.get(name, name), "bind": "query-params"}
+    ask = {"format_func": lambda name: SHORT.get(name, name), "bind": "query-params"}
     x = columns[0].selectbox("Across", figures, figures.index("kept") if "kept" in figures else 0, key="across", **ask)
     rest = [name for name in figures if name != x]
     y = columns[1].selectbox("Up", rest, rest.index("tau") if "tau" in rest else 0, key="up", **ask)
@@ -111,7 +111,7 @@ def open_in_lab(shown: pl.DataFrame, picked: str | None) -> None:
     query = {"study": spec}
     if (batch := row.get("batch")) and batch > 1:
         query["batch"] = str(batch)
-    st.page_link("dashboard/lab.py", label=f"Open {spec} in the lab", icon=":material/science:", query_params=query)
+    st.page_link("dashboard/lab.py", label="Open it in the lab", icon=":material/science:", query_params=query)
 
 
 if __name__ == "__main__":
