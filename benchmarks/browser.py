@@ -137,11 +137,15 @@ class Browser:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def compact(path: Path, colours: int = 128) -> int:
-    """Write a picture again with a palette of few colours; its bytes."""
+def compact(path: Path, largest: int) -> int:
+    """Write a picture again in as few bytes as lose nothing, or, where those are more than ``largest``, with 256 colours
+    (an octree keeps the rare ones, which charts are made of); its bytes."""
     from PIL import Image
 
-    Image.open(path).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture = Image.open(path).convert("RGB")
+    picture.save(path, optimize=True)
+    if path.stat().st_size > largest:
+        picture.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(path, optimize=True)
     return path.stat().st_size
 
 

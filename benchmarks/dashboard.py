@@ -21,10 +21,10 @@ from policies.errors import run_command
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "traces" / "samples" / "reference"
-README = {  # what the README shows: page and query
-    "lab": "study=eagle3(total_tokens=24, depth=5)",
-    "explorer": "at=3",
-    "entropy": "",
+README = {  # what the README shows: page, query and height in pixels
+    "lab": ("study=eagle3(total_tokens=24, depth=5)", 1080),
+    "explorer": ("at=3", 1640),  # down to the trees
+    "entropy": ("", 820),
 }
 LARGEST = 150_000
 """Bytes of a picture for the README."""
@@ -102,13 +102,13 @@ def visit(browser: Browser, app: App, page: str, args: argparse.Namespace) -> li
 def for_readme(browser: Browser, app: App) -> list[str]:
     """The pages that the README shows, as much of each as fits the window."""
     wrong = []
-    browser.resize(960)
-    for page, query in README.items():
+    for page, (query, height) in README.items():
+        browser.resize(height)
         browser.go(app.address(page, query))
         opened(browser, page)
         path = ROOT / "docs" / f"dashboard-{page}.png"
         browser.picture(path)
-        size = compact(path)
+        size = compact(path, LARGEST)
         print(f"{path} ({size / 1000:.0f} kB)")
         wrong += [f"{path} is larger than {LARGEST / 1000:.0f} kB"] if size > LARGEST else []
         wrong += troubles(browser)
