@@ -17,7 +17,7 @@ from sim.walkthrough import some_texts
 from traces.costs import CostModel, Profile, check_profile
 from traces.recording import Recording
 
-MOST_REPLAYED, MOST_DRAFTED = 20_000, 6_000
+MOST_REPLAYED, MOST_DRAFTED = 12_000, 6_000
 """Positions replayed, and positions drafted on one by one, while one waits: about half a second each on two cores."""
 
 
