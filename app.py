@@ -12,9 +12,11 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard.common import View, escaped, friendly, opened, remember
+from dashboard.common import escaped, friendly, opened
+from dashboard.view import View, remember, says_which_texts
 from policies.errors import UserError
-from sim.finding import files_of, found_profiles, profile_for, recordings_in
+from sim.finding import files_of, found_profiles, other_profiles, profile_for, recordings_in
+from sim.opening import open_profile
 from traces.costs import Profile
 from traces.recording import Recording
 
@@ -88,14 +90,13 @@ def choose(options: argparse.Namespace) -> View | None:
     recording = opened(str(folder), files_of(folder))
     drafter = side.selectbox("Drafter", recording.drafters, key="drafter", bind="query-params")
     temperature = choose_temperature(recording)
-    profiles = [*options.profile, *found_profiles(folder, PROFILES, recording, drafter)]
+    whole = choose_texts(recording, drafter, temperature)
     profile = None
     with friendly():
-        profile = choose_profile(recording, drafter, profiles)
+        profile = choose_profile(recording, drafter, folder, options.profile)
     others = {other: path for other, path in folders.items() if other != name}
-    return View(
-        recording, name, drafter, temperature, profile, others, tuple(options.sweep), tuple(options.bench), options.anywhere
-    )
+    sweeps, benches = tuple(options.sweep), tuple(options.bench)
+    return View(recording, name, drafter, temperature, profile, others, sweeps, benches, options.anywhere, whole)
 
 
 def choose_temperature(recording: Recording) -> float | None:
@@ -106,21 +107,47 @@ def choose_temperature(recording: Recording) -> float | None:
     return st.sidebar.selectbox("Temperature", known, key="temperature", bind="query-params")
 
 
-def choose_profile(recording: Recording, drafter: str, paths: list[Path]) -> Profile | None:
-    """The profile chosen in the sidebar; raises UserError when it does not fit the recording."""
-    if not paths:
+def choose_texts(recording: Recording, drafter: str, temperature: float | None) -> bool:
+    """Whether to look at every text of a large recording, or at as many as can be replayed while one waits."""
+    sample = View(recording, "", drafter, temperature, None, {})
+    if len(sample.texts) == len(sample.every_text):
+        return False
+    whole = st.sidebar.toggle("Look at every text", key="every", bind="query-params")
+    st.sidebar.caption("Every text: the first look takes a while." if whole else says_which_texts(sample))
+    return whole
+
+
+def choose_profile(recording: Recording, drafter: str, folder: Path, given: list[Path]) -> Profile | None:
+    """The profile chosen in the sidebar; raises UserError when it does not fit the recording.
+
+    Behind those of the recording's own models stand the shipped ones of other models: they answer "what if".
+    """
+    fitting, foreign = profiles_at_hand(str(folder), files_of(folder), drafter, recording)
+    names = {os.path.relpath(path): path for path in [*given, *fitting]}
+    what_if = {f"what if: {path.stem}": path for path in foreign}
+    if not names:
         st.sidebar.caption(
             "For predicted times measure this machine with `python -m traces.profile --out profile.json`, "
             "then open the dashboard with `--profile profile.json`."
         )
-        return None
-    names = {os.path.relpath(path): path for path in paths}
-    name = st.sidebar.selectbox("Hardware profile", [*names, "none"], key="profile", bind="query-params")
+    choices = [*names, "none", *what_if]
+    name = st.sidebar.selectbox("Hardware profile", choices, key="profile", bind="query-params")
     if name == "none":
         return None
+    if name in what_if:
+        profile = open_profile(what_if[name], recording, drafter, other_models=True)
+        about = f"{profile.machine}, {profile.content.get('kind', 'measured')}, with the models of another pair: a what-if."
+        st.sidebar.caption(escaped(about))
+        return profile
     profile = profile_for(names[name], recording, drafter)
     st.sidebar.caption(escaped(profile.machine))
     return profile
+
+
+@st.cache_data(max_entries=20, show_spinner=False)
+def profiles_at_hand(folder: str, files: tuple, drafter: str, _recording: Recording) -> tuple[list[Path], list[Path]]:
+    fitting = found_profiles(Path(folder), PROFILES, _recording, drafter)
+    return fitting, other_profiles(PROFILES, fitting, drafter)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from policies.errors import UserError
 
@@ -119,6 +122,13 @@ class Browser:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))
 
+    def pixels(self) -> np.ndarray:
+        """What the window shows now, uint8 [height, width, 3]."""
+        from PIL import Image
+
+        content = base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"])
+        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
     def close(self) -> None:
         if socket := getattr(self, "_socket", None):
             socket.close()
@@ -127,7 +137,19 @@ class Browser:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def wait(ready: Callable[[], Any], otherwise: str, seconds: float = 120.0) -> float:
+def compact(path: Path, largest: int) -> int:
+    """Write a picture again in as few bytes as lose nothing, or, where those are more than ``largest``, with 256 colours
+    (an octree keeps the rare ones, which charts are made of); its bytes."""
+    from PIL import Image
+
+    picture = Image.open(path).convert("RGB")
+    picture.save(path, optimize=True)
+    if path.stat().st_size > largest:
+        picture.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(path, optimize=True)
+    return path.stat().st_size
+
+
+def wait(ready: Callable[[], Any], otherwise: str, seconds: float = 300.0) -> float:
     """Seconds until ``ready()`` is true. Raises RuntimeError after ``seconds``."""
     started = time.perf_counter()
     while not ready():

@@ -1,21 +1,21 @@
-"""What all pages share: the view chosen in the sidebar, remembered results, tables, charts and messages."""
+"""What all pages share: remembered results, tables, charts and messages."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import altair as alt
-import numpy as np
 import polars as pl
 import streamlit as st
+import torch
 
+from dashboard.view import View, current
 from policies.contract import Policy
 from policies.errors import UserError
 from policies.registry import load_policy
@@ -24,73 +24,15 @@ from sim.bootstrap import Resamples
 from sim.finding import digest_of, key_of
 from sim.setting import Setting
 from sim.tally import Tally
-from sim.trial import run_trial, texts_at
+from sim.trial import run_trial
 from sim.vocabulary import Vocabulary, find_vocabulary
-from sim.walkthrough import some_texts
-from traces.costs import CostModel, Profile
+from traces.costs import CostModel
 from traces.recording import Recording, open_recording
 
 HERE = Path(__file__).parent.parent
 FITTED = HERE / "policies" / "fitted"
-MOST_POSITIONS = 20_000
 POLICY_HELP = "name, name(parameter=value), FILE.json or FILE.py:Class; type your own"
 SHIPPED_TARGET = HERE / "live" / "reference" / "target"
-
-
-@dataclass(frozen=True)
-class View:
-    """What the sidebar chose.
-
-    name         of the recording, as the sidebar shows it
-    temperature  of the texts to look at; None: all texts have the same
-    others       the other recordings at hand, by name
-    sweeps, benches  files named on the command line
-    anywhere     whether typed paths may leave the folder that the app was started in
-    """
-
-    recording: Recording
-    name: str
-    drafter: str
-    temperature: float | None
-    profile: Profile | None
-    others: dict[str, Path]
-    sweeps: tuple[Path, ...] = ()
-    benches: tuple[Path, ...] = ()
-    anywhere: bool = False
-
-    @cached_property
-    def key(self) -> str:
-        """What results about this recording, drafter and temperature are remembered under."""
-        return f"{key_of(self.recording)} {self.drafter} {self.temperature}"
-
-    @cached_property
-    def setting(self) -> Setting:
-        """How policies are replayed: one request at a time."""
-        return Setting(self.drafter, temperature=self.temperature)
-
-    @cached_property
-    def texts(self) -> np.ndarray:
-        """Indices int64 of the texts to look at."""
-        chosen = texts_at(self.recording, self.temperature)
-        return np.arange(len(self.recording.length)) if chosen is None else chosen.numpy()
-
-    @cached_property
-    def some_texts(self) -> np.ndarray:
-        """As many of them as can be drafted on at every position while one waits."""
-        return some_texts(self.recording, self.texts, MOST_POSITIONS)
-
-    def cost(self, policy: str) -> CostModel | None:
-        """The cost model of the chosen profile, with the named policy's own overhead where it was measured."""
-        return None if self.profile is None else self.profile.cost(self.drafter, policy)
-
-
-def remember(view: View) -> None:
-    st.session_state["view"] = view
-
-
-def current() -> View:
-    """The view that app.py has put together for this run."""
-    return st.session_state["view"]
 
 
 # --- messages
@@ -119,7 +61,7 @@ def title(name: str, question: str) -> None:
 
 def nothing_drafted(view: View) -> bool:
     """Whether no text is long enough to draft on; says so."""
-    if len(view.texts) and view.recording.length[view.texts].max() >= 2:
+    if len(view.every_text) and view.recording.length[view.every_text].max() >= 2:
         return False
     st.info("No text of this recording has a second token, so nothing was ever drafted.")
     return True
@@ -129,9 +71,22 @@ def nothing_drafted(view: View) -> bool:
 
 
 def show_table(table: pl.DataFrame, name: str, columns: dict | None = None, data: pl.DataFrame | None = None) -> None:
-    """A table and its CSV (of ``data``, when that holds more than is shown)."""
+    """A table and its download (of ``data``, when that holds more than is shown)."""
     st.dataframe(table, column_config=columns or {}, hide_index=True)
     download(table if data is None else data, name, "" if data is None else "everything")
+
+
+def chosen_row(name: str, labels: list[str], rows: list[int]) -> int:
+    """The row that was chosen in a table, else the one that the address names, else the first; the address remembers it.
+
+    :param name: of the query parameter.   :param labels: what each row is called there.
+    :param rows: as the table returned them; those that are no longer there do not count.
+    """
+    if rows := [row for row in rows if row < len(labels)]:
+        st.query_params[name] = labels[rows[0]]
+        return rows[0]
+    asked = st.query_params.get(name)
+    return labels.index(asked) if asked in labels else 0
 
 
 def show_chart(
@@ -142,6 +97,7 @@ def show_chart(
     :param on_select: what to call when something in the chart is selected; the chart's key is ``chart_{name}``.
     """
     more = {"on_select": on_select} if on_select else {}
+    chart = chart.properties(padding={"left": 0, "top": 5, "right": 5, "bottom": 0})  # Streamlit would leave room below
     st.altair_chart(chart, key=f"chart_{name}", width=width, alt=caption, **more)
     with st.container(horizontal=True):
         st.caption(caption, width="stretch")
@@ -149,18 +105,30 @@ def show_chart(
 
 
 def download(table: pl.DataFrame, name: str, note: str = "") -> None:
-    label = f"CSV ({note})" if note else "CSV"
-    st.download_button(
-        label,
-        lambda: table.write_csv(),
-        f"{name}.csv",
-        "text/csv",
-        key=f"csv_{name}",
-        icon=":material/download:",
-        type="tertiary",
-        on_click="ignore",
-        help=f"Download the data of this as {name}.csv",
-    )
+    """Two buttons that stay together: the table as CSV and as Parquet, made when pressed."""
+    kinds = {
+        "CSV": ("text/csv", table.write_csv),
+        "Parquet": ("application/vnd.apache.parquet", lambda: parquet_of(table)),
+    }
+    with st.container(horizontal=True, width="content"):
+        for kind, (mime, made) in kinds.items():
+            st.download_button(
+                f"{kind} ({note})" if note else kind,
+                made,
+                f"{name}.{kind.lower()}",
+                mime,
+                key=f"{kind.lower()}_{name}",
+                icon=":material/download:",
+                type="tertiary",
+                on_click="ignore",
+                help=f"Download the data of this as {name}.{kind.lower()}",
+            )
+
+
+def parquet_of(table: pl.DataFrame) -> bytes:
+    content = io.BytesIO()
+    table.write_parquet(content)
+    return content.getvalue()
 
 
 # --- what is computed once
@@ -174,9 +142,7 @@ def opened(folder: str, files: tuple) -> Recording:
 @st.cache_resource(max_entries=4, show_spinner="Reading the draft forest")
 def samples_of(key: str, _view: View) -> pl.DataFrame:
     """`sim.curves.samples` of the chosen texts, and the first choice's probability."""
-    table = curves.samples(_view.recording, _view.drafter)
-    chosen = pl.Series(_view.recording.sequence_ids[_view.texts])
-    table = table.filter(pl.col("sequence").is_in(chosen.implode()))
+    table = curves.samples(_view.recording, _view.drafter, _view.texts)
     return table.with_columns(top1_probability=pl.col("top1_logprob").exp())
 
 
@@ -192,20 +158,24 @@ def words() -> Vocabulary:
 
 
 @st.cache_data(max_entries=400, show_spinner=False)
-def _sums(key: str, policy_key: str, cost_key: str, _view: View, _policy: Policy, _cost: CostModel | None) -> Tally:
-    return run_trial(_view.recording, _policy, _view.setting, _cost)
+def _sums(
+    key: str, policy_key: str, cost_key: str, setting: Setting, _view: View, _policy: Policy, _cost: CostModel | None
+) -> Tally:
+    return run_trial(_view.recording, _policy, setting, _cost, torch.from_numpy(_view.texts))
 
 
-def replayed(view: View, policy: Policy) -> Tally:
+def replayed(view: View, policy: Policy, setting: Setting | None = None) -> Tally:
     """Sums of one policy's replay, without predicted times where the profile does not reach.
 
+    :param setting: by default the view's, one request at a time.
     Raises UserError when the policy fails.
     """
+    setting = setting or view.setting
     if view.profile is not None:
         with friendly():
-            return _sums(view.key, policy_key(policy), digest_of(view.profile), view, policy, view.cost(policy.name))
+            return _sums(view.key, policy_key(policy), digest_of(view.profile), setting, view, policy, view.cost(policy.name))
     try:
-        return _sums(view.key, policy_key(policy), "", view, policy, None)
+        return _sums(view.key, policy_key(policy), "", setting, view, policy, None)
     except UserError:
         raise
     except Exception as error:
@@ -221,15 +191,16 @@ def _draws(texts: str, _like: Tally) -> Resamples:
 
 
 @st.cache_data(max_entries=100, show_spinner=False)
-def _rows(key: str, _view: View, _tallies: dict[str, Tally]) -> pl.DataFrame:
+def _rows(key: str, setting: Setting, _tallies: dict[str, Tally]) -> pl.DataFrame:
     like = next(iter(_tallies.values()))
     named = {spec: (policy_of(spec), sums) for spec, sums in _tallies.items()}
-    return glance.rows_with_intervals(named, _view.setting, _draws(_texts_key(like), like))
+    return glance.rows_with_intervals(named, setting, _draws(_texts_key(like), like))
 
 
-def rows_of(view: View, tallies: dict[str, Tally]) -> pl.DataFrame:
+def rows_of(view: View, tallies: dict[str, Tally], setting: Setting | None = None) -> pl.DataFrame:
     """`sim.glance.rows_with_intervals` of what :func:`replayed` gave, by spec."""
-    return _rows(f"{view.key} {[(spec, _digest(sums)) for spec, sums in tallies.items()]}", view, tallies)
+    key = f"{view.key} {[(spec, _digest(sums)) for spec, sums in tallies.items()]}"
+    return _rows(key, setting or view.setting, tallies)
 
 
 @st.cache_data(max_entries=400, show_spinner=False)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 import streamlit as st
+import torch
 
 from dashboard.common import (
-    View,
     choose_policy,
-    current,
+    chosen_row,
     differences_of,
     escaped,
     friendly,
@@ -22,7 +23,9 @@ from dashboard.common import (
     title,
     words,
 )
+from dashboard.view import View, current, says_which_texts
 from policies.contract import Policy
+from policies.errors import UserError
 from sim import charts, walkthrough
 from sim.compare import aligned, check_same_tokenizer, paired_texts
 from sim.finding import files_of, key_of
@@ -77,7 +80,7 @@ def by_domain(table: pl.DataFrame, ours: str, theirs: str) -> None:
             part,
             "difference_by_domain",
             "By domain, and the mean over domains. Lines: 95% intervals, the same texts drawn for both; none where a domain has a "
-            "single text.",
+            f"single text. {says_which_texts(current())}",
         )
     with right:
         numbers = {name: NUMBER(format="%.3f") for name in ("ours", "theirs", "difference", "low", "high")}
@@ -87,12 +90,12 @@ def by_domain(table: pl.DataFrame, ours: str, theirs: str) -> None:
 
 @st.cache_resource(max_entries=20, show_spinner="Drafting at every position")
 def everywhere(key: str, policy_key: str, _view: View, _policy: Policy) -> pl.DataFrame:
-    return walkthrough.accepted_everywhere(_view.recording, _policy, _view.drafter, _view.some_texts, _view.cost(_policy.name))
+    return walkthrough.accepted_everywhere(_view.recording, _policy, _view.drafter, _view.few_texts, _view.cost(_policy.name))
 
 
 def places(view: View, one: Policy, other: Policy) -> None:
     """The positions at which the two would accept the most different numbers of nodes."""
-    parts = [everywhere(view.key, policy_key(policy), view, policy) for policy in (one, other)]
+    parts = [everywhere(view.priced_key, policy_key(policy), view, policy) for policy in (one, other)]
     both = parts[0].join(parts[1], on=["text", "position"], suffix="_b")
     gap = (pl.col("accepted") - pl.col("accepted_b")).alias("difference")
     both = both.with_columns(gap)
@@ -103,7 +106,8 @@ def places(view: View, one: Policy, other: Policy) -> None:
             charts.count_chart(counts, "difference", "accepted by A minus accepted by B"),
             counts,
             "accepted_differences",
-            f"{len(both):,} positions; each policy drafts there afresh, whether or not one of its cycles begins there.",
+            f"{len(both):,} positions; each policy drafts there afresh, whether or not one of its cycles begins there. "
+            + says_which_texts(view, view.few_texts),
         )
     with right:
         worst = both.sort(pl.col("difference").abs(), descending=True, maintain_order=True).head(MOST)
@@ -111,11 +115,11 @@ def places(view: View, one: Policy, other: Policy) -> None:
         chosen = st.dataframe(
             described(view, worst), hide_index=True, selection_mode="single-row", on_select="rerun", key="places", height=300
         )
-        rows = [row for row in chosen.selection.rows if row < len(worst)] or [0]
         if worst.is_empty():
             st.info("Both accept the same everywhere.")
             return
-        row = worst.row(rows[0], named=True)
+        labels = [f"{text}.{position}" for text, position in worst.select("text", "position").rows()]
+        row = worst.row(chosen_row("place", labels, chosen.selection.rows), named=True)
         domain = view.recording.domains[view.recording.domain_index[row["text"]]]
         st.page_link(
             "dashboard/explorer.py",
@@ -161,18 +165,24 @@ def two_recordings(view: View) -> None:
     check_same_tokenizer(view.recording, theirs)
     at = float(view.recording.temperature[view.texts[0]])
     pairs = paired_texts(view.recording, theirs, at, at)
+    pairs = pairs[np.isin(pairs[:, 0], view.texts)]
+    if not len(pairs):
+        raise UserError("none of the texts looked at has a partner there: look at every text (in the sidebar)")
     setting = Setting(drafter, temperature=at)
-    there = _replayed_there(key_of(theirs), policy_key(policy), setting, theirs, policy)
+    partners = tuple(sorted(pairs[:, 1].tolist()))
+    there = _replayed_there(key_of(theirs), policy_key(policy), setting, partners, theirs, policy)
     st.caption(
         f"{len(pairs):,} texts have a partner with the same prompt there. Drafters: {escaped(view.drafter)} here, "
-        f"{escaped(drafter)} there. The answers need not be the same text."
+        f"{escaped(drafter)} there. The answers need not be the same text. {says_which_texts(view)}"
     )
     by_domain(differences_of(*aligned([replayed(view, policy), there], pairs)), "here", "there")
 
 
 @st.cache_data(max_entries=20, show_spinner="Replaying the other recording")
-def _replayed_there(key: str, policy_key: str, setting: Setting, _recording: Recording, _policy: Policy) -> Tally:
-    return run_trial(_recording, _policy, setting)
+def _replayed_there(
+    key: str, policy_key: str, setting: Setting, texts: tuple[int, ...], _recording: Recording, _policy: Policy
+) -> Tally:
+    return run_trial(_recording, _policy, setting, sequences=torch.tensor(texts))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard.common import View, allowed, current, escaped, friendly, show_chart, show_table, title
-from sim import charts, surfaces
+from dashboard.common import allowed, escaped, friendly, show_chart, show_table, title
+from dashboard.view import View, current
+from sim import cost_charts, surfaces
 from traces.costs import Profile
 
 # No bare strings in pages: Streamlit would show them.
@@ -56,12 +57,12 @@ def latency(profile: Profile) -> None:
         owner = right.selectbox(label, owners, key=f"owner_{kind}", bind="query-params")
     points, lines = surfaces.measured(profile, kind, owner), surfaces.fitted(profile, kind, owner)
     batches = sorted(points["batch"].unique().to_list())
-    batch = third.selectbox("Batch", batches, key="batch", bind="query-params") if len(batches) > 1 else batches[0]
+    batch = third.selectbox("Batch", batches, key="cost_batch", bind="query-params") if len(batches) > 1 else batches[0]
     points, lines = points.filter(batch=batch), lines.filter(batch=batch)
     axis, *others = surfaces.AXES[kind]
     by = others[0] if others[0] != "batch" else None
     show_chart(
-        charts.latency_chart(points, lines, axis, by),
+        cost_charts.latency_chart(points, lines, axis, by),
         points,
         f"cost_{kind}",
         f"Milliseconds of {TOLD[kind]} (batch {batch}). Points: "
@@ -86,7 +87,7 @@ def bench(view: View) -> None:
         st.info("This bench was run without --profile, so it holds no predictions.")
     else:
         show_chart(
-            charts.prediction_chart(both),
+            cost_charts.prediction_chart(both),
             table,
             "prediction",
             "Prefill excluded; the shorter the line, the truer the prediction. Predictions are for the whole recording, "

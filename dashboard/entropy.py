@@ -4,29 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import polars as pl
 import streamlit as st
 
+from dashboard import thresholds
 from dashboard.common import (
-    FITTED,
-    View,
-    current,
-    differences_of,
+    download,
     escaped,
     friendly,
     nothing_drafted,
     policy_of,
-    replayed,
     samples_of,
     show_chart,
-    show_table,
     title,
     words,
 )
-from policies.heterospec import HeteroSpec
-from policies.registry import load_policy
-from sim import charts, curves, reliability, strata, walkthrough
-from sim.metrics import ALL
+from dashboard.view import View, current, says_which_texts
+from sim import charts, curves, reliability, walkthrough
 
 MEASURES = {
     "draft_entropy": "draft entropy",
@@ -47,6 +42,8 @@ def page() -> None:
     if table.is_empty():
         st.info(f"The recording holds no tree of the drafter {escaped(view.drafter)}.")
         return
+    if some := says_which_texts(view):
+        st.caption(f"What follows looks at {some}")
     left, right = st.columns([3, 2])
     x = left.segmented_control(
         "Against", list(MEASURES), format_func=MEASURES.get, default="draft_entropy", required=True, key="x", bind="query-params"
@@ -56,8 +53,7 @@ def page() -> None:
     )
     acceptance(view, table, x, outcome)
     who_is_there(view, table, x, outcome)
-    with friendly():
-        thresholds(view)
+    thresholds.show(view)
     trust(view, table)
 
 
@@ -82,17 +78,34 @@ def acceptance(view: View, table: pl.DataFrame, x: str, outcome: str) -> None:
     }
     for column, (by, caption) in zip(st.columns(2), told.items(), strict=True):
         with column:
-            found = curve_of(view.key, x, by, outcome, table)
-            show_chart(charts.acceptance_chart(found, x, outcome, by, height=340), found, f"acceptance_by_{by}", caption)
+            one_curve(view, table, x, by, outcome, caption)
+    if view.temperature is not None:
+        every = replace(view, temperature=None)
+        caption = f"By temperature of the text, at the roots. {says_which_texts(every)}"
+        one_curve(every, roots(samples_of(every.key, every)), x, "temperature", outcome, caption)
     st.caption(
-        f"{len(table):,} samples. Each point holds equally many; bands are Wilson 95% intervals, which take samples as "
-        "independent: neighbouring places of one text are not, so true intervals are somewhat wider."
+        f"{len(table):,} samples. Each point holds equally many (click one to see which tokens); bands are Wilson 95% intervals, "
+        "which take samples as independent: neighbouring places of one text are not, so true intervals are somewhat wider."
     )
+
+
+def one_curve(view: View, table: pl.DataFrame, x: str, by: str, outcome: str, caption: str) -> None:
+    """One chart of curves; a click on a point chooses its range."""
+    name = f"acceptance_by_{by}"
+
+    def clicked() -> None:
+        if found := st.session_state[f"chart_{name}"].selection["bin"]:
+            st.session_state[f"range_{x}"] = (float(found[0]["low"]), float(found[0]["high"]))
+
+    found = curve_of(view.key, x, by, outcome, table)
+    chart = charts.acceptance_chart(found, x, outcome, by, height=340, pick=True)
+    show_chart(chart, found, name, caption, on_select=clicked)
 
 
 # --- linked brushing
 
 
+@st.fragment  # a move in here draws nothing else again
 def who_is_there(view: View, table: pl.DataFrame, x: str, outcome: str) -> None:
     st.subheader("Who is in a range?", anchor=False)
     low, high = float(table[x].min()), float(table[x].max())
@@ -112,6 +125,9 @@ def who_is_there(view: View, table: pl.DataFrame, x: str, outcome: str) -> None:
         "Drag over the bars to choose a range (a click outside clears it), or move the slider's ends.",
         on_select=brushed,
     )
+    now = st.session_state.get(name)
+    if now and not low <= now[0] <= now[1] <= high:  # other texts have other ends
+        st.session_state[name] = tuple(min(max(low, end), high) for end in now)
     low, high = st.slider(
         f"Range of {MEASURES[x]}", low, high, (low, high), step=(high - low) / 200, key=name, bind="query-params", format="%.2f"
     )
@@ -124,11 +140,32 @@ def who_is_there(view: View, table: pl.DataFrame, x: str, outcome: str) -> None:
             show_chart(charts.share_chart(part, by, 190), part, f"inside_by_{by}", caption)
     chosen = roots(table).filter(pl.col(x).is_between(low, high))
     st.markdown(f"**{len(chosen):,} positions inside**" + (f", {SHOWN_TOKENS} of them:" if len(chosen) > SHOWN_TOKENS else ":"))
+    to_explorer(view, tokens_of(view, chosen, outcome))
+
+
+def to_explorer(view: View, tokens: pl.DataFrame) -> None:
+    """The tokens, and a way from a row to the trees there."""
     names = {
         "top1_probability": NUMBER("draft's probability", format="%.3f"),
         "draft_entropy": NUMBER("draft entropy (nats)", format="%.2f"),
     }
-    show_table(tokens_of(view, chosen, outcome), "tokens_inside", names)
+    chosen = st.dataframe(
+        tokens, column_config=names, hide_index=True, selection_mode="single-row", on_select="rerun", key="inside", height=300
+    )
+    with st.container(horizontal=True, vertical_alignment="center"):
+        rows = [row for row in chosen.selection.rows if row < len(tokens)]
+        if rows:
+            row = tokens.row(rows[0], named=True)
+            index = int(np.flatnonzero(view.recording.sequence_ids == row["sequence"])[0])
+            st.page_link(
+                "dashboard/explorer.py",
+                label=f"See text {index}, position {row['position']} in the Token explorer",
+                icon=":material/account_tree:",
+                query_params={"text": f"{index} · {row['domain']}", "at": str(row["position"])},
+            )
+        else:
+            st.caption("Choose a row to see the draft trees there.", width="stretch")
+        download(tokens, "tokens_inside")
 
 
 def tokens_of(view: View, chosen: pl.DataFrame, outcome: str) -> pl.DataFrame:
@@ -154,86 +191,15 @@ def tokens_of(view: View, chosen: pl.DataFrame, outcome: str) -> pl.DataFrame:
     )
 
 
-# --- HeteroSpec's strata
-
-
-def partly(view: View) -> str:
-    """What to add where a large recording was not looked at whole."""
-    return f" of {len(view.some_texts):,} texts, evenly spread" if len(view.some_texts) < len(view.texts) else ""
-
-
-def fitted() -> HeteroSpec:
-    path = FITTED / "heterospec.json"
-    return load_policy(str(path) if path.is_file() else "heterospec(thresholds_=[9, 10, 11])")
-
-
-@st.cache_data(max_entries=10, show_spinner="Drafting the base tree at every position")
-def paths_of(key: str, _view: View) -> pl.DataFrame:
-    return strata.meta_paths(_view.recording, fitted(), _view.drafter, _view.some_texts)
-
-
-def thresholds(view: View) -> None:
-    st.subheader("HeteroSpec's strata", anchor=False)
-    st.markdown(
-        "After the base tree is drafted, HeteroSpec adds up the draft's entropy along its most probable path. Below the first "
-        "threshold it drafts deeper and verifies least; above the last it is EAGLE-3. Move the thresholds."
-    )
-    paths = paths_of(view.key, view)
-    if paths["entropy"].null_count() == len(paths):
-        st.info("No position's base tree reaches the depth that HeteroSpec looks at.")
-        return
-    policy = fitted()
-    top = float(round(paths["entropy"].max() + 1))
-    chosen = []
-    for number, column in enumerate(st.columns(3), 1):
-        start = min((policy.thresholds_ or (9.0, 10.0, 11.0))[min(number, len(policy.thresholds_ or (9, 10, 11))) - 1], top)
-        chosen.append(
-            column.slider(f"threshold {number} (nats)", 0.0, top, round(start, 1), 0.1, key=f"t{number}", bind="query-params")
-        )
-    policy = strata.with_thresholds(policy, chosen)
-    found, curve = strata.strata(paths, policy), strata.accepted_by_entropy(paths)
-    left, right = st.columns([3, 2])
-    with left:
-        show_chart(
-            charts.strata_chart(curve, list(policy.thresholds_)),
-            curve,
-            "strata",
-            f"How many nodes of the base tree ({policy.total_tokens} tokens, {policy.depth} levels) the target accepts, at "
-            f"{len(paths):,} positions{partly(view)}; bands are 95% intervals.",
-        )
-    with right:
-        names = {
-            "above": NUMBER("above (nats)", format="%.1f"),
-            "up_to": NUMBER("up to (nats)", format="%.1f"),
-            "positions": NUMBER(format="percent"),
-            "accepted": NUMBER(format="%.2f"),
-            "extra_levels": NUMBER("extra levels"),
-            "verified": NUMBER("verified tokens", help="root included"),
-        }
-        show_table(found, "strata_table", names)
-        against_base(view, policy)
-
-
-def against_base(view: View, policy: HeteroSpec) -> None:
-    """The thresholds' policy replayed beside its own base, EAGLE-3."""
-    base = replace(policy, thresholds_=())
-    table = differences_of(replayed(view, policy), replayed(view, base))
-    names = {"tau": "tau", "kept": "verified nodes per cycle", "levels": "draft levels per cycle", "ms_per_token": "ms per token"}
-    mean = table.filter((pl.col("domain") == ALL) & pl.col("figure").is_in(list(names)))
-    st.markdown("With these thresholds, replayed on every text:")
-    for column, row in zip(st.columns(2) * 2, mean.rows(named=True), strict=False):
-        better = "inverse" if row["figure"] != "tau" else "normal"
-        column.metric(names[row["figure"]], f"{row['ours']:.2f}", f"{row['difference']:+.2f} to EAGLE-3", delta_color=better)
-
-
 # --- can the draft's numbers be trusted?
 
 
 @st.cache_data(max_entries=10, show_spinner="Verifying EAGLE-3's tree at every position")
 def ranks_of(key: str, spec: str, _view: View) -> pl.DataFrame:
-    return walkthrough.accepted_everywhere(_view.recording, policy_of(spec), _view.drafter, _view.some_texts)
+    return walkthrough.accepted_everywhere(_view.recording, policy_of(spec), _view.drafter, _view.few_texts)
 
 
+@st.fragment
 def trust(view: View, table: pl.DataFrame) -> None:
     left, right = st.columns(2)
     with left:
@@ -262,7 +228,7 @@ def trust(view: View, table: pl.DataFrame) -> None:
             found,
             "terminal_ranks",
             f"Terminal confidence rank (HeteroSpec, section 3) at every position where something was accepted; nothing was at "
-            f"{nothing:.0%} of {len(everywhere):,} positions{partly(view)}.",
+            f"{nothing:.0%} of {len(everywhere):,} positions. {says_which_texts(view, view.few_texts)}",
         )
 
 

@@ -7,9 +7,7 @@ import polars as pl
 import streamlit as st
 
 from dashboard.common import (
-    View,
     choose_policy,
-    current,
     escaped,
     friendly,
     nothing_drafted,
@@ -19,6 +17,7 @@ from dashboard.common import (
     title,
     words,
 )
+from dashboard.view import View, current
 from policies.contract import Policy
 from sim import token_charts, walkthrough
 from sim.walkthrough import Shown
@@ -46,7 +45,7 @@ def page() -> None:
         with column, friendly():
             policy = policy_of(choose_policy(f"Policy {name.upper()}", name, start))
             st.caption(escaped((type(policy).__doc__ or "").strip().split("\n")[0]))
-            sides.append((column, name, policy, walked(view.key, policy_key(policy), text, view, policy)))
+            sides.append((column, name, policy, walked(view.priced_key, policy_key(policy), text, view, policy)))
     for column, name, _, shown in sides:
         with column:
             told(view, name, shown, text, at, last)
@@ -67,7 +66,7 @@ KEY = " ".join(
 
 
 def choose_text(view: View) -> int:
-    names = {f"{index} · {view.recording.domains[view.recording.domain_index[index]]}": int(index) for index in view.texts}
+    names = {f"{index} · {view.recording.domains[view.recording.domain_index[index]]}": int(index) for index in view.every_text}
     left, right = st.columns([1, 3], vertical_alignment="bottom")
     name = left.selectbox("Text", list(names), key="text", bind="query-params")
     text = names[name]
@@ -97,7 +96,7 @@ def walked(key: str, policy_key: str, text: int, _view: View, _policy: Policy) -
 def cycle_here(view: View, policy: Policy, shown: list[Shown], text: int, at: int) -> Shown:
     """The policy's own cycle that begins here, or what it would draft here."""
     own = next((each for each in shown if each.position == at), None)
-    return own or fresh(view.key, policy_key(policy), text, at, view, policy)
+    return own or fresh(view.priced_key, policy_key(policy), text, at, view, policy)
 
 
 @st.cache_resource(max_entries=100, show_spinner=False)
@@ -146,7 +145,7 @@ def jump_to_difference(view: View, text: int, at: int, policies: list[Policy]) -
     """A button to the next position (round the text) at which the two would draft or verify differently."""
     if len(policies) < 2:
         return
-    one, other = (everywhere(view.key, policy_key(policy), text, view, policy) for policy in policies)
+    one, other = (everywhere(view.priced_key, policy_key(policy), text, view, policy) for policy in policies)
     columns = ["kept", "levels", "accepted"]
     differ = one["position"].filter((one.select(columns) != other.select(columns)).select(pl.any_horizontal(columns)).to_series())
     ahead = [place for place in differ if place > at] or list(differ)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import polars as pl
 import streamlit as st
 
+from dashboard import takeaway
 from dashboard.common import (
-    View,
     choose_policies,
     choose_policy,
-    current,
     differences_of,
     download,
     escaped,
@@ -28,14 +25,16 @@ from dashboard.common import (
     show_table,
     title,
 )
+from dashboard.view import View, current, says_which_texts
 from policies.contract import Policy
 from policies.errors import UserError
 from policies.registry import load_policy
 from sim import charts, lab
 from sim.bounds import Placing, place
-from sim.export import Export, exported_from
 from sim.finding import digest_of
-from sim.metrics import ALL, result_rows
+from sim.metrics import ALL
+from sim.opening import about, says
+from sim.setting import EXECUTIONS, RAGGED, Setting
 from sim.tally import Tally
 from traces.costs import CostModel
 
@@ -48,6 +47,7 @@ COLUMNS = {
     "kept": ("verified", "drafted tokens sent to verification per cycle, without the root", "%.1f"),
     "levels": ("levels", "draft forwards per cycle", "%.2f"),
     "ms_per_token": ("ms per token", "predicted, prefill excluded", "%.2f"),
+    "tokens_per_second": ("tokens/s", "predicted, of all requests that decode together", "%.0f"),
     "speedup": ("speedup", "predicted, over plain decoding of the same texts", "%.2f"),
     "speedup_95": ("95% interval", "of the speedup, bootstrap over texts", None),
     "coverage": ("coverage", "cycles that found all they wanted in the recording", "percent"),
@@ -75,15 +75,19 @@ def page() -> None:
         study = turn()
     specs = known_specs()
     with right:
+        setting = choose_setting(view)
         start = [spec for spec in specs if any(lab.head_of(spec) == name or f"{name}.json" in spec for name in START)]
         against = choose_policies("Compared with", "against", start)
-        tallies = replay_all(view, [study, *against] if study else against)
+        tallies = replay_all(view, setting, [study, *against] if study else against)
         if tallies:
-            results(view, tallies, study)
+            rows = rows_of(view, tallies, setting)
+            results(view, rows)
+    if tallies:
+        figures(view, setting, rows)
     if study in tallies:
         differences(tallies, study)
         how_far(view, study)
-        take_away(view, study, tallies[study])
+        takeaway.show(view, setting, study, tallies[study])
 
 
 # --- the policy under study
@@ -133,10 +137,32 @@ def turned(spec: str, name: str, key: str, literal: bool) -> None:
     st.session_state["study"] = new
 
 
+def choose_setting(view: View) -> Setting:
+    """Batch and execution; what there is to choose follows from the profile and from how many texts there are."""
+    columns = st.columns(3)
+    batches = lab.batches(view.profile, len(view.texts))
+    ask = {"bind": "query-params"}
+    batch = columns[0].selectbox("Batch", batches, key="batch", help="requests that decode together", **ask)
+    setting = replace(view.setting, batch=batch)
+    if view.profile is None:
+        return setting
+    if batch > 1:
+        told = "max: rows are padded, all pay for the largest; sum: tokens are packed, as engines with variable-length kernels do"
+        ragged = columns[1].segmented_control(
+            "Unequal requests pay for the", RAGGED, default="max", required=True, key="ragged", help=told, **ask
+        )
+        return replace(setting, ragged=ragged)
+    told = "pipelined: the draft works on the next cycle while the target verifies this one, on hardware of its own"
+    execution = columns[1].segmented_control(
+        "Execution", EXECUTIONS, default="serial", required=True, key="execution", help=told, **ask
+    )
+    return replace(setting, execution=execution)
+
+
 # --- replay and results
 
 
-def replay_all(view: View, specs: list[str]) -> dict[str, Tally]:
+def replay_all(view: View, setting: Setting, specs: list[str]) -> dict[str, Tally]:
     """The sums of every policy that could be replayed, by spec; the same policy once, under its first name."""
     tallies: dict[str, Tally] = {}
     seen: set[str] = set()
@@ -148,28 +174,15 @@ def replay_all(view: View, specs: list[str]) -> dict[str, Tally]:
                 continue
             bar.progress(number / len(specs), text=f"replaying {escaped(spec)}")
             seen.add(digest)
-            tallies[spec] = replayed(view, policy)
+            tallies[spec] = replayed(view, policy, setting)
     bar.empty()
     return tallies
 
 
-def results(view: View, tallies: dict[str, Tally], study: str | None) -> None:
-    rows = rows_of(view, tallies)
-    domains = [domain for domain in rows["domain"].unique(maintain_order=True) if domain != ALL]
-    every = [ALL, *domains]
-    of = st.segmented_control("Texts", every, default=ALL, required=True, key="of", bind="query-params")
-    shown = rows.filter(pl.col("domain") == of)
-    for figure in ("tau", "speedup"):
-        if f"{figure}_low" in shown.columns:
-            ends = shown.select(f"{figure}_low", f"{figure}_high").rows()
-            shown = shown.with_columns(pl.Series(f"{figure}_95", [span(*each) for each in ends], pl.String))
-    names = [name for name in COLUMNS if name in shown.columns]
-    config = {name: st.column_config.Column(label, help=told) for name, (label, told, _) in COLUMNS.items()}
-    config |= {name: NUMBER(label, help=told, format=how) for name, (label, told, how) in COLUMNS.items() if how}
-    st.dataframe(shown.select("policy", *names), column_config=config, hide_index=True)
-    download(rows, "policies", "every policy and domain")
+def results(view: View, rows: pl.DataFrame) -> None:
+    """Who wins, as a picture."""
     covered = rows.filter((pl.col("coverage") == 1.0).all().over("policy"))
-    partial = [spec for spec in tallies if spec not in set(covered["policy"])]
+    partial = [spec for spec in rows["policy"].unique(maintain_order=True) if spec not in set(covered["policy"])]
     if partial:
         st.caption(
             f"Not ranked, since the recording lacks some of what they wanted: {escaped(', '.join(partial))}; "
@@ -181,7 +194,31 @@ def results(view: View, tallies: dict[str, Tally], study: str | None) -> None:
     told = "Bars: mean over domains, best first; dark lines: its 95% interval over texts; points: the domains."
     if value == "tau":
         told += " Tau alone crowns the policy that verifies most; choose a hardware profile in the sidebar to see what it costs."
-    show_chart(charts.policy_chart(covered, value), covered, f"policies_{value}", told)
+    show_chart(charts.policy_chart(covered, value), covered, f"policies_{value}", f"{told} {says_which_texts(view)}")
+
+
+@st.fragment
+def figures(view: View, setting: Setting, rows: pl.DataFrame) -> None:
+    """The same as numbers."""
+    domains = [domain for domain in rows["domain"].unique(maintain_order=True) if domain != ALL]
+    of = st.segmented_control("Texts", [ALL, *domains], default=ALL, required=True, key="of", bind="query-params")
+    shown = rows.filter(pl.col("domain") == of)
+    for figure in ("tau", "speedup"):
+        if f"{figure}_low" in shown.columns and shown[f"{figure}_low"].null_count() < len(shown):
+            ends = shown.select(f"{figure}_low", f"{figure}_high").rows()
+            shown = shown.with_columns(pl.Series(f"{figure}_95", [span(*each) for each in ends], pl.String))
+    names = [name for name in COLUMNS if name in shown.columns and (name != "tokens_per_second" or setting.batch > 1)]
+    config = {name: st.column_config.Column(label, help=told) for name, (label, told, _) in COLUMNS.items()}
+    config |= {name: NUMBER(label, help=told, format=how) for name, (label, told, how) in COLUMNS.items() if how}
+    st.dataframe(shown.select("policy", *names), column_config=config, hide_index=True)
+    with st.container(horizontal=True):
+        st.caption(" ".join(said(view, setting)) or "Means over domains, or one domain.", width="stretch")
+        download(rows, "policies", "every domain")
+
+
+def said(view: View, setting: Setting) -> list[str]:
+    """Warnings that belong under predicted times."""
+    return [f"{line[0].upper()}{line[1:]}." for line in map(escaped, says(about(view.recording, view.profile), setting))]
 
 
 def span(low: float | None, high: float | None) -> str | None:
@@ -191,6 +228,7 @@ def span(low: float | None, high: float | None) -> str | None:
 # --- how sure, and against what
 
 
+@st.fragment
 def differences(tallies: dict[str, Tally], study: str) -> None:
     others = [spec for spec in tallies if spec != study]
     if not others:
@@ -229,6 +267,7 @@ def placed(key: str, policy_key: str, cost_key: str, _view: View, _policy: Polic
     return place(_view.recording, [_policy], _cost, _view.drafter, static=static, texts=_view.texts)
 
 
+@st.fragment
 def how_far(view: View, study: str) -> None:
     """The policy between plain decoding, the best static setting and what a clairvoyant would need."""
     st.subheader("How far from possible?", anchor=False)
@@ -254,41 +293,6 @@ def how_far(view: View, study: str) -> None:
             label = "Open the best static setting in the lab"
             spec = found.static.spec()
             st.page_link("dashboard/lab.py", label=label, icon=":material/science:", query_params={"study": spec})
-
-
-def take_away(view: View, study: str, sums: Tally) -> None:
-    st.subheader("Take it away", anchor=False)
-    policy: Policy = policy_of(study)
-    content = json.dumps(policy.to_json(), indent=1)
-    left, right = st.columns([1, 2])
-    name, icon = f"{policy.name}.json", ":material/download:"
-    left.download_button("Policy as JSON", content, name, "application/json", icon=icon, key="json", on_click="ignore")
-    left.caption("Takes the place of a name wherever a policy is asked for.")
-    trace, spec = shlex.quote(str(view.recording.folder)), shlex.quote(study)
-    profile = f" --profile {shlex.quote(view.profile.source.removeprefix('the profile '))}" if view.profile else ""
-    right.code(
-        f"python -m live.bench {trace}{profile} --drafter {view.drafter} --policy {spec}\n"
-        f"python -m live.generate 'Why is the sky blue?' --policy {spec}",
-        language="bash",
-        wrap_lines=True,
-    )
-    right.caption("Predicted beside measured, and the same policy decoding live.")
-    row = result_rows(sums, policy, view.setting)[-1]
-    exports = {each.engine: each for each in exported_from(view.recording, view.drafter, policy, row.accepted_by_depth)}
-    engine = st.segmented_control("In the words of an engine", list(exports), key="engine", bind="query-params")
-    if engine:
-        in_words(exports[engine])
-
-
-def in_words(export: Export) -> None:
-    """What to tell one engine, and what it cannot be told."""
-    if export.command:
-        st.code(export.command, language="bash", wrap_lines=True)
-    for name, content in export.files.items():
-        st.caption(name)
-        st.code(json.dumps(content, indent=1), language="json")
-    for lacking in export.cannot:
-        st.caption(escaped(lacking))
 
 
 if __name__ == "__main__":

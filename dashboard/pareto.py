@@ -8,7 +8,8 @@ from pathlib import Path
 import polars as pl
 import streamlit as st
 
-from dashboard.common import View, allowed, current, friendly, show_chart, show_table, title
+from dashboard.common import allowed, friendly, show_chart, show_table, title
+from dashboard.view import View, current
 from policies.errors import UserError
 from sim import charts, lab, sweeps
 
@@ -17,6 +18,8 @@ EMPTY = """No sweep to show yet. Replay a grid of settings and open the dashboar
 
     python -m sim.sweep --help
     streamlit run app.py -- TRACE --sweep sweep.parquet"""
+NUMBER = st.column_config.NumberColumn
+SHORT = {"ms_per_token": "ms per token", "tokens_per_second": "tokens/s", "kept": "verified", "verified": "verified and root"}
 TITLES = {"tokens_per_second": "predicted tokens per second", "verified": "tokens verified per cycle"}
 
 
@@ -53,7 +56,7 @@ def cloud(table: pl.DataFrame) -> None:
     figures = [name for name in sweeps.COSTS if name in table.columns and table[name].null_count() < len(table)]
     names = TITLES | charts.VALUE_TITLES
     columns = st.columns(4)
-    ask = {"format_func": lambda name: names.get(name, name), "bind": "query-params"}
+    ask = {"format_func": lambda name: SHORT.get(name, name), "bind": "query-params"}
     x = columns[0].selectbox("Across", figures, figures.index("kept") if "kept" in figures else 0, key="across", **ask)
     rest = [name for name in figures if name != x]
     y = columns[1].selectbox("Up", rest, rest.index("tau") if "tau" in rest else 0, key="up", **ask)
@@ -72,19 +75,28 @@ def cloud(table: pl.DataFrame) -> None:
     shown = sweeps.with_front(shown.filter(covered), x, y)
     shown = shown.with_columns(kind=pl.col("policy").str.split("(").list.first())
 
+    settings = shown.sort("front", descending=True, maintain_order=True)["setting"].to_list()
+    if st.session_state.get("picked") not in settings:  # picked in another sweep
+        st.session_state.pop("picked", None)
+
     def clicked() -> None:
-        found = st.session_state["chart_pareto"].selection["setting"]
-        st.session_state["picked"] = found[0]["setting"] if found else None
+        if found := st.session_state["chart_pareto"].selection["setting"]:
+            st.session_state["picked"] = found[0]["setting"]
 
     told = f"{len(shown):,} settings; the line joins those that no other beats in both respects. Click one to open it in the lab."
     if partial:
         told += f" {partial:,} are left out, since the recording lacks some of what they wanted."
-    chart = charts.pareto_chart(shown, x, y, names.get(x, x), names.get(y, y))
+    picked = st.session_state.get("picked") or st.query_params.get("picked")
+    chart = charts.pareto_chart(shown, x, y, names.get(x, x), names.get(y, y), picked)
     show_chart(chart, shown, "pareto", told, on_select=clicked)
-    open_in_lab(shown, st.session_state.get("picked"))
+    left, right = st.columns([3, 2], vertical_alignment="bottom")
+    about = "click a point, or choose one here; those of the front come first"
+    picked = left.selectbox("Setting", settings, None, key="picked", bind="query-params", placeholder=about)
+    with right:
+        open_in_lab(shown, picked)
     front = shown.filter("front").sort(x)
     st.subheader("The front", anchor=False)
-    show_table(front.select("setting", *figures), "front")
+    show_table(front.select("setting", *figures), "front", {name: NUMBER(SHORT.get(name, name), format="%.2f") for name in figures})
 
 
 def open_in_lab(shown: pl.DataFrame, picked: str | None) -> None:
@@ -96,7 +108,10 @@ def open_in_lab(shown: pl.DataFrame, picked: str | None) -> None:
     except (UserError, ValueError, KeyError) as error:
         st.warning(f"This setting cannot be opened in the lab: {error}")
         return
-    st.page_link("dashboard/lab.py", label=f"Open {spec} in the lab", icon=":material/science:", query_params={"study": spec})
+    query = {"study": spec}
+    if (batch := row.get("batch")) and batch > 1:
+        query["batch"] = str(batch)
+    st.page_link("dashboard/lab.py", label="Open it in the lab", icon=":material/science:", query_params=query)
 
 
 if __name__ == "__main__":

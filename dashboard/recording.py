@@ -6,9 +6,8 @@ import polars as pl
 import streamlit as st
 
 from dashboard.common import (
-    View,
     choose_policy,
-    current,
+    chosen_row,
     escaped,
     friendly,
     nothing_drafted,
@@ -20,6 +19,7 @@ from dashboard.common import (
     title,
     words,
 )
+from dashboard.view import View, current, says_which_texts
 from sim import charts, glance
 from traces.costs import machine_in_words
 
@@ -61,7 +61,9 @@ def facts(view: View, by_domain: pl.DataFrame) -> None:
     columns = {
         "ended_by_loop": NUMBER("ended by a loop", format="percent"),
         "ended_by_eos": NUMBER("ended by themselves", format="percent"),
-        "tokens": NUMBER("tokens that count"),
+        "tokens": NUMBER("tokens that count", format="localized"),
+        "positions": NUMBER(format="localized"),
+        "texts": NUMBER(format="localized"),
     }
     show_table(by_domain, "recording", columns)
     st.caption(
@@ -84,7 +86,7 @@ def tau(view: View) -> None:
         table,
         "tau_by_domain",
         f"Tokens emitted per cycle by {escaped(spec)} with the drafter {escaped(view.drafter)}; lines are 95% intervals over "
-        f"texts (none where a domain has a single text).{note}",
+        f"texts (none where a domain has a single text).{note} {says_which_texts(view)}",
     )
 
 
@@ -99,19 +101,26 @@ def envelope(view: View) -> None:
         st.json({key: value for key, value in manifest.items() if key not in kept_out}, expanded=False)
 
 
-def reading(view: View) -> None:
-    st.subheader("Prompts and texts", anchor=False)
-    every = view.recording.sequences()
-    table = pl.DataFrame(
+@st.cache_resource(max_entries=4, show_spinner="Reading the texts")
+def texts_of(key: str, _view: View) -> pl.DataFrame:
+    """Prompt and answer of every text at the temperature."""
+    every = _view.recording.sequences()
+    rows = [every[index] for index in _view.every_text]
+    return pl.DataFrame(
         {
-            "text": [int(index) for index in view.texts],
-            "domain": [every[index]["domain"] for index in view.texts],
-            "prompt": [every[index]["prompt_text"] or words().text(every[index]["prompt_tokens"]) for index in view.texts],
-            "answer": [every[index]["text"] or words().text(every[index]["tokens"]) for index in view.texts],
-            "tokens": [every[index]["length"] for index in view.texts],
-            "ended by": [every[index]["finish"] for index in view.texts],
+            "text": _view.every_text,
+            "domain": [row["domain"] for row in rows],
+            "prompt": [row["prompt_text"] or words().text(row["prompt_tokens"]) for row in rows],
+            "answer": [row["text"] or words().text(row["tokens"]) for row in rows],
+            "tokens": [row["length"] for row in rows],
+            "ended by": [row["finish"] for row in rows],
         }
     )
+
+
+def reading(view: View) -> None:
+    st.subheader("Prompts and texts", anchor=False)
+    table = texts_of(view.key, view)
     domains = ["all", *dict.fromkeys(table["domain"])]
     left, right = st.columns([1, 3])
     domain = left.selectbox("Domain", domains, key="domain", bind="query-params")
@@ -126,8 +135,7 @@ def reading(view: View) -> None:
         return
     chosen = st.dataframe(table, hide_index=True, selection_mode="single-row", on_select="rerun", key="texts", height=260)
     st.caption("Choose a row to read it whole; the Token explorer shows the same text cycle by cycle.")
-    rows = [row for row in chosen.selection.rows if row < len(table)] or [0]
-    row = table.row(rows[0], named=True)
+    row = table.row(chosen_row("read", table["text"].cast(pl.String).to_list(), chosen.selection.rows), named=True)
     left, right = st.columns(2)
     for place, name in ((left, "prompt"), (right, "answer")):
         place.markdown(f"**{name}**")
@@ -136,7 +144,7 @@ def reading(view: View) -> None:
         "dashboard/explorer.py",
         label=f"Open text {row['text']} in the Token explorer",
         icon=":material/account_tree:",
-        query_params={"text": str(row["text"])},
+        query_params={"text": f"{row['text']} · {row['domain']}"},
     )
 
 

@@ -31,23 +31,24 @@ VALUE_TITLES = {
     "levels": "draft forwards per cycle",
     "coverage": "share of cycles whose every expansion was recorded",
 }
-AXIS_TITLES = {
-    "tokens": "tokens per request",
-    "width": "frontier nodes per request",
-    "context": "context (tokens before the root)",
-    "levels": "draft levels of the cycle",
-}
 GREY = "#8c8c8c"
 """Rules and bars that carry no category; seen in both themes."""
 
 
-def acceptance_chart(curve: pl.DataFrame, x: str, outcome: str, by: str | None = None, height: int = 420) -> alt.LayerChart:
-    """Curves of `sim.curves.curve`: a line with its 95% band, one per value of ``by``."""
+def acceptance_chart(
+    curve: pl.DataFrame, x: str, outcome: str, by: str | None = None, height: int = 420, pick: bool = False
+) -> alt.LayerChart:
+    """Curves of `sim.curves.curve`: a line with its 95% band, one per value of ``by``.
+
+    :param pick: points can be clicked; the selection "bin" takes the ends ``low`` and ``high`` of one.
+    """
     if by == "depth":
         curve = curve.filter(pl.col("depth").is_in(DEPTHS)).with_columns(depth=pl.col("depth").cast(pl.String))
+    if by == "temperature":
+        curve = curve.with_columns(temperature=pl.col("temperature").cast(pl.Float64).round(3).cast(pl.String))
     base = alt.Chart(curve).encode(x=alt.X("x:Q", title=X_TITLES[x], scale=alt.Scale(zero=False)))
     # a rising scale would be natural for depth, but its ends vanish in one of the two themes
-    colour, shape = _signs(by) if by else (alt.value(PALETTE[0]), alt.value(SHAPES[0]))
+    colour, shape = signs(by) if by else (alt.value(PALETTE[0]), alt.value(SHAPES[0]))
     how = {"title": Y_TITLES[outcome], "scale": alt.Scale(domain=[0, 1]), "axis": alt.Axis(format="%")}
     share = alt.Y("acceptance:Q", **how)
     tooltip = [alt.Tooltip(f"{by}:N")] if by else []
@@ -61,7 +62,10 @@ def acceptance_chart(curve: pl.DataFrame, x: str, outcome: str, by: str | None =
     ]
     band = base.mark_area(opacity=0.18).encode(alt.Y("ci_low:Q", **how), alt.Y2("ci_high:Q"), color=colour)
     line = base.mark_line().encode(share, color=colour)
-    points = base.mark_point(filled=True, size=36).encode(share, color=colour, shape=shape, tooltip=tooltip)
+    points = base.mark_point(filled=True, opacity=1, size=32, cursor="pointer" if pick else "default")
+    points = points.encode(share, color=colour, shape=shape, tooltip=tooltip)
+    if pick:
+        points = points.add_params(alt.selection_point(name="bin", fields=["low", "high"], empty=False))
     return (band + line + points).properties(height=height)
 
 
@@ -119,8 +123,8 @@ def policy_chart(table: pl.DataFrame, value: str = "tau", mean: str = "mean") ->
     tooltip = [alt.Tooltip("policy:N"), alt.Tooltip("domain:N"), alt.Tooltip(f"{value}:Q", format=".2f")]
     bars = alt.Chart(means).mark_bar(color="#999999", opacity=0.45).encode(x, y, tooltip=tooltip)
     domains = table.filter(pl.col("domain") != mean)
-    points = alt.Chart(domains).mark_point(filled=True, size=60)
-    colour, shape = _signs("domain")
+    points = alt.Chart(domains).mark_point(filled=True, opacity=1, size=60)
+    colour, shape = signs("domain")
     points = points.encode(x, y, color=colour, shape=shape, tooltip=tooltip)
     layers = bars + points
     if f"{value}_low" in table.columns:
@@ -128,13 +132,13 @@ def policy_chart(table: pl.DataFrame, value: str = "tau", mean: str = "mean") ->
     return layers.properties(height=34 * len(means) + 150)
 
 
-def _signs(column: str) -> tuple[alt.Color, alt.Shape]:
+def signs(column: str) -> tuple[alt.Color, alt.Shape]:
     """A colour and a shape for each value of a column, with one legend for both."""
     colour = alt.Color(f"{column}:N", scale=alt.Scale(range=list(PALETTE)), legend=LEGEND)
     return colour, alt.Shape(f"{column}:N", scale=alt.Scale(range=list(SHAPES)), legend=LEGEND)
 
 
-def brush_chart(table: pl.DataFrame, x: str, height: int = 110) -> alt.Chart:
+def brush_chart(table: pl.DataFrame, x: str, height: int = 150) -> alt.Chart:
     """How many samples there are at each ``x``; the selection "range" takes an interval of it.
 
     :param table: columns ``left``, ``right``, ``count`` of `sim.curves.histogram`.
@@ -171,7 +175,9 @@ def share_chart(table: pl.DataFrame, by: str, height: int = 220) -> alt.LayerCha
 
 
 def strata_chart(curve: pl.DataFrame, edges: list[float], height: int = 320) -> alt.LayerChart:
-    """`sim.strata.accepted_by_entropy` with thresholds drawn in."""
+    """`sim.strata.accepted_by_entropy` with thresholds drawn in; the selection "drag" is an interval from where the pointer was
+    pressed to where it was let go."""
+    drag = alt.selection_interval(name="drag", encodings=["x"], translate=False, zoom=False)
     x = alt.X("entropy:Q", title="cumulative meta-path entropy of the base tree (nats)", scale=alt.Scale(zero=False))
     tooltip = [alt.Tooltip("low:Q", format=".2f"), alt.Tooltip("high:Q", format=".2f")]
     tooltip += [alt.Tooltip("accepted:Q", format=".2f"), alt.Tooltip("count:Q", title="positions", format=",")]
@@ -179,7 +185,10 @@ def strata_chart(curve: pl.DataFrame, edges: list[float], height: int = 320) -> 
     title = "accepted nodes of the base tree"
     band = base.mark_area(opacity=0.2, color=PALETTE[0]).encode(alt.Y("ci_low:Q", title=title), alt.Y2("ci_high:Q"))
     line = base.mark_line(color=PALETTE[0]).encode(alt.Y("accepted:Q", title=title))
-    points = base.mark_point(filled=True, size=40, color=PALETTE[0]).encode(alt.Y("accepted:Q", title=title), tooltip=tooltip)
+    points = base.mark_point(filled=True, opacity=1, size=40, color=PALETTE[0]).encode(
+        alt.Y("accepted:Q", title=title), tooltip=tooltip
+    )
+    points = points.add_params(drag)
     names = [f"threshold {number}" for number in range(1, len(edges) + 1)]
     marks = pl.DataFrame({"edge": edges, "name": names}, schema={"edge": pl.Float64, "name": pl.String})
     rules = alt.Chart(marks).mark_rule(color=PALETTE[5], strokeWidth=2, strokeDash=[6, 3])
@@ -196,7 +205,7 @@ def reliability_chart(found: pl.DataFrame, by: str | None = None, height: int = 
     x = alt.X("probability:Q", title=X_TITLES["top1_probability"], scale=unit, axis=alt.Axis(format="%"))
     y = alt.Y("accepted:Q", title="accepted (draft's first choice)", scale=unit, axis=alt.Axis(format="%"))
     diagonal = alt.Chart(ends).mark_line(color=GREY, strokeDash=[4, 4]).encode(x, y)
-    colour, shape = _signs(by) if by else (alt.value(PALETTE[0]), alt.value(SHAPES[0]))
+    colour, shape = signs(by) if by else (alt.value(PALETTE[0]), alt.value(SHAPES[0]))
     tooltip = [alt.Tooltip(f"{by}:N")] if by else []
     tooltip += [alt.Tooltip("probability:Q", format=".1%"), alt.Tooltip("accepted:Q", format=".1%")]
     tooltip += [alt.Tooltip("count:Q", title="samples", format=",")]
@@ -234,15 +243,17 @@ def count_chart(table: pl.DataFrame, x: str, title: str, height: int = 260) -> a
     ).properties(height=height)
 
 
-def pareto_chart(table: pl.DataFrame, x: str, y: str, x_title: str, y_title: str, height: int = 460) -> alt.LayerChart:
+def pareto_chart(
+    table: pl.DataFrame, x: str, y: str, x_title: str, y_title: str, picked: str | None = None, height: int = 460
+) -> alt.LayerChart:
     """A cloud of settings and its front; the selection "setting" takes one.
 
-    :param table: ``x``, ``y``, setting, kind (of policy), front.
+    :param table: ``x``, ``y``, setting, kind (of policy), front.   :param picked: the setting to draw a ring around.
     """
     pick = alt.selection_point(name="setting", fields=["setting"], empty=False)
     across = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False))
     up = alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(zero=False))
-    colour, shape = _signs("kind")
+    colour, shape = signs("kind")
     tooltip = [alt.Tooltip("setting:N"), alt.Tooltip(f"{x}:Q", format=".3f"), alt.Tooltip(f"{y}:Q", format=".3f")]
     line = alt.Chart(table.filter("front").sort(x)).mark_line(color=GREY, interpolate="step-after", strokeDash=[5, 3])
     line = line.encode(across, up)
@@ -251,41 +262,5 @@ def pareto_chart(table: pl.DataFrame, x: str, y: str, x_title: str, y_title: str
         size=alt.condition("datum.front", alt.value(110), alt.value(45)),
         opacity=alt.condition("datum.front", alt.value(1), alt.value(0.45)),
     )  # fmt: skip
-    return (line + points.add_params(pick)).properties(height=height)
-
-
-def latency_chart(points: pl.DataFrame, lines: pl.DataFrame, axis: str, by: str | None, height: int = 360) -> alt.LayerChart:
-    """Measured points and the cost model's lines along ``axis``, one colour per value of ``by``."""
-    x = alt.X(f"{axis}:Q", title=AXIS_TITLES[axis])
-    y = alt.Y("ms:Q", title="milliseconds", scale=alt.Scale(zero=True))
-    if by:
-        points, lines = (table.with_columns(pl.col(by).cast(pl.String)) for table in (points, lines))
-    order = points[by].unique(maintain_order=True).to_list() if by else None
-    colour = alt.Color(f"{by}:N", sort=order, scale=alt.Scale(range=list(PALETTE)), legend=LEGEND) if by else alt.value(PALETTE[0])
-    shape = alt.Shape(f"{by}:N", sort=order, scale=alt.Scale(range=list(SHAPES)), legend=LEGEND) if by else alt.value("circle")
-    tooltip = [alt.Tooltip(f"{axis}:Q"), alt.Tooltip("ms:Q", format=".3f")] + ([alt.Tooltip(f"{by}:N")] if by else [])
-    layers = alt.Chart(lines).mark_line().encode(x, y, color=colour)
-    if "spread_ms" in points.columns:
-        ends = points.with_columns(low=pl.col("ms") - pl.col("spread_ms") / 2, high=pl.col("ms") + pl.col("spread_ms") / 2)
-        low = alt.Y("low:Q", title="milliseconds")
-        layers += alt.Chart(ends).mark_rule(opacity=0.6).encode(x, low, alt.Y2("high:Q"), color=colour)
-    layers += alt.Chart(points).mark_point(filled=True, size=50).encode(x, y, color=colour, shape=shape, tooltip=tooltip)
-    return layers.properties(height=height)
-
-
-def prediction_chart(table: pl.DataFrame) -> alt.LayerChart:
-    """`sim.surfaces.read_bench`: per policy the predicted and the measured time, joined; short lines are good predictions."""
-    table = table.sort("measured_ms")
-    names = {"predicted_ms": "predicted", "measured_ms": "measured"}
-    long = table.unpivot(list(names), index="policy", variable_name="what", value_name="ms")
-    long = long.with_columns(pl.col("what").replace_strict(names))
-    y = alt.Y("policy:N", title=None, sort=table["policy"].to_list(), axis=alt.Axis(labelLimit=320, labelFlush=False))
-    title = "milliseconds per token"
-    numbers = [alt.Tooltip(f"{name}:Q", title=f"{names[name]} ms per token", format=".2f") for name in names]
-    gaps = alt.Chart(table).mark_rule(strokeWidth=3, color=GREY, opacity=0.6)
-    gaps = gaps.encode(alt.X("predicted_ms:Q", title=title), alt.X2("measured_ms:Q", title=title), y, tooltip=numbers)
-    colour, shape = _signs("what")
-    tooltip = [alt.Tooltip("policy:N"), alt.Tooltip("what:N"), alt.Tooltip("ms:Q", format=".2f")]
-    points = alt.Chart(long).mark_point(filled=True, size=90, opacity=1)
-    points = points.encode(alt.X("ms:Q", title=title), y, color=colour, shape=shape, tooltip=tooltip)
-    return (gaps + points).properties(height=30 * len(table) + 110)
+    ring = alt.Chart(table.filter(pl.col("setting") == (picked or ""))).mark_point(size=330, color=PALETTE[5], strokeWidth=2.5)
+    return (line + ring.encode(across, up) + points.add_params(pick)).properties(height=height)

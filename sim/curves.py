@@ -21,7 +21,7 @@ Z95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95% interval."""
 
 
-def samples(recording: Recording, drafter: str | None = None) -> pl.DataFrame:
+def samples(recording: Recording, drafter: str | None = None, texts: np.ndarray | None = None) -> pl.DataFrame:
     """One row per expanded draft node on the true path (roots included) whose next token counts.
 
     sequence        id of the text
@@ -44,12 +44,12 @@ def samples(recording: Recording, drafter: str | None = None) -> pl.DataFrame:
     from deeper nodes of earlier trees.
 
     :param drafter: name of the recorded drafter; by default the recording's first.
+    :param texts: indices int64 of the texts to look at; all by default.
     """
     drafter = drafter or recording.drafters[0]
     forest = recording.forest(drafter)
-    row, depth, hit, sequence, behind = counted_nodes(recording, drafter)
-    path_entropy, path_score = _along_the_path(forest)
-    place = forest.on_path_row[row]
+    row, depth, hit, sequence, behind = counted_nodes(recording, drafter, texts)
+    path_entropy, path_score = _along_the_path(forest, row)
     return pl.DataFrame(
         {
             "sequence": recording.sequence_ids[sequence],
@@ -59,8 +59,8 @@ def samples(recording: Recording, drafter: str | None = None) -> pl.DataFrame:
             "draft_entropy": forest.entropy[row],
             "target_entropy": recording.entropy[behind],
             "top1_logprob": forest.child_logprob[row, 0],
-            "path_entropy": path_entropy[place],
-            "path_score": path_score[place] + forest.child_logprob[row, 0],
+            "path_entropy": path_entropy,
+            "path_score": path_score + forest.child_logprob[row, 0],
             "temperature": recording.temperature[sequence],
             "token": recording.token[behind],
             "choice": forest.child_token[row, 0],
@@ -70,28 +70,36 @@ def samples(recording: Recording, drafter: str | None = None) -> pl.DataFrame:
     )
 
 
-def counted_nodes(recording: Recording, drafter: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def counted_nodes(
+    recording: Recording, drafter: str, texts: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Expanded nodes of the true path whose next token counts, n of them: (row in the forest, depth, hit bool [n, K]: which
-    child is the target's token, index of the sequence, flat position of that token)."""
+    child is the target's token, index of the sequence, flat position of that token). ``texts``: as for :func:`samples`."""
     forest = recording.forest(drafter)
     row = np.flatnonzero(forest.on_path_row >= 0)
-    position, depth = forest.position[row], forest.depth[row].astype(np.int64)
+    position = forest.position[row]
     sequence = np.searchsorted(recording.offset, position, side="right") - 1
+    if texts is not None:  # before anything is gathered: a large recording is read where it is looked at
+        wanted = np.zeros(len(recording.length), bool)
+        wanted[texts] = True
+        row, position, sequence = (a[wanted[sequence]] for a in (row, position, sequence))
+    depth = forest.depth[row].astype(np.int64)
     behind = position + depth + 1
     counts = behind < recording.offset[sequence] + recording.length[sequence]
     row, depth, sequence, behind = (a[counts] for a in (row, depth, sequence, behind))
     return row, depth, forest.child_token[row] == recording.token[behind][:, None], sequence, behind
 
 
-def _along_the_path(forest: Forest) -> tuple[np.ndarray, np.ndarray]:
-    """Sums from the root to each node of the true path, by `on_path_row`: top-K entropies, and log-probabilities."""
-    row = np.flatnonzero(forest.on_path_row >= 0)
-    row = row[np.argsort(forest.on_path_row[row], kind="stable")]
+def _along_the_path(forest: Forest, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums from the root to each of the nodes of the true path: top-K entropies, and log-probabilities.
+
+    :param row: ascending; it holds the parents too.
+    """
     logprob = forest.child_logprob[row].astype(np.float64)
     share = np.exp(logprob - np.logaddexp.reduce(logprob, axis=1, keepdims=True))
     entropy = -np.where(share > 0, share * np.log(np.where(share > 0, share, 1.0)), 0.0).sum(axis=1)
     score = forest.logprob[row].astype(np.float64)
-    depth, above = forest.depth[row], forest.on_path_row[forest.parent[row].clip(min=0)]
+    depth, above = forest.depth[row], np.searchsorted(row, forest.parent[row])
     for level in range(1, int(depth.max(initial=0)) + 1):  # parents first
         here = np.flatnonzero(depth == level)
         entropy[here] += entropy[above[here]]

@@ -49,6 +49,16 @@ def found_profiles(folder: Path, shipped: Path, recording: Recording, drafter: s
     return fitting
 
 
+def other_profiles(shipped: Path, fitting: list[Path], drafter: str) -> list[Path]:
+    """The profiles of the folder `shipped` that are of other models, but know a drafter of this name: for a what-if."""
+    found = []
+    for path in sorted(set(shipped.glob("*.json")) - set(fitting)):
+        with suppress(UserError):
+            load_profile(path).cost(drafter)
+            found.append(path)
+    return found
+
+
 def profile_for(path: str | Path, recording: Recording, drafter: str) -> Profile:
     """A profile of the recording's models. Raises UserError when it is another's, or cannot be read."""
     profile = load_profile(path)

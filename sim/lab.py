@@ -10,6 +10,7 @@ from typing import Any
 from policies.contract import Policy
 from policies.errors import UserError
 from policies.registry import load_policy
+from traces.costs import Profile
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ def parameters(policy: Policy) -> list[Parameter]:
         kind = {bool: "switch", int: "whole", float: "real", str: "word"}.get(type(value), "literal")
         found.append(Parameter(field.name, value, kind, field.name.endswith("_")))
     return found
+
+
+def batches(profile: Profile | None, texts: int) -> list[int]:
+    """Batch sizes to choose from: those that the profile measured, 1 always; none larger than the number of texts."""
+    known = [1, 2, 4, 8, 16, 32] if profile is None else profile.content["verify"].get("batch", [1])
+    return sorted({1, *(batch for batch in known if batch <= texts)})
 
 
 def head_of(spec: str) -> str:

@@ -86,6 +86,14 @@ def accepted_by_entropy(paths: pl.DataFrame, bins: int = 20, least: int = 20) ->
     )
 
 
+def dragged(thresholds: Sequence[float], low: float, high: float) -> list[float]:
+    """The thresholds (nats, ascending) after one was dragged: of an interval's two ends the one that lies nearer to a
+    threshold is where it was taken up, the other where it was let go."""
+    gaps = [(abs(edge - end), place, to) for end, to in ((low, high), (high, low)) for place, edge in enumerate(thresholds)]
+    _, place, to = min(gaps)
+    return sorted([*thresholds[:place], to, *thresholds[place + 1 :]])
+
+
 def with_thresholds(policy: HeteroSpec, thresholds: Sequence[float]) -> HeteroSpec:
     """The policy with other thresholds (nats), put in order; equal ones are one."""
     return replace(policy, thresholds_=tuple(sorted(set(thresholds))))

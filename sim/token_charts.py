@@ -35,7 +35,7 @@ LEAF, LEVEL_LABEL = 16, 8
 """Pixels from leaf to leaf; characters of a token that fit between two levels."""
 
 
-def text_lines(tokens: pl.DataFrame, vocabulary: Vocabulary, columns: int = 58) -> pl.DataFrame:
+def text_lines(tokens: pl.DataFrame, vocabulary: Vocabulary, columns: int = 52) -> pl.DataFrame:
     """Put the tokens of `sim.walkthrough.token_table` into lines of ``columns`` characters.
 
     Adds label (blanks kept, line breaks as signs), line, left and right (in characters).
@@ -59,7 +59,7 @@ def text_lines(tokens: pl.DataFrame, vocabulary: Vocabulary, columns: int = 58) 
     return tokens.with_columns(*made, pl.Series("label", labels, dtype=pl.String))
 
 
-def text_chart(lines: pl.DataFrame, at: int, columns: int = 58) -> alt.LayerChart:
+def text_chart(lines: pl.DataFrame, at: int, columns: int = 52) -> alt.LayerChart:
     """A text coloured by who gave each token; the selection "token" takes the position of one."""
     lines = lines.with_columns(
         bottom=pl.col("line") + 0.92,
@@ -94,8 +94,8 @@ def text_chart(lines: pl.DataFrame, at: int, columns: int = 58) -> alt.LayerChar
         align="left", baseline="middle", font="DejaVu Sans Mono, Menlo, Consolas, monospace", fontSize=12, color=DARK, fill=DARK
     )
     words = words.encode(alt.X("start:Q", **across), alt.Y("middle:Q", **down), alt.Text("word:N"), tooltip=alt.value(None))
-    size = {"width": round(columns * CHARACTER), "height": count * LINE}
-    return (boxes + here + words).properties(padding=0, **size).configure_view(stroke=None)
+    size = {"width": round(columns * CHARACTER) + 5, "height": count * LINE + 5}  # and the room that every chart has around it
+    return (boxes + here + words).properties(**size).configure_view(stroke=None)
 
 
 def tree_layout(tree: pl.DataFrame, whole: bool = False) -> pl.DataFrame:

@@ -93,10 +93,21 @@ def _shown(step: Step, listening: ListeningDrafter) -> Shown:
 
 
 def some_texts(recording: Recording, texts: np.ndarray, positions: int) -> np.ndarray:
-    """Texts evenly spread over the given ones (indices int64) that hold about ``positions`` positions; all, if fewer."""
+    """Some of the given texts (ascending indices int64), evenly spread, that hold about ``positions`` positions; all, if they
+    hold fewer.
+
+    Every domain gives its share, and two at least where it has them: one text alone has no interval.
+    """
     total = int(recording.length[texts].sum())
-    count = max(1, len(texts) * positions // max(total, 1))
-    return texts if count >= len(texts) else texts[np.arange(count) * len(texts) // count]
+    if total <= positions:
+        return texts
+    domain = recording.domain_index[texts]
+    chosen = []
+    for each in np.unique(domain):
+        mine = texts[domain == each]
+        count = min(len(mine), max(2, len(mine) * positions // total))
+        chosen.append(mine[np.arange(count) * len(mine) // count])
+    return np.sort(np.concatenate(chosen))
 
 
 def accepted_everywhere(

@@ -72,8 +72,10 @@ def write_recording(
     top_k: int = 4,
     beam: int = 4,
     depth: int = 5,
+    temperatures: tuple[float, ...] = (0.0,),
 ) -> Path:
-    """Record ``texts`` texts per domain (its value: how sharp its distributions are)."""
+    """Record ``texts`` texts per domain (its value: how sharp its distributions are), said to be sampled at each of the
+    temperatures in turn."""
     plan = [ShardPlan(i, tuple(range(i * texts, (i + 1) * texts)), name) for i, name in enumerate(domains)]
     fields = {
         "target": {"id": "made-up", "weights_sha256": "ab" * 32},
@@ -83,12 +85,15 @@ def write_recording(
         "machine": {"processor": "an *abacus*", "threads": 2},
         "context_limit": 512,
         "domains": list(domains),
+        "sampling": [{"temperature": temperature} for temperature in temperatures],
     }
     writer = RecordingWriter.create(folder, fields, plan)
     for shard in plan:
         world = World(shard.index, domains[shard.domain])
         parts = [_text(world, sequence, shard.domain, length, top_k, beam, depth) for sequence in shard.sequences]
         rows, positions, nodes = zip(*parts, strict=True)
+        for row in rows:
+            row["temperature"] = temperatures[row["sequence"] % len(temperatures)]
         writer.write_shard(shard.index, rows, _joined(positions), merge_nodes(*sum(nodes, [])))
     writer.finish()
     return folder
@@ -131,9 +136,15 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-def write_profile(path: Path, target_hash: str = "ab" * 32) -> Path:
-    """A machine on which a verified token costs 0.1 ms on top of 4 ms, a draft level 1 ms, and a plain step 5 ms."""
-    batch, always_one = {"batch": [1]}, [[[1.0], [1.0]], [[1.0], [1.0]]]
+def write_profile(path: Path, target_hash: str = "ab" * 32, batch: int = 1) -> Path:
+    """A machine on which a verified token costs 0.1 ms on top of 4 ms, a draft level 1 ms, and a plain step 5 ms; for batches
+    up to ``batch``, and the same for each."""
+    sizes = {"batch": list(range(1, batch + 1))}
+
+    def table(*rows: list[float] | float, **axes: list[int]) -> dict:
+        """Milliseconds by two axes, or by one: the same for every batch."""
+        return axes | sizes | {"ms": [[[ms] * batch for ms in row] if isinstance(row, list) else [row] * batch for row in rows]}
+
     content = {
         "format": "specreplay-profile",
         "version": 1,
@@ -142,12 +153,12 @@ def write_profile(path: Path, target_hash: str = "ab" * 32) -> Path:
         "machine": {"processor": "an abacus"},
         "target": {"id": "made-up", "weights_sha256": target_hash},
         "drafters": [],
-        "verify": {"tokens": [1, 101], "context": [1, 500], "ms": [[[4.1], [4.1]], [[14.1], [14.1]]]} | batch,
-        "commit": {"tokens": [1, 20], "ms": [[0.0], [0.0]]} | batch,
-        "plain": {"context": [1, 500], "ms": [[5.0], [5.0]]} | batch,
-        "draft": {"eagle3": {"width": [1, 100], "context": [1, 500], "ms": always_one} | batch},
-        "catch_up": {"eagle3": {"tokens": [0, 20], "context": [1, 500], "ms": always_one} | batch},
-        "overhead": {"eagle3": {"levels": [0, 10], "ms": [[0.0], [0.0]]} | batch},
+        "verify": table([4.1, 4.1], [14.1, 14.1], tokens=[1, 101], context=[1, 500]),
+        "commit": table(0.0, 0.0, tokens=[1, 20]),
+        "plain": table(5.0, 5.0, context=[1, 500]),
+        "draft": {"eagle3": table([1.0, 1.0], [1.0, 1.0], width=[1, 100], context=[1, 500])},
+        "catch_up": {"eagle3": table([1.0, 1.0], [1.0, 1.0], tokens=[0, 20], context=[1, 500])},
+        "overhead": {"eagle3": table(0.0, 0.0, levels=[0, 10])},
     }
     path.write_text(json.dumps(content))
     return path

@@ -5,27 +5,27 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
+import torch
 from streamlit.testing.v1 import AppTest
 
 import app
-from dashboard import common
+from dashboard import common, view
 from policies.errors import UserError
 from policies.registry import load_policy
-from sim.bounds import place
 from sim.glance import overview, policy_rows, tau_by_domain
 from sim.metrics import replay_rows
+from sim.setting import Setting
+from sim.trial import run_trial
+from tests.app_pages import APP, by_key, captions, errors, open_page, table_with
 from tests.made_up_recording import write_profile, write_recording
 from traces.costs import load_profile
 from traces.recording import open_recording
-
-APP = Path(app.__file__)
 
 
 @pytest.fixture(scope="module")
@@ -35,35 +35,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
-    """Open a page with command line arguments and query parameters."""
-
-    def opened(page: str, *arguments: object, script: Path = APP, **query: str) -> AppTest:
-        monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
-        tested = AppTest.from_file(str(script), default_timeout=600).run()
-        if page != "recording":
-            tested.switch_page(f"dashboard/{page}.py")
-        for name, value in query.items():
-            tested.query_params[name] = value
-        return tested.run()
-
-    return opened
-
-
-def errors(page: AppTest) -> str:
-    assert not page.exception, page.exception[0].message
-    return "\n".join(error.value for error in page.error)
-
-
-def captions(page: AppTest) -> str:
-    return "\n".join(caption.value for caption in page.caption)
-
-
-def by_key(elements, key: str):
-    return next(element for element in elements if element.key == key)
-
-
-def table_with(page: AppTest, column: str):
-    return next(frame.value for frame in page.dataframe if column in frame.value.columns)
+    return partial(open_page, monkeypatch)
 
 
 @pytest.mark.parametrize("name", app.PAGES)
@@ -72,6 +44,11 @@ def test_every_page_opens_and_asks_its_question(recorded: Path, start, name: str
     assert errors(page) == ""
     assert page.title[0].value == app.PAGES[name][0]
     assert re.fullmatch(r"\*.*\?( .*)?\*", page.markdown[0].value)
+
+
+def test_every_table_is_there_for_the_taking():
+    table = pl.DataFrame({"domain": ["math", "story"], "tau": [2.5, None]})
+    assert pl.read_parquet(common.parquet_of(table)).equals(table)
 
 
 def test_no_page_shows_its_own_comments():
@@ -88,6 +65,7 @@ def test_recording_page(recorded: Path, start):
     assert [metric.value for metric in page.metric][:3] == ["6", "108", "33.3%"]
     assert any("an \\*abacus\\*" in text.value for text in page.markdown)  # names are no Markdown
     assert len(table_with(page, "prompt")) == 6
+    assert "Open text 4 " in start("recording", recorded, read="4").get("page_link")[0].proto.label  # as shared in an address
     by_key(page.selectbox, "domain").set_value("story").run()
     assert set(table_with(page, "prompt")["domain"]) == {"story"}
     by_key(page.text_input, "containing").set_value("no such words").run()
@@ -111,68 +89,31 @@ def test_thresholds_recompute_and_a_range_says_who_is_there(start):
     assert 0 < len(tokens) < 105 and tokens["draft_entropy"].max() <= sum(ends) / 2 + 1e-3
 
 
-def test_lab_replays_what_replay_rows_replays(recorded: Path, start):
-    page = start("lab", recorded, study="chain(k=2)", against="chain(k=5)")
-    table = table_with(page, "policy").set_index("policy")
-    assert errors(page) == "" and list(table.index) == ["chain(k=2)", "chain(k=5)"] and "speedup" not in table.columns
-    recording = open_recording(recorded)
-    for spec in table.index:
-        mean = replay_rows(recording, load_policy(spec))[-1]
-        figures = ["tau", "kept", "levels", "coverage"]
-        assert table.loc[spec][figures].to_list() == pytest.approx([getattr(mean, name) for name in figures])
-    by_key(page.button_group, "of").set_value("story").run()
-    story = replay_rows(recording, load_policy("chain(k=2)"))[1]
-    assert story.domain == "story" and table_with(page, "policy")["tau"][0] == pytest.approx(story.tau)
+def test_a_large_recording_is_looked_at_in_part_and_says_so(start, tmp_path: Path, monkeypatch):
+    large = write_recording(tmp_path / "large", {"math": 6.0, "story": 3.0}, texts=5)
+    monkeypatch.setattr(view, "MOST_REPLAYED", 50)
+    page = start("lab", large, study="chain(k=2)", against="autoregressive")
+    some = [0, 2, 5, 7]  # two of each domain
+    sums = run_trial(open_recording(large), load_policy("chain(k=2)"), Setting("eagle3"), sequences=torch.tensor(some))
+    assert errors(page) == "" and table_with(page, "policy")["tau"][0] == sums.mean("tau")
+    assert "4 of 10 texts" in captions(page)
+    by_key(page.sidebar.toggle, "every").set_value(True).run()
+    whole = run_trial(open_recording(large), load_policy("chain(k=2)"), Setting("eagle3"))
+    assert errors(page) == "" and table_with(page, "policy")["tau"][0] == whole.mean("tau") != sums.mean("tau")
+    for name in ("entropy", "compare", "recording", "explorer"):
+        page = start(name, large)
+        assert errors(page) == "" and "4 of 10 texts" in captions(page)
 
 
-def test_turning_a_parameter_rewrites_the_policy_and_the_address(recorded: Path, start):
-    page = start("lab", recorded, study="chain(k=2)", against="autoregressive")
-    by_key(page.number_input, "turn_chain_k").set_value(3).run()
-    assert errors(page) == "" and page.query_params["study"] == "chain(k=3)"
-    assert table_with(page, "policy")["policy"].to_list() == ["chain(k=3)", "autoregressive"]
-    assert any("--policy 'chain(k=3)'" in code.value for code in page.code)
-    by_key(page.number_input, "turn_chain_k").set_value(5).run()  # the default again: nothing to write
-    assert page.query_params["study"] == "chain"
-    by_key(page.number_input, "turn_chain_k").set_value(-1).run()
-    assert errors(page) == "" and page.toast and page.query_params["study"] == "chain"
-
-
-def test_a_wrong_policy_gets_a_sentence_and_the_others_are_replayed(recorded: Path, start):
-    page = start("lab", recorded, study="eagel3", against="autoregressive")
-    assert "unknown policy 'eagel3'" in errors(page) and "eagle3" in errors(page)
-    assert table_with(page, "policy")["policy"].to_list() == ["autoregressive"]
-    page = start("lab", recorded, study="eagle3", against="chain")
-    assert "Not ranked" in captions(page)  # the recording's trees are narrower than EAGLE-3's
-
-
-def test_profile_prices_and_a_foreign_one_is_refused(recorded: Path, start, tmp_path: Path):
-    page = start("lab", recorded, "--profile", write_profile(tmp_path / "profile.json"), study="chain", against="autoregressive")
-    chain = table_with(page, "policy").set_index("policy").loc["chain"]
-    tau = [row.tau for row in replay_rows(open_recording(recorded), load_policy("chain"))]
-    cycle_ms = 5 * 1.0 + 4.6  # five levels, the first of them the catch-up; six verified tokens
-    assert chain["ms_per_token"] == pytest.approx(np.mean([cycle_ms / each for each in tau[:-1]]))
-    assert chain["speedup"] == pytest.approx(5.0 * tau[-1] / cycle_ms)
-    other = write_profile(tmp_path / "other.json", target_hash="99" * 32)
-    page = start("lab", recorded, "--profile", other, study="chain", against="autoregressive")
-    assert "measured with the target" in errors(page)
-    assert "speedup" not in table_with(page, "policy").columns
-
-
-def test_lab_places_a_policy_and_exports_it(recorded: Path, start, tmp_path: Path):
-    profile = write_profile(tmp_path / "profile.json")
-    query = {"study": "chain(k=2)", "against": "autoregressive", "bound": "true", "engine": "vllm"}
-    page = start("lab", recorded, "--profile", profile, **query)
-    table = table_with(page, "of_plain").set_index("name")
-    assert errors(page) == "" and "Scored on 2 of the texts" in captions(page)
-    recording, cost = open_recording(recorded), load_profile(profile).cost("eagle3")
-    lines = place(recording, [load_policy("chain(k=2)")], cost, "eagle3").lines
-    assert list(table.index) == [line.name for line in lines]
-    assert table["ms_per_token"].dropna().to_list() == [line.ms_per_token for line in lines if line.ms_per_token is not None]
-    assert table.loc["[least time possible]"]["ms_per_token"] <= table["ms_per_token"].min()
-    assert any("vllm serve" in code.value and '"num_speculative_tokens": 2' in code.value for code in page.code)
-    page = start("lab", recorded, study="chain(k=2)", against="autoregressive", bound="true")
-    assert errors(page) == "" and "Choose a hardware profile" in captions(page)
-    assert "ms_per_token" not in table_with(page, "of_plain").columns
+def test_temperatures_are_told_apart(start, tmp_path: Path):
+    mixed = write_recording(tmp_path / "mixed", {"math": 6.0, "story": 3.0}, texts=4, temperatures=(0.0, 1.0))
+    page = start("entropy", mixed)
+    assert errors(page) == "" and "By temperature of the text" in captions(page)
+    cold = table_with(page, "draft says")
+    by_key(page.sidebar.selectbox, "temperature").set_value(1.0).run()
+    warm = table_with(page, "draft says")
+    assert errors(page) == "" and set(cold["sequence"]) == {0, 2, 4, 6} and set(warm["sequence"]) == {1, 3, 5, 7}
+    assert "By temperature" not in captions(start("entropy", write_recording(tmp_path / "plain", {"math": 6.0})))
 
 
 def test_explorer_follows_cycles(recorded: Path, start):
@@ -215,6 +156,9 @@ def test_pareto_shows_the_front_and_opens_the_lab(recorded: Path, start, tmp_pat
     assert errors(page) == "" and table_with(page, "setting")["ms_per_token"].is_monotonic_decreasing
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
     assert "cannot be read" in errors(start("pareto", recorded, "--sweep", tmp_path / "broken.parquet"))
+    page = start("pareto", recorded, "--sweep", tmp_path / "swept.parquet", picked=front["setting"][0])
+    assert errors(page) == "" and by_key(page.selectbox, "picked").value == front["setting"][0]
+    assert any("in the lab" in link.proto.label for link in page.get("page_link"))
     monkeypatch.chdir(recorded)
     assert "outside the folder" in errors(start("pareto", recorded, sweep=str(tmp_path / "swept.parquet")))
     assert errors(start("pareto", recorded, "--anywhere", sweep=str(tmp_path / "swept.parquet"))) == ""

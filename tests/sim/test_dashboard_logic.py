@@ -8,9 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from benchmarks.repeated import write_repeated
 from policies.errors import UserError
 from policies.registry import load_policy
-from sim import glance, lab, reliability, sweeps, token_charts, walkthrough
+from sim import curves, finding, glance, lab, reliability, strata, sweeps, token_charts, walkthrough
 from sim.bootstrap import Resamples
 from sim.metrics import replay_rows
 from sim.replay import replay
@@ -169,6 +170,27 @@ def test_specs_are_written_as_a_command_line_reads_them():
         lab.literal("(1,")
 
 
+def test_a_dragged_threshold_is_the_one_that_was_taken_up():
+    assert strata.dragged([9.0, 10.0, 11.0], 7.4, 9.02) == [7.4, 10.0, 11.0]  # from 9 to the left
+    assert strata.dragged([9.0, 10.0, 11.0], 8.9, 12.5) == [10.0, 11.0, 12.5]  # from 9 to the right, past the others
+    assert strata.dragged([9.0, 10.0, 11.0], 10.4, 11.1) == [9.0, 10.0, 10.4]
+    assert strata.dragged([5.0], 1.0, 2.0) == [1.0]
+
+
+def test_batches_are_those_that_were_measured_and_can_be_filled(tmp_path: Path):
+    assert lab.batches(None, 5) == [1, 2, 4] and lab.batches(None, 1) == [1]
+    profile = load_profile(write_profile(tmp_path / "profile.json"))
+    assert lab.batches(profile, 100) == [1]
+
+
+def test_profiles_of_other_models_are_found_for_a_what_if(recording: Recording, tmp_path: Path):
+    mine = write_profile(tmp_path / "mine.json")
+    other = write_profile(tmp_path / "other.json", target_hash="99" * 32)
+    (tmp_path / "none.json").write_text("{}")
+    fitting = finding.found_profiles(tmp_path / "nowhere", tmp_path, recording, "eagle3")
+    assert fitting == [mine] and finding.other_profiles(tmp_path, fitting, "eagle3") == [other]
+
+
 def test_fitted_surfaces_go_through_what_was_measured(tmp_path: Path):
     profile = load_profile(write_profile(tmp_path / "profile.json"))
     points, lines = measured(profile, "verify"), fitted(profile, "verify")
@@ -194,4 +216,22 @@ def test_some_texts_are_spread_over_all(recording: Recording):
     assert walkthrough.some_texts(recording, texts, 10**6).tolist() == texts.tolist()
     half = walkthrough.some_texts(recording, texts, int(recording.length.sum()) // 2)
     assert half.tolist() == [0, 2, 4, 6]
-    assert walkthrough.some_texts(recording, texts, 1).tolist() == [0]
+    assert walkthrough.some_texts(recording, texts, 1).tolist() == [0, 2, 4, 6]  # two of each domain, for an interval
+    assert walkthrough.some_texts(recording, texts[:5], 1).tolist() == [0, 2, 4]  # where a domain has them
+
+
+def test_samples_of_some_texts_are_those_among_all(recording: Recording):
+    some = np.array([1, 4, 6])
+    every = curves.samples(recording)
+    wanted = every.filter(pl.col("sequence").is_in(recording.sequence_ids[some].tolist()))
+    assert len(wanted) < len(every) and curves.samples(recording, texts=some).equals(wanted)
+
+
+def test_a_repeated_recording_is_the_same_texts_again(recording: Recording, tmp_path: Path):
+    folder = write_repeated(recording.folder, tmp_path / "large", 2 * len(recording.token) - 5)
+    large = open_recording(folder, verify=True)
+    assert len(large.token) == 2 * len(recording.token) and len(set(large.sequence_ids.tolist())) == len(large.length)
+    assert np.bincount(large.domain_index).tolist() == [8, 8]
+    once, twice = (replay_rows(each, load_policy("chain(k=3)")) for each in (recording, large))
+    assert [row.tau for row in twice] == [row.tau for row in once] and twice[-1].cycles == 2 * once[-1].cycles
+    assert write_repeated(tmp_path / "nowhere", folder, 10**9) == folder  # what is there stays
