@@ -27,7 +27,7 @@ class Eagle3(Policy):
     depth: int = 8
     top_k: int = 10
 
-    selecting = frozenset({"total_tokens"})
+    levels, budget = "depth", "total_tokens"
 
     def __post_init__(self):
         require(self.total_tokens >= 1, self.name, f"total_tokens must be 1 or more, not {self.total_tokens}")

@@ -15,6 +15,7 @@ from policies.registry import load_policy
 from sim.finding import manifest_digest
 from sim.looked_up import check_readable, runs_again
 from sim.setting import EXACT_KINDS, Setting
+from sim.streaming import let_go
 from traces.costs import Profile, check_profile, load_profile
 from traces.recording import Recording, open_recording
 
@@ -35,7 +36,9 @@ def open_sound(folder: str | Path, drafter: str | None = None) -> tuple[Recordin
         forest = recording.forest(name)
         columns |= {"draft entropy": forest.entropy, "child_logprobs": forest.child_logprob}
     for column, values in columns.items():
-        if _holds_nan(values):
+        found = _holds_nan(values)
+        let_go(recording)
+        if found:
             raise UserError(
                 f"{folder} holds NaN in its {column}: a replay of it would mean nothing; record it again, and look for "
                 "numbers beyond the range of the models' dtype"

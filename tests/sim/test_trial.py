@@ -30,10 +30,10 @@ def recording(request, tmp_path_factory) -> Recording:
 def test_many_at_once_are_each_alone(recording: Recording, setting: dict, monkeypatch):
     policies, circumstances = [load_policy(spec) for spec in SPECS], Setting("made-up", **setting)
     alone = [run_trial(recording, policy, circumstances, COST) for policy in policies]
-    drafted, real = [], sim.trial.replay_family
-    monkeypatch.setattr(sim.trial, "replay_family", lambda r, p, *a, **k: drafted.append(len(p)) or real(r, p, *a, **k))
+    drafted, real = [], sim.trial.outlooks
+    monkeypatch.setattr(sim.trial, "outlooks", lambda r, p, *a, **k: drafted.append(len(p)) or real(r, p, *a, **k))
     together = run_trials(recording, policies, circumstances, COST)
-    assert drafted == [4, 4], "the members of a family must share a replay, or the test proves nothing"
+    assert drafted == [8], "the members of a family must share a replay, or the test proves nothing"
     assert [sums.to_json() for sums in together] == [sums.to_json() for sums in alone]
     assert len({sums.mean("tau") for sums in alone}) > 5
     assert alone[-1].coverage < 1
