@@ -19,6 +19,7 @@ from policies.errors import UserError, run_command
 from sim.options import add_outputs
 
 if TYPE_CHECKING:  # torch is imported when there is work to do, not for --help
+    from policies.contract import Policy
     from sim.tally import Tally
     from traces.costs import Profile
     from traces.recording import Recording
@@ -80,7 +81,6 @@ def validate(
     from sim.trial import run_trial
 
     contents = {row["policy"]: row["parameters"] for row in bench["predicted"]}
-    used = set(profile.content["overhead"]) if profile else set()
     rows, points = [], []
     for spec, content in contents.items():
         if spec not in bench["measured"]:
@@ -90,8 +90,14 @@ def validate(
         sums = run_trial(recording, policy, Setting(drafter), cost)
         mine = _points(spec, sums, bench["measured"][spec])
         points += mine
-        rows.append(_row(spec, mine, policy.name in used))
+        rows.append(_row(spec, mine, profile is not None and _built(profile, policy)))
     return rows, points
+
+
+def _built(profile: Profile, policy: Policy) -> bool:
+    """Whether the profile decoded with this setting; of a profile that does not say, whether with this kind of policy."""
+    settings = profile.content.get("method", {}).get("policies")
+    return policy.name in profile.content["overhead"] if settings is None else policy.spec() in settings
 
 
 def _points(spec: str, sums: Tally, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -218,7 +224,7 @@ def render(rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[str]:
     lines.append(f"within the spread of the rounds: {summary['within_spread']} of {len(rows)} policies")
     if summary["unseen"]:
         lines.append(
-            f"{summary['unseen']} policies whose loop was not in the profile: median absolute error "
+            f"{summary['unseen']} settings that the profile did not decode with: median absolute error "
             f"{summary['unseen_median_absolute']:.1%}"
         )
     ranking = "no pair is told apart" if summary["kendall_tau"] is None else f"Kendall's tau {summary['kendall_tau']:.2f}"
