@@ -19,6 +19,7 @@ from policies.contract import Policy
 from policies.errors import UserError
 from policies.registry import from_json
 from sim.family import families
+from sim.options import cost_of
 from sim.setting import Setting
 from sim.tally import Tally
 from sim.trial import run_trials, texts_at
@@ -142,7 +143,7 @@ def run_task(job: Job, place: int, task: Task) -> tuple[int, list[dict[str, Any]
     torch.set_num_threads(1)
     policies = [from_json(content) for content in task.contents]
     profile = _profile(job.profile)
-    cost = profile and profile.cost(job.setting.drafter, policies[0].name)
+    cost = cost_of(profile, job.setting)
     texts: Tensor | None = None if task.texts is None else torch.tensor(task.texts)
     tallies = run_trials(_recording(job.trace, job.memory), policies, job.setting, cost, texts)
     return place, [sums.to_json() for sums in tallies]

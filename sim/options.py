@@ -66,6 +66,6 @@ def opened(args: argparse.Namespace, trace: str) -> tuple[Recording, Setting, Pr
     return recording, setting_of(args, drafter), profile
 
 
-def cost_of(profile: Profile | None, setting: Setting, policy_name: str) -> CostModel | None:
-    """The cost model of one policy."""
-    return None if profile is None else profile.cost(setting.drafter, policy_name)
+def cost_of(profile: Profile | None, setting: Setting) -> CostModel | None:
+    """What policies are told about time, as live decoding tells them; each is priced with its own decisions (`sim.trial`)."""
+    return None if profile is None else profile.cost(setting.drafter)

@@ -32,7 +32,7 @@ TEXTS = 4096
 def run_trial(
     recording: Recording, policy: Policy, setting: Setting, cost: CostModel | None = None, sequences: Tensor | None = None
 ) -> Tally:
-    """Replay a policy and sum up, priced where a cost model is given.
+    """Replay a policy and sum up, priced where a cost model is given, its own decisions included.
 
     :param sequences: indices int64 of the texts to replay; by default those at the setting's temperature.
     :raises UserError: when the batch is larger than the number of texts, the temperature was not recorded, or the profile
@@ -55,13 +55,14 @@ def run_trials(
     sums = _Sums(recording, setting, cost, chosen)
     found: dict[int, Tally] = {}
     for family in families(policies):
-        joining = not family[0].batch_wide  # such a policy decided for the fixed groups that replay ran
         if setting.batch == 1:
-            parts = [[sums.of(log, joining) for log in logs] for logs in _logs(recording, family, setting, cost, chosen)]
+            blocks = _logs(recording, family, setting, cost, chosen)
+            parts = [[sums.of(log, policy) for log, policy in zip(logs, family, strict=True)] for logs in blocks]
             tallies = [Tally.joined(list(own)) for own in zip(*parts, strict=True)]
         else:  # steps are shared by texts of different blocks
             blocks = list(_logs(recording, family, setting, cost, chosen))
-            tallies = [sums.of(CycleLog.joined(list(own)), joining) for own in zip(*blocks, strict=True)]
+            logs = (CycleLog.joined(list(own)) for own in zip(*blocks, strict=True))
+            tallies = [sums.of(log, policy) for log, policy in zip(logs, family, strict=True)]
         found |= {id(policy): one for policy, one in zip(family, tallies, strict=True)}
     return [found[id(policy)] for policy in policies]
 
@@ -86,8 +87,9 @@ class _Sums:
         self.recording, self.setting, self.cost, self.chosen = recording, setting, cost, chosen
         self._plain_ms: dict[bool, Tensor] = {}
 
-    def of(self, log: CycleLog, joining: bool) -> Tally:
-        setting, cost = self.setting, self.cost
+    def of(self, log: CycleLog, policy: Policy) -> Tally:
+        setting, cost = self.setting, self.cost and self.cost.of(policy.name)
+        joining = not policy.batch_wide  # such a policy decided for the fixed groups that replay ran
         step = None if setting.batch == 1 else steps_of(log.sequence, setting.batch, joining)
         if cost is None:
             return tally(self.recording, log, step=step)

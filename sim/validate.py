@@ -86,7 +86,7 @@ def validate(
         if spec not in bench["measured"]:
             raise UserError(f"the bench predicts {spec} but did not measure it: run live.bench again")
         policy = from_json(content)
-        cost = profile.cost(drafter, policy.name) if profile else None
+        cost = profile.cost(drafter) if profile else None
         sums = run_trial(recording, policy, Setting(drafter), cost)
         mine = _points(spec, sums, bench["measured"][spec])
         points += mine
