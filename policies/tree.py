@@ -166,14 +166,15 @@ class DraftTree:
         """
         place, newest = self._locate(nodes)
         if name in ("token", "handle") and self._table is not None:
-            family = place // self._fanout if newest else self._layout()[0][place]
+            family = self._family(nodes)
             rank = place - family * self._fanout if newest else self._layout()[1][place]
-            handle = (self.at("row", nodes) * self._table.fanout + rank).clamp(min=NONE)  # the root has none
+            row = (self._newest["row"] if newest else self._joined("row")).gather(1, family)
+            handle = (row * self._table.fanout + rank).clamp(min=NONE)  # the root has none
             if name == "handle":
                 return handle
             return torch.where(nodes == 0, self._root_token, self._table.tokens(handle))
         if name in self.PER_FAMILY:
-            place = place // self._fanout if newest else self._layout()[0][place]
+            place = self._family(nodes)
         return (self._newest[name] if newest else self._joined(name)).gather(1, place)
 
     def append(self, nodes: Tensor, children: Children | StoredChildren) -> None:
@@ -238,6 +239,7 @@ class DraftTree:
         self._read: dict[str, Tensor] = {}
         self._offered: tuple[Tensor, Tensor] | None = None
         self._located: tuple[Tensor | None, Tensor | None, bool] = None, None, False
+        self._families: tuple[Tensor | None, Tensor | None] = None, None
 
     def _locate(self, nodes: Tensor) -> tuple[Tensor, bool]:
         """(place int64 [B, W], True) in the newest level when all nodes are of it, else (slot, False)."""
@@ -247,6 +249,13 @@ class DraftTree:
             newest = bool(((slot >= self._start) | (nodes < 0)).all())
             self._located = nodes, (slot - self._start).clamp(min=0) if newest else slot, newest
         return self._located[1:]
+
+    def _family(self, nodes: Tensor) -> Tensor:
+        """The family int64 [B, W] of each node, counted as :meth:`_locate` counts places."""
+        if self._families[0] is not nodes:
+            place, newest = self._locate(nodes)
+            self._families = nodes, place // self._fanout if newest else self._layout()[0][place]
+        return self._families[1]
 
     def _joined(self, name: str) -> Tensor:
         """A column over all slots, or over all families: [B, slots] or [B, families]."""

@@ -127,7 +127,8 @@ class RecordedDrafter:
         """The recorded expansions int64 [B, W] of the nodes, -1 = not recorded."""
         if tree.levels == 0:
             return self._root[:, None].expand_as(nodes)
-        row = self.child_row[tree.at("handle", nodes).clamp(min=0)].to(torch.int64)
+        handle = tree.at("handle", nodes).clamp(min=0)
+        row = self.child_row.index_select(0, handle.view(-1)).view(handle.shape).to(torch.int64)
         return torch.where(nodes == 0, self._root[:, None], row)
 
 
