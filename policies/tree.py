@@ -112,6 +112,18 @@ class DraftTree:
             self._of_expanded("topk_entropy", list(values), -1.0)
         return self._read["topk_entropy"]
 
+    def topk_entropy_at(self, nodes: Tensor) -> Tensor:
+        """:attr:`topk_entropy` of a few ``nodes`` int64 [B, W], without working it out for all."""
+        self._must_be_asked("topk_entropy")
+        if not self._expansions:
+            return torch.full(nodes.shape, -1.0, device=self.device)
+        expanded = torch.cat([part.place for part in self._expansions], dim=1)
+        same = expanded[:, None, :] == nodes.masked_fill(nodes < 0, NONE - 1)[:, :, None]
+        place = same.to(torch.int8).argmax(2)
+        logprob = _stacked([part.children.logprob for part in self._expansions])
+        mine = logprob.gather(1, place[:, :, None].expand(-1, -1, logprob.shape[2]))
+        return topk_entropy(mine).masked_fill(~same.any(2), -1.0)
+
     def _must_be_asked(self, name: str) -> None:
         if name not in self.needs:
             raise AttributeError(f"the policy reads tree.{name} but does not name it in its `needs`")
