@@ -22,7 +22,7 @@ SHARD = 5000
 """Counted tokens of a shard, about."""
 
 
-def repeat(trace: str | Path, folder: Path, positions: int) -> Path:
+def repeat(trace: str | Path, folder: str | Path, positions: int) -> Path:
     """Write a recording of at least ``positions`` counted tokens, of the given one's first drafter; returns ``folder``."""
     recording = open_recording(trace)
     drafter = recording.drafters[0]
@@ -46,7 +46,7 @@ def repeat(trace: str | Path, folder: Path, positions: int) -> Path:
     for plan, (source, copies) in zip(plans, order, strict=True):
         writer.write_shard(plan.index, *_copies(*sources[source], copies, plan.sequences[0]))
     writer.finish()
-    return folder
+    return Path(folder)
 
 
 def _shard(recording: Recording, plan: ShardPlan, drafter: str) -> tuple[list[dict[str, Any]], dict, dict]:

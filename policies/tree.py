@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from policies.children import Children, ChildTable, StoredChildren
+from policies.children import Children, ChildTable, StoredChildren, stacked, topk_entropy
 from policies.order import NONE, best
 
 
@@ -107,7 +107,7 @@ class DraftTree:
     def topk_entropy(self) -> Tensor:
         self._must_be_asked("topk_entropy")
         if "topk_entropy" not in self._read:
-            logprob = _stacked([part.children.logprob for part in self._expansions])
+            logprob = stacked([part.children.logprob for part in self._expansions])
             values = [] if logprob is None else topk_entropy(logprob).split([part.place.shape[1] for part in self._expansions], 1)
             self._of_expanded("topk_entropy", list(values), -1.0)
         return self._read["topk_entropy"]
@@ -120,7 +120,7 @@ class DraftTree:
         expanded = torch.cat([part.place for part in self._expansions], dim=1)
         same = expanded[:, None, :] == nodes.masked_fill(nodes < 0, NONE - 1)[:, :, None]
         place = same.to(torch.int8).argmax(2)
-        logprob = _stacked([part.children.logprob for part in self._expansions])
+        logprob = stacked([part.children.logprob for part in self._expansions])
         mine = logprob.gather(1, place[:, :, None].expand(-1, -1, logprob.shape[2]))
         return topk_entropy(mine).masked_fill(~same.any(2), -1.0)
 
@@ -327,29 +327,3 @@ def _layout(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[
     rank = torch.arange(len(family), device=device) - (fanout.cumsum(0) - fanout)[family]
     rank[0] = NONE
     return family, rank
-
-
-def _stacked(logprobs: list[Tensor]) -> Tensor | None:
-    """Log-probabilities [B, W, K] of several levels side by side, the narrower ones filled up with -inf."""
-    if not logprobs:
-        return None
-    fanout = max(part.shape[2] for part in logprobs)
-    pad = torch.nn.functional.pad
-    return torch.cat([pad(part, (0, fanout - part.shape[2]), value=-torch.inf) for part in logprobs], dim=1)
-
-
-def topk_entropy(logprob: Tensor) -> Tensor:
-    """Entropy float32 [...] in nats of the renormalised distribution over the last axis [..., K] (-inf = absent).
-
-    Elementwise in float64 with a sum of fixed order, rounded at the end: the same bits at every batch shape.
-    """
-    value = logprob.movedim(-1, 0).contiguous().to(torch.float64)  # ranks first, so that each term is one plain run
-    shifted = value - value[0]  # children come most probable first
-    weight = torch.exp(shifted)
-    product = weight * torch.where(weight > 0, shifted, 0.0)
-    total, weighted = torch.zeros_like(weight[0]), torch.zeros_like(weight[0])
-    for rank in range(logprob.shape[-1]):
-        total += weight[rank]
-        weighted += product[rank]
-    entropy = torch.log(total) - weighted / total
-    return torch.where(torch.isfinite(entropy), entropy, 0.0).to(torch.float32)
