@@ -15,9 +15,10 @@ from pathlib import Path
 
 from benchmarks.browser import Browser, compact, wait
 from benchmarks.flow import main_flow
-from benchmarks.repeated import write_repeated
+from benchmarks.repeated import repeat
 from benchmarks.served import TITLE, App, opened, settle, troubles
 from policies.errors import run_command
+from traces.manifest import NAME
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "traces" / "samples" / "reference"
@@ -51,7 +52,9 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     if args.repeat:
         first = Path(args.arguments[0]) if args.arguments else SAMPLE
-        large = write_repeated(first, args.out / f"{first.name}-repeated-{args.repeat}", args.repeat)
+        large = args.out / f"{first.name}-repeated-{args.repeat}"
+        if not (large / NAME).exists():
+            repeat(first, large, args.repeat)
         args.arguments = [str(large), *args.arguments[1:]]
     app = App([*args.arguments, *args.option])
     try:

@@ -3,10 +3,15 @@
 HeteroSpec's table 1 (arXiv 2505.13254v1) gives speedup, tau, target calls and verified tokens of EAGLE-3 and HeteroSpec on
 A800s at batch 1. From tau and tokens per call, the roofline of an A800 predicts the speedup. Its contexts are not stated (512
 tokens are taken), nor are HeteroSpec's extra draft levels (both are taken to draft 8), nor whether prefill is in the times.
+
+Where a model's mean misses by more than 10%, the output says which assumption fails. The roofline lets attention read the cache of
+keys and values once per pass, as fused kernels do. How often it would have to be read in a verification for the published speedups
+to come out is worked out per model; what the other models ask for is then tried on the one that misses.
 """
 
 from __future__ import annotations
 
+import statistics
 from typing import NamedTuple
 
 from traces.analytic import analytic_profile
@@ -37,6 +42,7 @@ class Row(NamedTuple):
     """One line of the table: errors are predicted over published speedup, less 1.
 
     verify  what verifying would have to cost, in plain tokens, for the published mean speedup to come out
+    reads   how often verifying would have to read the cache for that; the roofline says once
     """
 
     model: str
@@ -44,36 +50,72 @@ class Row(NamedTuple):
     errors: list[float]
     mean: float
     verify: float
+    reads: float
 
 
-def check() -> list[Row]:
-    """Predict every cell of the table."""
+def check(reads: float = 1.0) -> list[Row]:
+    """Predict every cell of the table.
+
+    :param reads: how often a verification reads the cache of keys and values; plain decoding, of one token, reads it once.
+    """
     rows = []
     for (shape, model, method), cells in TABLE.items():
         cost = analytic_profile("a800", shape).cost("eagle3")
         plain = float(cost.plain_ms(CONTEXT, 1))
+        cache = float(cost.plain_ms(2 * CONTEXT, 1)) - plain  # reading it once: what as many tokens more would add
         errors, implied = [], []
         for cell in cells.split():
             speedup, tau, calls, tokens = (float(part) for part in cell.split("/"))
             drafting = float(cost.catch_up_ms(round(tau), CONTEXT, 1)) + (LEVELS - 1) * float(cost.draft_ms(WIDTH, CONTEXT, 1))
             drafting += float(cost.overhead_ms(LEVELS, 1))
-            cycle = drafting + float(cost.verify_ms(round(tokens / calls), CONTEXT, 1))
+            cycle = drafting + float(cost.verify_ms(round(tokens / calls), CONTEXT, 1)) + (reads - 1) * cache
             errors.append(tau * plain / cycle / speedup - 1)
             implied.append((tau / speedup * plain - drafting) / plain)
-        rows.append(Row(model, method, errors, sum(errors) / len(errors), sum(implied) / len(implied)))
+        verify = sum(implied) / len(implied)
+        rows.append(Row(model, method, errors, sum(errors) / len(errors), verify, 1 + (verify - 1) * plain / cache))
     return rows
+
+
+def failing(rows: list[Row]) -> list[str]:
+    """Models whose mean misses by more than 10%."""
+    return list(dict.fromkeys(row.model for row in rows if abs(row.mean) > 0.1))
+
+
+def reads_of_others(rows: list[Row]) -> float:
+    """The median number of reads that the models which do not miss ask for."""
+    return statistics.median(row.reads for row in rows if row.model not in failing(rows))
 
 
 def main() -> None:
     from sim.table import text_table
 
     rows = check()
-    table = [[f"{r.model}, {r.method}", *(f"{e:+.0%}" for e in r.errors), f"{r.mean:+.1%}", f"{r.verify:.2f}"] for r in rows]
-    header = ["predicted speedup less\nthe published one", *BENCHMARKS, "mean", "verification for the\npublished speedup"]
+    table = [
+        [f"{r.model}, {r.method}", *(f"{e:+.0%}" for e in r.errors), f"{r.mean:+.1%}", f"{r.verify:.2f}", f"{r.reads:.0f}"]
+        for r in rows
+    ]
+    header = ["predicted speedup less\nthe published one", *BENCHMARKS, "mean"]
+    header += ["verification for the\npublished speedup", "reads of\nthe cache"]
     print(text_table(header, table))
-    wrong = list(dict.fromkeys(row.model for row in rows if abs(row.mean) > 0.1))
-    print("\nThe roofline lets 38 to 62 tokens cost what one costs (memory-bound): 1.00 in the last column.")
+    print("\nThe roofline lets 38 to 62 tokens cost what one costs (memory-bound, 1.00) and reads keys and values once.")
+    wrong = failing(rows)
     print(f"Means off by more than 10%: {', '.join(wrong) or 'none'}.")
+    if wrong:
+        print("\n".join(explain(rows, wrong)))
+
+
+def explain(rows: list[Row], wrong: list[str]) -> list[str]:
+    """Which assumption fails, and the numbers that show it."""
+    reads = reads_of_others(rows)
+    again = check(reads)
+    mended = "; ".join(f"{row.model}, {row.method} {row.mean:+.1%}" for row in again if row.model in wrong)
+    worst = max(again, key=lambda row: abs(row.mean))
+    return [
+        "The assumption that fails: that attention reads the cache once per verification, as fused kernels do.",
+        f"The other models' speedups ask for {reads:.0f} reads (median), which with few heads of keys and values is little time.",
+        f"With as many, taken from them alone: {mended}; no mean of the table is then off by more than {abs(worst.mean):.1%}.",
+        "Vicuna's cache is 6 times as large per token as LLaMA-3.1 8B's (40 heads of keys in 40 layers against 8 in 32).",
+    ]
 
 
 if __name__ == "__main__":

@@ -90,3 +90,29 @@ class StoredChildren:
         """The same with everything read."""
         missing = torch.zeros_like(self.row, dtype=torch.bool) if self.missing is None else self.missing
         return Children(self.token, self.logprob, self.entropy, self.handle, missing)
+
+
+def stacked(logprobs: list[Tensor]) -> Tensor | None:
+    """Log-probabilities [B, W, K] of several levels side by side, the narrower ones filled up with -inf."""
+    if not logprobs:
+        return None
+    fanout = max(part.shape[2] for part in logprobs)
+    pad = torch.nn.functional.pad
+    return torch.cat([pad(part, (0, fanout - part.shape[2]), value=-torch.inf) for part in logprobs], dim=1)
+
+
+def topk_entropy(logprob: Tensor) -> Tensor:
+    """Entropy float32 [...] in nats of the renormalised distribution over the last axis [..., K] (-inf = absent).
+
+    Elementwise in float64 with a sum of fixed order, rounded at the end: the same bits at every batch shape.
+    """
+    value = logprob.movedim(-1, 0).contiguous().to(torch.float64)  # ranks first, so that each term is one plain run
+    shifted = value - value[0]  # children come most probable first
+    weight = torch.exp(shifted)
+    product = weight * torch.where(weight > 0, shifted, 0.0)
+    total, weighted = torch.zeros_like(weight[0]), torch.zeros_like(weight[0])
+    for rank in range(logprob.shape[-1]):
+        total += weight[rank]
+        weighted += product[rank]
+    entropy = torch.log(total) - weighted / total
+    return torch.where(torch.isfinite(entropy), entropy, 0.0).to(torch.float32)

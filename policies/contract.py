@@ -123,8 +123,12 @@ class Policy:
     """How to write the published form, where the defaults are a capped one that a default recording covers (nearly)."""
     fits_on_nodes: ClassVar[bool] = False
     """Whether :meth:`fit` reads the table of tested nodes besides the table of positions."""
-    selecting: ClassVar[frozenset[str]] = frozenset()
-    """Parameters that only :meth:`select` reads: policies that differ in nothing else draft the same trees."""
+    levels: ClassVar[str | None] = None
+    """The parameter that is nothing but the number of draft levels: policies that differ in it alone expand the same nodes as far
+    as both go, each level out of the one before. A class says so itself; it is not inherited."""
+    budget: ClassVar[str | None] = None
+    """The parameter that is nothing but how many tokens are verified, root included: :meth:`select` gives the nodes of highest path
+    probability, in total order. With ``levels`` it lets a sweep draft once for a whole grid (`sim.family`). Not inherited."""
     fits_on_whole_trees: ClassVar[int] = 0
     """0: that table lists the tested nodes. k: it lists the accepted ones and, tested or not, every k-th of the others."""
     fits_on_cost: ClassVar[bool] = False

@@ -27,7 +27,7 @@ class Eagle3(Policy):
     depth: int = 8
     top_k: int = 10
 
-    selecting = frozenset({"total_tokens"})
+    levels, budget = "depth", "total_tokens"
 
     def __post_init__(self):
         require(self.total_tokens >= 1, self.name, f"total_tokens must be 1 or more, not {self.total_tokens}")
@@ -48,9 +48,11 @@ def most_probable(tree: DraftTree, count: int | Tensor) -> Tensor:
 
     Ancestor-closed: a child's score is at most its parent's, and a parent's index is lower.
     """
-    kept = torch.zeros_like(tree.exists)
+    kept = torch.zeros((tree.rows, tree.width), dtype=torch.bool, device=tree.device)
+    if tree.width == 1:
+        return kept
     largest = count if isinstance(count, int) else int(count.max())
-    place = best(tree.score.masked_fill(~tree.drafted(), -torch.inf), min(largest, tree.width))
+    place = best(tree.score[:, 1:], largest) + 1  # behind the root, which is verified anyway; padding has no score
     if not isinstance(count, int):
-        place = place.masked_fill(torch.arange(place.shape[1], device=place.device) >= count[:, None], -1)
-    return kept.scatter(1, place.clamp(min=0), place >= 0)
+        place = place.masked_fill(torch.arange(place.shape[1], device=place.device) >= count[:, None], 0)
+    return kept.scatter(1, place, place > 0)

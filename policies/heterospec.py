@@ -159,9 +159,11 @@ def meta_path(tree: DraftTree, depth: int, confidence: str) -> tuple[Tensor, Ten
     distributions that its tokens were taken from, the root's among them.
     """
     end = best(confidence_of(tree, confidence).masked_fill(tree.depth != depth, -torch.inf), 1)[:, 0]
-    current = end.clamp(min=0)[:, None]
-    entropy = torch.zeros_like(current, dtype=torch.float64)
-    for _ in range(depth):  # from the end to the root, one by one: the same bits at every batch shape
-        current = tree.parent.gather(1, current).clamp(min=0)
-        entropy = entropy + tree.topk_entropy.gather(1, current)
-    return end, entropy[:, 0].to(torch.float32)
+    path = [end.clamp(min=0)[:, None]]
+    for _ in range(depth):
+        path.append(tree.at("parent", path[-1]).clamp(min=0))
+    own = tree.topk_entropy_at(torch.cat(path[1:], dim=1))
+    entropy = torch.zeros_like(end, dtype=torch.float64)
+    for place in range(depth):  # from the end to the root, one by one: the same bits at every batch shape
+        entropy = entropy + own[:, place]
+    return end, entropy.to(torch.float32)

@@ -32,11 +32,13 @@ def best(score: Tensor, count: int) -> Tensor:
         return torch.zeros_like(score, dtype=torch.int64).masked_fill(score == -torch.inf, NONE)
     count = min(count, entries)
     value, index = score.topk(min(count + 1, entries), dim=-1, sorted=True)  # one more, to see a tie at the cut
-    tied = ((value[..., 1:] == value[..., :-1]) & (value[..., 1:] > -torch.inf)).any(-1)
-    value, index = value[..., :count], index[..., :count]
-    if bool(tied.any()):
-        index[tied] = order_key(score[tied]).topk(count, dim=-1, sorted=True).indices
-    return index.masked_fill(value == -torch.inf, NONE)
+    equal = value[..., 1:] == value[..., :-1]
+    index = index[..., :count]
+    if bool(equal.any()):  # scores that tie, or places that hold none
+        tied = (equal & (value[..., 1:] > -torch.inf)).any(-1)
+        if bool(tied.any()):
+            index[tied] = order_key(score[tied]).topk(count, dim=-1, sorted=True).indices
+    return index.masked_fill(value[..., :count] == -torch.inf, NONE)
 
 
 def rank_of(score: Tensor, index: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from policies.children import Children, ChildTable, StoredChildren
+from policies.children import Children, ChildTable, StoredChildren, stacked, topk_entropy
 from policies.families import Families
 from policies.order import NONE, best
 
@@ -113,10 +113,22 @@ class DraftTree:
     def topk_entropy(self) -> Tensor:
         self._must_be_asked("topk_entropy")
         if "topk_entropy" not in self._read:
-            logprob = _stacked([part.children.logprob for part in self._expansions])
+            logprob = stacked([part.children.logprob for part in self._expansions])
             values = [] if logprob is None else topk_entropy(logprob).split([part.place.shape[1] for part in self._expansions], 1)
             self._of_expanded("topk_entropy", list(values), -1.0)
         return self._read["topk_entropy"]
+
+    def topk_entropy_at(self, nodes: Tensor) -> Tensor:
+        """:attr:`topk_entropy` of a few ``nodes`` int64 [B, W], without working it out for all."""
+        self._must_be_asked("topk_entropy")
+        if not self._expansions:
+            return torch.full(nodes.shape, -1.0, device=self.device)
+        expanded = torch.cat([part.place for part in self._expansions], dim=1)
+        same = expanded[:, None, :] == nodes.masked_fill(nodes < 0, NONE - 1)[:, :, None]
+        place = same.to(torch.int8).argmax(2)
+        logprob = stacked([part.children.logprob for part in self._expansions])
+        mine = logprob.gather(1, place[:, :, None].expand(-1, -1, logprob.shape[2]))
+        return topk_entropy(mine).masked_fill(~same.any(2), -1.0)
 
     def _must_be_asked(self, name: str) -> None:
         if name not in self.needs:
@@ -179,14 +191,15 @@ class DraftTree:
         """
         place, newest = self._locate(nodes)
         if name in ("token", "handle") and self._table is not None:
-            family = place // self._fanout if newest else self._layout()[0][place]
+            family = self._family(nodes)
             rank = place - family * self._fanout if newest else self._layout()[1][place]
-            handle = (self.at("row", nodes) * self._table.fanout + rank).clamp(min=NONE)  # the root has none
+            row = (self._newest["row"] if newest else self._joined("row")).gather(1, family)
+            handle = (row * self._table.fanout + rank).clamp(min=NONE)  # the root has none
             if name == "handle":
                 return handle
             return torch.where(nodes == 0, self._root_token, self._table.tokens(handle))
         if name in self.PER_FAMILY:
-            place = place // self._fanout if newest else self._layout()[0][place]
+            place = self._family(nodes)
         return (self._newest[name] if newest else self._joined(name)).gather(1, place)
 
     def append(self, nodes: Tensor, children: Children | StoredChildren) -> None:
@@ -251,6 +264,7 @@ class DraftTree:
         self._read: dict[str, Tensor] = {}
         self._offered: tuple[Tensor, Tensor] | None = None
         self._located: tuple[Tensor | None, Tensor | None, bool] = None, None, False
+        self._families: tuple[Tensor | None, Tensor | None] = None, None
 
     def _locate(self, nodes: Tensor) -> tuple[Tensor, bool]:
         """(place int64 [B, W], True) in the newest level when all nodes are of it, else (slot, False)."""
@@ -260,6 +274,13 @@ class DraftTree:
             newest = bool(((slot >= self._start) | (nodes < 0)).all())
             self._located = nodes, (slot - self._start).clamp(min=0) if newest else slot, newest
         return self._located[1:]
+
+    def _family(self, nodes: Tensor) -> Tensor:
+        """The family int64 [B, W] of each node, counted as :meth:`_locate` counts places."""
+        if self._families[0] is not nodes:
+            place, newest = self._locate(nodes)
+            self._families = nodes, place // self._fanout if newest else self._layout()[0][place]
+        return self._families[1]
 
     def _joined(self, name: str) -> Tensor:
         """A column over all slots, or over all families: [B, slots] or [B, families]."""
@@ -319,29 +340,3 @@ def _layout(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[
     rank = torch.arange(len(family), device=device) - (fanout.cumsum(0) - fanout)[family]
     rank[0] = NONE
     return family, rank
-
-
-def _stacked(logprobs: list[Tensor]) -> Tensor | None:
-    """Log-probabilities [B, W, K] of several levels side by side, the narrower ones filled up with -inf."""
-    if not logprobs:
-        return None
-    fanout = max(part.shape[2] for part in logprobs)
-    pad = torch.nn.functional.pad
-    return torch.cat([pad(part, (0, fanout - part.shape[2]), value=-torch.inf) for part in logprobs], dim=1)
-
-
-def topk_entropy(logprob: Tensor) -> Tensor:
-    """Entropy float32 [...] in nats of the renormalised distribution over the last axis [..., K] (-inf = absent).
-
-    Elementwise in float64 with a sum of fixed order, rounded at the end: the same bits at every batch shape.
-    """
-    value = logprob.movedim(-1, 0).contiguous().to(torch.float64)  # ranks first, so that each term is one plain run
-    shifted = value - value[0]  # children come most probable first
-    weight = torch.exp(shifted)
-    product = weight * torch.where(weight > 0, shifted, 0.0)
-    total, weighted = torch.zeros_like(weight[0]), torch.zeros_like(weight[0])
-    for rank in range(logprob.shape[-1]):
-        total += weight[rank]
-        weighted += product[rank]
-    entropy = torch.log(total) - weighted / total
-    return torch.where(torch.isfinite(entropy), entropy, 0.0).to(torch.float32)

@@ -53,10 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     rows = []
     for policy in open_policies(args.policy):
-        tallies = [
-            run_trial(recording, policy, setting, cost_of(profile, setting, policy.name))
-            for recording, setting, profile in sides
-        ]
+        tallies = [run_trial(recording, policy, setting, cost_of(profile, setting)) for recording, setting, profile in sides]
         tallies = aligned(tallies, pairs)
         rows += differences(policy.spec(), *tallies, Resamples(tallies[0], args.resamples, args.seed))
     facts = [about(recording, profile) for recording, _, profile in sides]

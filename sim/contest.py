@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tqdm(policies, desc="replaying", unit="policy", file=sys.stderr, disable=None) as bar:
         for policy in bar:
             bar.set_postfix_str(policy.spec())
-            tallies.append(run_trial(recording, policy, setting, cost_of(profile, setting, policy.name)))
+            tallies.append(run_trial(recording, policy, setting, cost_of(profile, setting)))
             rows.append([row.to_json() for row in result_rows(tallies[-1], policy, setting)])
     resamples = Resamples(tallies[0], args.resamples, args.seed)
     for policy_rows, sums in zip(rows, tallies, strict=True):

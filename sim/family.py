@@ -1,58 +1,46 @@
-"""One replay for a family of policies that draft the same tree and differ only in what they verify of it.
+"""One draft per position for a family of policies: those that only stop after fewer levels, or verify fewer nodes.
 
-Drafts at a position depend on the committed prefix alone, so every tree that any cycle of any member can meet is drafted
-once, at every recorded position. How many nodes each member would accept there follows from which nodes of the true path
-it keeps, and its cycles are found by jumping from position to position.
+Drafts at a position depend on the committed prefix alone, so every tree that any cycle of any member can meet is a part of the
+deepest member's at that position, drafted once. How many nodes each member would accept there follows from where the true path
+stands in it (`sim.standing`), and a member's cycles are found by jumping from position to position.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from policies.contract import Cycle, Policy
 from policies.cost import Cost
-from policies.drafting import Drafter, draft
+from policies.drafting import Drafter
 from policies.errors import UserError
-from policies.verification import pack
 from sim.looked_up import replayed_drafter
 from sim.parts import in_threads
-from sim.recorded import RecordedText, RecordedVerifier
-from sim.replay import CycleLog
+from sim.recorded import RecordedText
+from sim.replay import CycleLog, replayable
+from sim.standing import standing
+from sim.streaming import blocks, let_go
 from traces.recording import Recording
 
 POSITIONS = 1024
 """Trees drafted side by side by one thread."""
 
 
-class Outlook(NamedTuple):
-    """What a cycle at each of P positions would be, for F members.
-
-    accepted int16 [F, P], kept int16 [F, P], widths int64 [P, L], drafted int64 [P], missing int64 [P]: see CycleLog
-    """
-
-    accepted: Tensor
-    kept: Tensor
-    widths: Tensor
-    drafted: Tensor
-    missing: Tensor
-
-
 def are_family(policies: list[Policy]) -> bool:
-    """Whether they draft the same trees: one stateless class, and no parameter differs but those that only select."""
-    first = policies[0]
-    selecting = first.selecting
-    plain = first.scope == "cycle" and not first.batch_wide and type(first).observe is Policy.observe
+    """Whether one draft serves them all: one stateless class, and only the ``levels`` and the ``budget`` that it names differ."""
+    kind = type(policies[0])
+    size = [vars(kind).get(name) for name in ("levels", "budget")]
+    plain = kind.scope == "cycle" and not kind.batch_wide and kind.observe is Policy.observe and None not in size
 
-    def drafting(policy: Policy) -> dict:
-        return {name: value for name, value in dataclasses.asdict(policy).items() if name not in selecting}
+    def others(policy: Policy) -> dict:
+        return {name: value for name, value in dataclasses.asdict(policy).items() if name not in size}
 
-    return plain and all(type(other) is type(first) and drafting(other) == drafting(first) for other in policies)
+    return plain and all(type(policy) is kind and others(policy) == others(policies[0]) for policy in policies)
 
 
 def families(policies: Sequence[Policy]) -> list[list[Policy]]:
@@ -79,102 +67,150 @@ def replay_family(
 
     Parameters are those of ``replay``. Raises UserError unless the policies are a family (:func:`are_family`).
     """
+    found = [outlook.logs() for outlook in outlooks(recording, policies, drafter, sequences=sequences, cost=cost)]
+    return [CycleLog.joined(list(own)) for own in zip(*found, strict=True)]
+
+
+def outlooks(
+    recording: Recording,
+    policies: list[Policy],
+    drafter: str | None = None,
+    *,
+    sequences: Tensor | None = None,
+    cost: Cost | None = None,
+) -> Iterator[Outlook]:
+    """The same block by block (`sim.streaming`), before any member's cycles are looked up."""
     if not are_family(policies):
         raise UserError("these policies do not draft the same trees: replay them one by one")
     text = RecordedText(recording)
-    if sequences is None:
-        sequences = torch.arange(len(text.length))
-    sequences = sequences[text.length[sequences] > 1]
-    if not len(sequences):
-        raise UserError("nothing to replay: the recording has no sequence of two tokens or more")
-    texts = sequences.unique()
-    room = text.length[texts] - 1  # cycles start before a text's last counted token
-    start = torch.zeros_like(text.length)
-    start[texts] = room.cumsum(0) - room
-    sequence = texts.repeat_interleave(room)
-    position = torch.arange(len(sequence)) - start[sequence]
+    sequences = replayable(text, sequences)
     world = replayed_drafter(recording, drafter, text)
     limit = recording.manifest["context_limit"]
-    work = []
-    for here in torch.arange(len(sequence)).split(POSITIONS):
-        cycle = text.cycle(sequence[here], position[here], torch.zeros_like(here), torch.arange(len(here)), limit, cost)
-        work.append((copy.copy(world), cycle))
-    outlooks = in_threads(lambda part: _outlook(policies, *part, text), work)
-    ahead = _side_by_side(outlooks)
-    return [_cycles(text, ahead, member, sequences, start, sequence, position) for member in range(len(policies))]
+    parted = blocks(recording, policies[0], sequences, 1, drafter)
+    for block in parted:
+        texts = sequences[block].unique()
+        room = text.length[texts] - 1  # cycles start before a text's last counted token
+        sequence = texts.repeat_interleave(room)
+        start = torch.zeros_like(text.length).index_copy(0, texts, room.cumsum(0) - room)
+        position = torch.arange(len(sequence)) - start[sequence]
+        work = []
+        for here in torch.arange(len(sequence)).split(POSITIONS):
+            alone = torch.arange(len(here))
+            cycle = text.cycle(sequence[here], position[here], torch.zeros_like(here), alone, limit, cost)
+            work.append((copy.copy(world), cycle))
+        seen = _Seen.side_by_side(in_threads(lambda part: _look(policies, *part, text), work))
+        if len(parted) > 1:
+            let_go(recording)
+        yield Outlook(policies, text, seen, sequences[block], sequence, position, start)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a cycle at each of P positions would be, for F policies of D different depths.
+
+    accepted int16 [F, P], kept int16 [F, P], widths int16 [P, L], drafted int32 [D, P], missing int32 [D, P]: see CycleLog
+    """
+
+    accepted: Tensor
+    kept: Tensor
+    widths: Tensor
+    drafted: Tensor
+    missing: Tensor
+
+    @classmethod
+    def side_by_side(cls, parts: list[_Seen]) -> _Seen:
+        levels = max(part.widths.shape[1] for part in parts)
+        widths = [torch.nn.functional.pad(part.widths, (0, levels - part.widths.shape[1])) for part in parts]
+        others = {
+            name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("accepted", "kept", "drafted", "missing")
+        }
+        return cls(widths=torch.cat(widths), **others)
+
+
+def _levels(policy: Policy) -> int:
+    return getattr(policy, type(policy).levels)
+
+
+def _depths(policies: list[Policy]) -> list[int]:
+    return sorted({_levels(policy) for policy in policies})
 
 
 @torch.inference_mode()
-def _outlook(policies: list[Policy], drafter: Drafter, cycle: Cycle, text: RecordedText) -> Outlook:
-    first = policies[0]
-    state = first.begin(cycle, first.init(len(cycle.sequence), cycle.sequence))
-    drafted = draft(first, drafter, cycle, state)
-    tree = drafted.tree
-    kept = [policy.select(tree, cycle, state) & tree.exists for policy in policies]
-    for chosen in kept:
-        chosen[:, 0] = True
-    anything = kept[0].clone()
-    for chosen in kept[1:]:
-        anything |= chosen
-    packed = pack(tree, anything, f"policy '{first.name}'")
-    walk = RecordedVerifier(text).accept(cycle, packed)
-    node = packed.node.gather(1, walk.path.clamp(min=0))
-    on_path = walk.path >= 0
-    accepted = [(chosen.gather(1, node) & on_path).sum(1) for chosen in kept]  # closed sets: a prefix of the path
-    return Outlook(
+def _look(policies: list[Policy], drafter: Drafter, cycle: Cycle, text: RecordedText) -> _Seen:
+    found = standing(max(policies, key=_levels), drafter, cycle, text)
+    nothing = torch.zeros(len(cycle.sequence), dtype=torch.int32)
+    accepted, kept = [], []
+    for policy in policies:
+        level = min(_levels(policy), found.levels)  # where all rows stopped before, nothing comes behind
+        verified = getattr(policy, type(policy).budget) - 1
+        accepted.append((found.rank[:, :level, level - 1] < verified).sum(1) if level else nothing)
+        kept.append(found.ranked[:, level - 1].clamp(max=verified) if level else nothing)
+    levels = [min(depth, found.levels) for depth in _depths(policies)]
+    return _Seen(
         torch.stack(accepted).to(torch.int16),
-        torch.stack([chosen.sum(1) - 1 for chosen in kept]).to(torch.int16),
-        drafted.widths,
-        tree.size - 1,
-        drafted.missing,
+        torch.stack(kept).to(torch.int16),
+        found.widths.to(torch.int16),
+        torch.stack([found.drafted[:, level - 1] if level else nothing for level in levels]),
+        torch.stack([found.missing[:, level - 1].int() if level else nothing for level in levels]),
     )
 
 
-def _side_by_side(outlooks: list[Outlook]) -> Outlook:
-    levels = max(part.widths.shape[1] for part in outlooks)
-    widths = [torch.nn.functional.pad(part.widths, (0, levels - part.widths.shape[1])) for part in outlooks]
-    return Outlook(
-        torch.cat([part.accepted for part in outlooks], dim=1),
-        torch.cat([part.kept for part in outlooks], dim=1),
-        torch.cat(widths),
-        torch.cat([part.drafted for part in outlooks]),
-        torch.cat([part.missing for part in outlooks]),
-    )
+@dataclass(frozen=True)
+class Outlook:
+    """A block of texts seen by all members of a family.
 
+    sequences int64 [n] texts, in request order; sequence, position int64 [P]: where each looked at position is; start int64 [S]:
+    place of each text's first one
+    """
 
-def _cycles(
-    text: RecordedText, ahead: Outlook, member: int, sequences: Tensor, start: Tensor, sequence: Tensor, position: Tensor
-) -> CycleLog:
-    """One member's cycles: from each text's first position on, jump behind what the cycle there emits."""
-    accepted = ahead.accepted[member].to(torch.int64)
-    at = text.offset[sequence] + position
-    bonus = at + accepted + 1 < text.offset[sequence + 1]
-    room = text.length[sequence] - 1 - position
-    emitted = (accepted + bonus).minimum(room)
-    goes_on = (emitted < room) & bonus
-    drafts = ahead.widths.sum(1) > 0
-    place, pending = start[sequences], torch.zeros_like(sequences)
-    visited, catch_up = [], []
-    while len(place):
-        visited.append(place)
-        catch_up.append(torch.where(drafts[place], pending, 0))
-        pending = torch.where(drafts[place], 0, pending) + accepted[place] + 1
-        on = goes_on[place]
-        place, pending = (place + emitted[place])[on], pending[on]
-    cycle = torch.cat(visited)
-    order = torch.argsort(sequence[cycle], stable=True)
-    cycle = cycle[order]
-    widths = ahead.widths[cycle]
-    too_deep = ~bonus & ~text.ended[sequence]
-    return CycleLog(
-        sequence=sequence[cycle],
-        position=position[cycle],
-        context_length=text.context_length[at[cycle]],
-        kept=ahead.kept[member][cycle].to(torch.int64),
-        accepted=accepted[cycle],
-        emitted=emitted[cycle],
-        widths=widths[:, : int((widths > 0).any(0).sum())],
-        catch_up=torch.cat(catch_up)[order],
-        drafted=ahead.drafted[cycle],
-        missing=(ahead.missing + too_deep)[cycle],
-    )
+    policies: list[Policy]
+    text: RecordedText
+    seen: _Seen
+    sequences: Tensor
+    sequence: Tensor
+    position: Tensor
+    start: Tensor
+
+    def logs(self) -> Iterator[CycleLog]:
+        """Each member's cycles, in the order of the policies."""
+        return (self.log(member) for member in range(len(self.policies)))
+
+    def log(self, member: int) -> CycleLog:
+        """One member's cycles: from each text's first position on, jump behind what the cycle there emits."""
+        text, policy = self.text, self.policies[member]
+        levels = _levels(policy)
+        depth = _depths(self.policies).index(levels)
+        widths = self.seen.widths[:, :levels]
+        accepted, at = self.seen.accepted[member], self.text.offset[self.sequence] + self.position
+        drafts = widths[:, 0] > 0 if widths.shape[1] else torch.zeros_like(at, dtype=torch.bool)
+        behind = text.offset[self.sequence + 1] - 1 - at  # recorded tokens behind the root
+        room = text.length[self.sequence] - 1 - self.position
+        place, pending = self.start[self.sequences], torch.zeros_like(self.sequences)
+        visited, emitted, catch_up = [], [], []
+        while len(place):
+            taken, drafting = accepted[place].to(torch.int64), drafts[place]
+            bonus, left = taken < behind[place], room[place]
+            gained = (taken + bonus).minimum(left)
+            visited.append(place)
+            emitted.append(gained)
+            catch_up.append(torch.where(drafting, pending, 0))
+            pending = torch.where(drafting, 0, pending) + taken + 1
+            on = (gained < left) & bonus
+            place, pending = (place + gained)[on], pending[on]
+        cycle = torch.cat(visited)
+        order = torch.argsort(self.sequence[cycle], stable=True)
+        cycle = cycle[order]
+        sequence, taken, widths = self.sequence[cycle], accepted[cycle].to(torch.int64), widths[cycle].to(torch.int64)
+        too_deep = (taken >= behind[cycle]) & ~text.ended[sequence]
+        return CycleLog(
+            sequence=sequence,
+            position=self.position[cycle],
+            context_length=text.context_length[at[cycle]],
+            kept=self.seen.kept[member][cycle].to(torch.int64),
+            accepted=taken,
+            emitted=torch.cat(emitted)[order],
+            widths=widths[:, : int((widths > 0).any(0).sum())],
+            catch_up=torch.cat(catch_up)[order],
+            drafted=self.seen.drafted[depth][cycle].to(torch.int64),
+            missing=self.seen.missing[depth][cycle].to(torch.int64) + too_deep,
+        )

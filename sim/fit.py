@@ -151,7 +151,7 @@ def main() -> None:
     policy = load_policy(given.policy)
     recording = open_recording(given.trace)
     drafter = given.drafter or recording.drafters[0]
-    cost = profile_for(given.profile, recording, drafter).cost(drafter) if given.profile else None
+    cost = profile_for(given.profile, recording, drafter).cost(drafter, policy.name) if given.profile else None
     fitted, how, held_out = fit(recording, policy, train_share=given.train_share, seed=given.seed, drafter=drafter, cost=cost)
     how["profile"] = given.profile
     trust = calibrations(fitted, held_out)

@@ -15,10 +15,11 @@ from policies.registry import load_policy
 from sim.finding import manifest_digest
 from sim.looked_up import check_readable, runs_again
 from sim.setting import EXACT_KINDS, Setting
+from sim.streaming import let_go
 from traces.costs import Profile, check_profile, load_profile
 from traces.recording import Recording, open_recording
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 
 
 def open_sound(folder: str | Path, drafter: str | None = None) -> tuple[Recording, str]:
@@ -35,7 +36,7 @@ def open_sound(folder: str | Path, drafter: str | None = None) -> tuple[Recordin
         forest = recording.forest(name)
         columns |= {"draft entropy": forest.entropy, "child_logprobs": forest.child_logprob}
     for column, values in columns.items():
-        if _holds_nan(values):
+        if _holds_nan(values, recording):
             raise UserError(
                 f"{folder} holds NaN in its {column}: a replay of it would mean nothing; record it again, and look for "
                 "numbers beyond the range of the models' dtype"
@@ -43,9 +44,13 @@ def open_sound(folder: str | Path, drafter: str | None = None) -> tuple[Recordin
     return recording, name
 
 
-def _holds_nan(values: np.ndarray) -> bool:
+def _holds_nan(values: np.ndarray, recording: Recording) -> bool:
     """Block by block: a column may be larger than memory."""
-    return any(np.isnan(values[start : start + _BLOCK]).any() for start in range(0, len(values), _BLOCK))
+    for start in range(0, len(values), _BLOCK):
+        if np.isnan(values[start : start + _BLOCK]).any():
+            return True
+        let_go(recording)
+    return False
 
 
 def open_profile(path: str | Path, recording: Recording, drafter: str, other_models: bool = False) -> Profile:

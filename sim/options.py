@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from policies.errors import UserError
 from sim.setting import EXECUTIONS, RAGGED, Setting
 
 if TYPE_CHECKING:
@@ -24,8 +26,9 @@ def add_setting(parse: argparse.ArgumentParser) -> None:
         "--ragged", choices=RAGGED, default="max", help="what unequal requests pay for: the largest, or the sum of tokens"
     )
     parse.add_argument("--context-offset", type=int, default=0, metavar="N", help="price texts behind N more tokens")
+    parse.add_argument("--execution", choices=EXECUTIONS, default="serial", help="pipelined: drafting overlaps verification")
     parse.add_argument(
-        "--execution", choices=EXECUTIONS, default="serial", help="pipelined: drafting overlaps verification"
+        "--memory", type=int, metavar="MIB", help="hold no more of the recording at a time; changes no result (default 1024)"
     )
 
 
@@ -52,13 +55,17 @@ def opened(args: argparse.Namespace, trace: str) -> tuple[Recording, Setting, Pr
     :raises UserError: when one of them cannot be used.
     """
     setting_of(args, "")  # says what is wrong with the numbers before anything is opened
+    if args.memory is not None and args.memory < 1:
+        raise UserError(f"--memory must be 1 MiB or more, not {args.memory}")
     from sim.opening import open_profile, open_sound
 
     recording, drafter = open_sound(trace, args.drafter)
+    if args.memory:
+        recording = replace(recording, memory=args.memory << 20)
     profile = open_profile(args.profile, recording, drafter, args.other_models) if args.profile else None
     return recording, setting_of(args, drafter), profile
 
 
-def cost_of(profile: Profile | None, setting: Setting, policy_name: str) -> CostModel | None:
-    """The cost model of one policy."""
-    return None if profile is None else profile.cost(setting.drafter, policy_name)
+def cost_of(profile: Profile | None, setting: Setting) -> CostModel | None:
+    """What policies are told about time, as live decoding tells them; each is priced with its own decisions (`sim.trial`)."""
+    return None if profile is None else profile.cost(setting.drafter)

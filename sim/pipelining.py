@@ -27,11 +27,14 @@ from sim.replay import CycleLog
 from traces.recording import Recording
 
 
-def pipelined_price(log: CycleLog, cost: Cost, recording: Recording, drafter: str) -> Tensor:
-    """Predicted milliseconds of every cycle, float64 [C], batch 1; never more than :func:`sim.pricing.price`."""
+def pipelined_price(log: CycleLog, cost: Cost, recording: Recording, run: Tensor) -> Tensor:
+    """Predicted milliseconds of every cycle, float64 [C], batch 1; never more than :func:`sim.pricing.price`.
+
+    :param run: int64 [P] from :func:`first_choice_runs`.
+    """
     parts = price_parts(log, cost)
     drafting = parts["catch_up"] + parts["draft"]
-    ahead = won_bets(log, first_choice_runs(recording, drafter), tensor(recording.offset))
+    ahead = won_bets(log, run, tensor(recording.offset))
     verified_before = torch.nn.functional.pad(parts["verify"], (1, 0))[:-1]
     drafting = torch.where(ahead, (drafting - verified_before).clamp(min=0.0), drafting)
     return drafting + parts["verify"] + parts["commit"] + parts["overhead"]

@@ -29,7 +29,7 @@ class RecordedText:
     """The true continuation of every recorded sequence, as flat tensors over all positions."""
 
     def __init__(self, recording: Recording):
-        self.token = tensor(recording.token).to(torch.int64)
+        self.token = tensor(recording.token)
         self.logprob = tensor(recording.logprob)
         self.entropy = tensor(recording.entropy)
         self.context_length = tensor(recording.context_length).to(torch.int64)
@@ -85,9 +85,12 @@ def _limits(recording: Recording, text: RecordedText) -> Tensor:
 
 def _sampling(recording: Recording) -> Sampling:
     """How each sequence was sampled, as tensors [S]."""
-    entries = [recording.sampling(sequence) for sequence in range(len(recording.length))]
-    kinds = {name: torch.int64 if name in ("top_k", "seed") else torch.float64 for name in vars(Sampling())}
-    return Sampling(**{name: torch.tensor([entry[name] for entry in entries], dtype=kind) for name, kind in kinds.items()})
+    kinds, place = np.unique(recording.temperature, return_inverse=True)
+    first = [int(np.flatnonzero(place == kind)[0]) for kind in range(len(kinds))]
+    entries = [recording.sampling(sequence) for sequence in first]
+    dtypes = {name: torch.int64 if name in ("top_k", "seed") else torch.float64 for name in vars(Sampling())}
+    columns = {name: torch.tensor([entry[name] for entry in entries], dtype=dtype) for name, dtype in dtypes.items()}
+    return Sampling(**{name: column[torch.from_numpy(place)] for name, column in columns.items()})
 
 
 class RecordedDrafter:
@@ -104,7 +107,7 @@ class RecordedDrafter:
     def root(self, cycle: Cycle) -> Tensor:
         at = self.text.at(cycle)
         self._root = self.root_row[at]
-        return self.text.token[at]
+        return self.text.token[at].to(torch.int64)
 
     def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children | StoredChildren:
         row = self._row(tree, nodes)
@@ -124,7 +127,8 @@ class RecordedDrafter:
         """The recorded expansions int64 [B, W] of the nodes, -1 = not recorded."""
         if tree.levels == 0:
             return self._root[:, None].expand_as(nodes)
-        row = self.child_row[tree.at("handle", nodes).clamp(min=0)].to(torch.int64)
+        handle = tree.at("handle", nodes).clamp(min=0)
+        row = self.child_row.index_select(0, handle.view(-1)).view(handle.shape).to(torch.int64)
         return torch.where(nodes == 0, self._root[:, None], row)
 
 
@@ -161,7 +165,7 @@ class RecordedVerifier:
     def accept(self, cycle: Cycle, kept: Kept) -> Walk:
         behind = self.text.at(cycle)[:, None] + torch.arange(1, int(kept.depth.max()) + 2)
         end = self.text.offset[cycle.sequence + 1][:, None]
-        text = self.text.token[behind.clamp(max=len(self.text.token) - 1)].masked_fill(behind >= end, NONE)
+        text = self.text.token[behind.clamp(max=len(self.text.token) - 1)].to(torch.int64).masked_fill(behind >= end, NONE)
         return walk(kept, text.gather(1, kept.depth.clamp(min=0)))
 
     def target_top(self, cycle: Cycle, kept: Kept, walk: Walk) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,9 @@ if __name__ == "__main__":  # the command: it stands in sim.contest, and begins 
 
     runpy.run_module("sim.contest", run_name="__main__")
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from itertools import zip_longest
 
 import torch
@@ -22,6 +24,7 @@ from policies.order import NONE
 from sim.looked_up import replayed_drafter
 from sim.parts import cut, in_threads
 from sim.recorded import RecordedText, RecordedVerifier
+from sim.streaming import blocks, let_go
 from traces.recording import Recording
 
 
@@ -68,6 +71,16 @@ class CycleLog:
         """Share of cycles that found every expansion they wanted in the recording."""
         return float((self.missing == 0).double().mean()) if len(self.missing) else 1.0
 
+    @classmethod
+    def joined(cls, logs: list[CycleLog]) -> CycleLog:
+        """One log of different texts that were replayed apart."""
+        if len(logs) == 1:
+            return logs[0]
+        names = [field.name for field in fields(cls) if getattr(logs[0], field.name) is not None]
+        columns = {name: _stacked([getattr(log, name) for log in logs], name) for name in names}
+        order = torch.argsort(columns["sequence"], stable=True)
+        return cls(**{name: column[order] for name, column in columns.items()})
+
 
 def replay(
     recording: Recording,
@@ -89,40 +102,76 @@ def replay(
         policy learns across requests is learned from one group after the other if it is batch-wide, else one by one.
     :param keep_trees: log the kept nodes and accepted paths as well.
     """
+    options = {"sequences": sequences, "cost": cost, "batch": batch, "keep_trees": keep_trees}
+    return CycleLog.joined(list(replay_blocks(recording, policy, drafter, **options)))
+
+
+def replay_blocks(
+    recording: Recording,
+    policy: Policy,
+    drafter: str | None = None,
+    *,
+    sequences: Tensor | None = None,
+    cost: Cost | None = None,
+    batch: int = 1,
+    keep_trees: bool = False,
+) -> Iterator[CycleLog]:
+    """:func:`replay` block by block, so that ``recording.memory`` bounds what is held of the recording (`sim.streaming`)."""
     policy.check_fitted()
     text = RecordedText(recording)
-    if sequences is None:
-        sequences = torch.arange(len(text.length))
-    sequences = sequences[text.length[sequences] > 1]
+    sequences = replayable(text, sequences)
     group = torch.arange(len(sequences)) // batch
-    parts = [
-        (ReplayRun(recording, text, replayed_drafter(recording, drafter, text), policy, cost), sequences[part], group[part])
-        for part in cut(policy, text.length[sequences], batch)
-    ]
+    world = replayed_drafter(recording, drafter, text)
+    state: State | None = None
 
-    def follow(part: tuple[ReplayRun, Tensor, Tensor]) -> _Log:
-        log, (run, rows, own_group) = _Log(keep_trees), part
+    def start() -> ReplayRun:
+        return ReplayRun(recording, text, copy.copy(world), policy, cost)  # a drafter remembers the roots of its cycle
+
+    def side_by_side(part: Tensor) -> _Log:
+        log, run = _Log(keep_trees), start()
         with torch.inference_mode():
-            if policy.scope == "stream":
-                state = None
-                for together in rows.split(batch if policy.batch_wide else 1):
-                    run.start(together, state=state)  # request order: what one batch taught, the next one knows
-                    log.follow(run)
-                    state = run.state
-            else:
-                run.start(rows, group=own_group)
-                log.follow(run)
+            run.start(sequences[part], group=group[part])
+            log.follow(run)
         return log
 
-    return _Log.joined(in_threads(follow, parts)).table()
+    def in_request_order(places: Tensor) -> _Log:
+        nonlocal state  # what one request (or one batch, for a policy that decides for batches) taught, the next one knows
+        log, run = _Log(keep_trees), start()
+        with torch.inference_mode():
+            for together in sequences[places].split(batch if policy.batch_wide else 1):
+                run.start(together, state=state)
+                log.follow(run)
+                state = run.state
+        return log
+
+    parted = blocks(recording, policy, sequences, batch, drafter)
+    for block in parted:
+        if policy.scope == "stream":
+            log = in_request_order(block)
+        else:
+            parts = [block[part] for part in cut(policy, text.length[sequences[block]], batch)]
+            log = _Log.joined(in_threads(side_by_side, parts))
+        if len(parted) > 1:
+            let_go(recording)
+        yield log.table()
+
+
+def replayable(text: RecordedText, sequences: Tensor | None) -> Tensor:
+    """Of the given texts (indices int64; None: all) those with a cycle: the others are done with the first token, by prefill.
+
+    :raises UserError: when there is none.
+    """
+    chosen = torch.arange(len(text.length)) if sequences is None else sequences
+    chosen = chosen[text.length[chosen] > 1]
+    if not len(chosen):
+        raise UserError("nothing to replay: the recording has no sequence of two tokens or more")
+    return chosen
 
 
 class ReplayRun:
     """Recorded texts decoded side by side, cycle by cycle; the mirror image of ``live.decode.SpeculativeDecoder``."""
 
-    def __init__(
-        self, recording: Recording, text: RecordedText, drafter: Drafter, policy: Policy, cost: Cost | None = None
-    ):
+    def __init__(self, recording: Recording, text: RecordedText, drafter: Drafter, policy: Policy, cost: Cost | None = None):
         self.text, self.drafter, self.verifier = text, drafter, RecordedVerifier(text)
         self.policy, self.cost, self.context_limit = policy, cost, recording.manifest["context_limit"]
 
@@ -195,15 +244,14 @@ class _Log:
         return entry
 
     def table(self) -> CycleLog:
-        fill = {"widths": 0, "kept_tokens": NONE, "kept_parents": NONE, "path": NONE}
-        columns = {}
-        for name in self.entries[0] if self.entries else ():
-            parts = [entry[name] for entry in self.entries]
-            if parts[0].dim() == 2:
-                width = max(part.shape[1] for part in parts)
-                parts = [torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill[name]) for part in parts]
-            columns[name] = torch.cat(parts)
-        if not columns:
-            raise UserError("nothing to replay: the recording has no sequence of two tokens or more")
+        columns = {name: _stacked([entry[name] for entry in self.entries], name) for name in self.entries[0]}
         order = torch.argsort(columns["sequence"], stable=True)
         return CycleLog(**{name: column[order] for name, column in columns.items()})
+
+
+def _stacked(parts: list[Tensor], name: str) -> Tensor:
+    """Pieces of a log's column, one below the other; the narrower ones padded."""
+    if parts[0].dim() == 2:
+        width, fill = max(part.shape[1] for part in parts), 0 if name == "widths" else NONE
+        parts = [torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts]
+    return torch.cat(parts)

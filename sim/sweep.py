@@ -57,7 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
     from sim.sweepstore import SweepStore
 
     facts = about(recording, profile)
-    job = Job(str(Path(args.trace).absolute()), args.profile and str(Path(args.profile).absolute()), setting)
+    profile_path = args.profile and str(Path(args.profile).absolute())
+    job = Job(str(Path(args.trace).absolute()), profile_path, setting, recording.memory)
     store = SweepStore.open(args.out, {"about": facts, "setting": setting.to_json()})
     ahead = [policy for policy in points if store.get(policy) is None]
     with tqdm(total=len(points), initial=len(points) - len(ahead), desc="sweeping", unit="setting", disable=None) as bar:

@@ -35,7 +35,7 @@ TIMES = ("ms_per_token", "tokens_per_second", "speedup")
 
 @dataclass(frozen=True)
 class Tally:
-    """Sums of one replay, one entry per text [n], in request order.
+    """Sums of one replay, one entry per text [n], in the recording's order.
 
     sequence  int64 index of the text in the recording
     domain    int64 index into ``domains``
@@ -51,6 +51,19 @@ class Tally:
     sums: dict[str, np.ndarray]
     reached: np.ndarray
     domains: list[str] = field(repr=False)
+
+    @classmethod
+    def joined(cls, parts: list[Tally]) -> Tally:
+        """One tally of different texts that were summed up apart."""
+        if len(parts) == 1:
+            return parts[0]
+        sequence = np.concatenate([part.sequence for part in parts])
+        order = np.argsort(sequence, kind="stable")
+        depths = max(part.reached.shape[1] for part in parts)
+        reached = [np.pad(part.reached, ((0, 0), (0, depths - part.reached.shape[1]))) for part in parts]
+        sums = {name: np.concatenate([part.sums[name] for part in parts])[order] for name in parts[0].sums}
+        domain = np.concatenate([part.domain for part in parts])[order]
+        return cls(sequence[order], domain, sums, np.concatenate(reached)[order], parts[0].domains)
 
     @property
     def coverage(self) -> float:
@@ -121,7 +134,7 @@ def tally(
         rows = torch.ones_like(log.kept) if step is None else torch.bincount(step)[step]
         sums |= {"ms": add(cycle_ms), "machine_ms": add(cycle_ms / rows), "thousands": 1000.0 * sums["emitted"]}
     if plain_ms is not None:
-        steps = (torch.from_numpy(recording.length.copy())[sequence] - 1).double().numpy()
+        steps = (torch.from_numpy(recording.length[sequence.numpy()]) - 1).double().numpy()
         sums["plain_ms"] = plain_ms[sequence].numpy() / steps * sums["emitted"]
     depths = torch.arange(1, int(log.accepted.max()) + 1 if len(log.accepted) else 1)
     reached = torch.zeros((count, len(depths)), dtype=torch.float64)

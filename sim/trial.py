@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,11 +12,11 @@ from torch import Tensor
 
 from policies.contract import Policy
 from policies.errors import UserError
-from sim.family import families, replay_family
-from sim.pipelining import pipelined_price
+from sim.family import families, outlooks
+from sim.pipelining import first_choice_runs, pipelined_price
 from sim.pricing import plain_ms, price
-from sim.recorded import RecordedText
-from sim.replay import CycleLog, replay
+from sim.recorded import tensor
+from sim.replay import CycleLog, replay_blocks
 from sim.schedule import steps_of
 from sim.setting import Setting
 from sim.tally import Tally, tally
@@ -24,12 +25,14 @@ from traces.recording import Recording
 
 LEAST_FAMILY = 3
 """Policies that draft the same trees share one replay from this number on: it drafts at every position, not at every cycle."""
+TEXTS = 4096
+"""Priced at a time for plain decoding: a column over all positions need not fit into memory."""
 
 
 def run_trial(
     recording: Recording, policy: Policy, setting: Setting, cost: CostModel | None = None, sequences: Tensor | None = None
 ) -> Tally:
-    """Replay a policy and sum up, priced where a cost model is given.
+    """Replay a policy and sum up, priced where a cost model is given, its own decisions included.
 
     :param sequences: indices int64 of the texts to replay; by default those at the setting's temperature.
     :raises UserError: when the batch is larger than the number of texts, the temperature was not recorded, or the profile
@@ -49,45 +52,81 @@ def run_trials(
     if cost is not None and setting.context_offset:
         cost = cost.behind(setting.context_offset)
     chosen = texts_at(recording, setting.temperature) if sequences is None else sequences
-    plain: dict[bool, Tensor] = {}
+    sums = _Sums(recording, setting, cost, chosen)
     found: dict[int, Tally] = {}
     for family in families(policies):
-        joining = not family[0].batch_wide  # such a policy decided for the fixed groups that replay ran
-        if cost is not None and joining not in plain:
-            plain[joining] = _plain_ms(recording, setting, cost, chosen, joining)
-        for policy, log in zip(family, _logs(recording, family, setting, cost, chosen), strict=True):
-            found[id(policy)] = _summed(recording, log, setting, cost, joining, plain.get(joining))
+        if setting.batch == 1:
+            blocks = _logs(recording, family, setting, cost, chosen)
+            parts = [[sums.of(log, policy) for log, policy in zip(logs, family, strict=True)] for logs in blocks]
+            tallies = [Tally.joined(list(own)) for own in zip(*parts, strict=True)]
+        else:  # steps are shared by texts of different blocks
+            blocks = list(_logs(recording, family, setting, cost, chosen))
+            logs = (CycleLog.joined(list(own)) for own in zip(*blocks, strict=True))
+            tallies = [sums.of(log, policy) for log, policy in zip(logs, family, strict=True)]
+        found |= {id(policy): one for policy, one in zip(family, tallies, strict=True)}
     return [found[id(policy)] for policy in policies]
 
 
 def _logs(
     recording: Recording, family: list[Policy], setting: Setting, cost: CostModel | None, chosen: Tensor | None
-) -> Iterator[CycleLog]:
+) -> Iterator[Iterator[CycleLog]]:
+    """Block by block of texts, the log of each policy of the family."""
     if len(family) >= LEAST_FAMILY:
-        yield from replay_family(recording, family, setting.drafter, sequences=chosen, cost=cost)
+        for outlook in outlooks(recording, family, setting.drafter, sequences=chosen, cost=cost):
+            yield outlook.logs()
     else:
-        for policy in family:
-            yield replay(recording, policy, setting.drafter, sequences=chosen, cost=cost, batch=setting.batch)
+        options = {"sequences": chosen, "cost": cost, "batch": setting.batch}
+        for logs in zip(*(replay_blocks(recording, policy, setting.drafter, **options) for policy in family), strict=True):
+            yield iter(logs)
 
 
-def _summed(
-    recording: Recording, log: CycleLog, setting: Setting, cost: CostModel | None, joining: bool, plain: Tensor | None
-) -> Tally:
-    step = None if setting.batch == 1 else steps_of(log.sequence, setting.batch, joining)
-    if cost is None:
-        return tally(recording, log, step=step)
-    if setting.execution == "pipelined":
-        cycle_ms = pipelined_price(log, cost, recording, setting.drafter)
-    else:
-        cycle_ms = price(log, cost, step, setting.ragged)
-    return tally(recording, log, cycle_ms, plain, step)
+class _Sums:
+    """Prices and sums up logs; what all of them share is worked out once."""
 
+    def __init__(self, recording: Recording, setting: Setting, cost: CostModel | None, chosen: Tensor | None):
+        self.recording, self.setting, self.cost, self.chosen = recording, setting, cost, chosen
+        self._plain_ms: dict[bool, Tensor] = {}
 
-def _plain_ms(recording: Recording, setting: Setting, cost: CostModel, chosen: Tensor | None, joining: bool) -> Tensor:
-    """Predicted milliseconds float64 [S] of plain decoding of each text; 0 for those that are not replayed."""
-    text = RecordedText(recording)
-    length = text.length if chosen is None else text.length.where(_among(chosen, len(text.length)), 0)
-    return plain_ms(text.context_length, text.offset, length, cost, setting.batch, setting.ragged, joining)
+    def of(self, log: CycleLog, policy: Policy) -> Tally:
+        setting, cost = self.setting, self.cost and self.cost.of(policy.name)
+        joining = not policy.batch_wide  # such a policy decided for the fixed groups that replay ran
+        step = None if setting.batch == 1 else steps_of(log.sequence, setting.batch, joining)
+        if cost is None:
+            return tally(self.recording, log, step=step)
+        if setting.execution == "pipelined":
+            cycle_ms = pipelined_price(log, cost, self.recording, self._first_choice_runs)
+        else:
+            cycle_ms = price(log, cost, step, setting.ragged)
+        return tally(self.recording, log, cycle_ms, self._plain(joining), step)
+
+    @cached_property
+    def _first_choice_runs(self) -> Tensor:
+        return first_choice_runs(self.recording, self.setting.drafter)
+
+    def _plain(self, joining: bool) -> Tensor:
+        """Predicted milliseconds float64 [S] of plain decoding of each text; 0 for those that are not replayed."""
+        if joining not in self._plain_ms:
+            recording, setting = self.recording, self.setting
+            length, offset = torch.from_numpy(recording.length.copy()), torch.from_numpy(recording.offset.copy())
+            if self.chosen is not None:
+                length = length.where(_among(self.chosen, len(length)), 0)
+            context = tensor(recording.context_length)
+            texts = TEXTS if setting.batch == 1 else len(length)
+            self._plain_ms[joining] = torch.cat(
+                [
+                    plain_ms(
+                        context[offset[first] : offset[first + len(part)]],
+                        offset[first : first + len(part) + 1] - offset[first],
+                        part,
+                        self.cost,
+                        setting.batch,
+                        setting.ragged,
+                        joining,
+                    )
+                    for first, part in zip(range(0, len(length), texts), length.split(texts), strict=True)
+                ]
+            )
+        return self._plain_ms[joining]
 
 
 @dataclass

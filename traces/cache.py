@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -45,6 +46,12 @@ class Store:
             path = self.folder / f"{name}.npy"
             self.arrays[name] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
         return self.arrays[name]
+
+    def rest(self) -> None:
+        """Let the system have the memory of what was filled so far; it stays in the files."""
+        for array in self.arrays.values():
+            if isinstance(array.base, mmap.mmap):
+                array.base.madvise(mmap.MADV_DONTNEED)
 
     def put(self, name: str, values: np.ndarray) -> None:
         """Store a finished array."""

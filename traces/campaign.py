@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -23,7 +23,7 @@ from live.model import CachedModel
 from live.pair import Pair
 from policies.errors import UserError
 from traces.measure import DraftStage, TargetStage, plain_steps
-from traces.overhead import POLICIES, overheads
+from traces.overhead import POLICIES, SEEN, overheads
 
 MIN_ROUNDS = 3
 _DIGITS = 5  # of a millisecond: beyond the clock
@@ -63,16 +63,17 @@ class Campaign:
     """All measurements of a pair.
 
     :param text: int64 [rows, shapes.text_length], a row for each request of the largest batch.
+    :param policies: whose loops are measured, specs by name (`traces.overhead`).
     :raises UserError: when a context does not fit into the models.
     """
 
-    def __init__(self, pair: Pair, text: Tensor, shapes: Shapes, seed: int = 0):
+    def __init__(self, pair: Pair, text: Tensor, shapes: Shapes, seed: int = 0, policies: Mapping[str, tuple[str, ...]] = POLICIES):
         if shapes.text_length + _ROOM > pair.context_limit:
             raise UserError(
                 f"a context of {max(shapes.contexts)} tokens with {max(shapes.tokens)} to verify does not fit into the "
                 f"models' {pair.context_limit}: give smaller --contexts or --tokens"
             )
-        self.pair, self.text, self.shapes = pair, text, shapes
+        self.pair, self.text, self.shapes, self.policies = pair, text, shapes, policies
         self.shuffle = random.Random(seed).shuffle
         self.samples: dict[Key, list[float]] = defaultdict(list)
 
@@ -113,10 +114,10 @@ class Campaign:
         for name in self.pair.networks:
             tables["draft"][name] = self._table("draft", name, {"width": shapes.widths, **context_batch})
             tables["catch_up"][name] = self._table("catch_up", name, {"tokens": shapes.catch_up, **context_batch})
-        for policy in POLICIES:
-            own = {key: values for key, values in self.samples.items() if key[:2] == ("overhead", policy)}
-            levels = tuple(sorted({key[2][0] for key in own}))
-            tables["overhead"][policy] = self._table("overhead", policy, {"levels": levels, "batch": shapes.batches})
+        for policy in self.policies:
+            levels = self._levels_seen(policy)
+            if levels:
+                tables["overhead"][policy] = self._table("overhead", policy, {"levels": levels, "batch": shapes.batches})
         return tables
 
     # ---- inside ------------------------------------------------------------------------------------------------------
@@ -174,11 +175,18 @@ class Campaign:
             for spec in specs:
                 for levels, ms in overheads(target, network, limit, text, context, spec):
                     yield ("overhead", policy, (levels, batch)), ms
-            if policy != "autoregressive":  # a cycle that declines to draft
+            if len(specs) > 1:  # of a fixed depth: it declines to draft only where it must, and decides nothing then
                 for levels, ms in overheads(target, network, limit, text, context, "autoregressive"):
                     yield ("overhead", policy, (levels, batch)), ms
 
-        return [lambda p=policy, s=specs: job(p, s) for policy, specs in POLICIES.items()]
+        return [lambda p=policy, s=specs: job(p, s) for policy, specs in self.policies.items()]
+
+    def _levels_seen(self, policy: str) -> tuple[int, ...]:
+        """Numbers of draft levels that the policy's cycles had often enough, at every batch."""
+        own = {key[2]: len(values) for key, values in self.samples.items() if key[:2] == ("overhead", policy)}
+        levels = sorted({level for level, _ in own})
+        least = min(SEEN, max(own.values(), default=0))  # a single round shows each only a few times
+        return tuple(n for n in levels if all(own.get((n, batch), 0) >= least for batch in self.shapes.batches))
 
     def _table(self, table: str, owner: str, axes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
         found = [self.samples[(table, owner, place)] for place in product(*axes.values())]

@@ -45,11 +45,12 @@ class CostModel:
     device, non-decreasing in every argument. What is not asked for (no token, no node) costs nothing.
     """
 
-    def __init__(self, tables: Mapping[str, Grid], context_offset: int = 0):
+    def __init__(self, tables: Mapping[str, Grid], context_offset: int = 0, loops: Mapping[str, Grid] | None = None):
         """:param tables: verify, commit, draft, catch_up, overhead, and plain decoding's where it was measured. A training-free
             drafter has neither draft nor catch_up: both cost nothing.
-        :param context_offset: tokens to add to every context that is asked for."""
-        self.tables, self.context_offset = tables, context_offset
+        :param context_offset: tokens to add to every context that is asked for.
+        :param loops: overheads by policy, for :meth:`of`."""
+        self.tables, self.context_offset, self.loops = tables, context_offset, loops or {}
 
     def draft_ms(self, width: Tensor, context: Tensor, batch: Tensor) -> Tensor:
         """One draft forward over ``width`` frontier nodes (the root is not one of them: see :meth:`catch_up_ms`)."""
@@ -86,7 +87,14 @@ class CostModel:
 
     def behind(self, tokens: int) -> CostModel:
         """The same machine with ``tokens`` more in front of every context."""
-        return CostModel(self.tables, self.context_offset + tokens)
+        return CostModel(self.tables, self.context_offset + tokens, self.loops)
+
+    def of(self, policy: str) -> CostModel:
+        """The same machine decoding with this policy, whose decisions take their own time; with the default's if unmeasured."""
+        overhead = self.loops.get(policy) or self.loops.get(DEFAULT_POLICY)
+        if overhead is None:
+            return self
+        return CostModel({**self.tables, "overhead": overhead}, self.context_offset, self.loops)
 
     def _free(self, *where: Tensor | int) -> Tensor:
         return torch.zeros_like(torch.broadcast_tensors(*aligned(*where))[0], dtype=torch.float64)
@@ -137,13 +145,14 @@ class Profile:
         :raises UserError: when the profile does not hold the drafter.
         """
         if drafter not in self.drafters and is_rule(drafter):  # looking up takes no forward pass
-            return CostModel(self._shared_tables(policy))
+            return CostModel(self._shared_tables(policy), loops=self.tables["overhead"])
         if drafter not in self.drafters:
             raise UserError(
                 f"{self.source} has no drafter '{drafter}': it holds {', '.join(self.drafters)}; "
                 "measure this one with python -m traces.profile --draft"
             )
-        return CostModel(self._shared_tables(policy) | {kind: self.tables[kind][drafter] for kind in _PER_DRAFTER})
+        tables = self._shared_tables(policy) | {kind: self.tables[kind][drafter] for kind in _PER_DRAFTER}
+        return CostModel(tables, loops=self.tables["overhead"])
 
     def _shared_tables(self, policy: str) -> dict[str, Grid]:
         tables = {kind: self.tables[kind] for kind in _SHARED if kind in self.tables}
@@ -165,9 +174,7 @@ class Profile:
             os.replace(temporary, path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            raise UserError(
-                f"cannot write the profile {path} ({error.strerror}): name another file with --out"
-            ) from error
+            raise UserError(f"cannot write the profile {path} ({error.strerror}): name another file with --out") from error
 
 
 def load_profile(path: str | Path) -> Profile:

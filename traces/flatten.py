@@ -64,9 +64,7 @@ def _build_positions(store: Store, folder: Path, plans: Sequence[ShardPlan]) -> 
     count = int(offset[-1])
     first = 0
     for plan in plans:
-        arrays = from_arrow(
-            pq.read_table(folder / shard_file("positions", plan.index), columns=list(_POSITION_COLUMNS))
-        )
+        arrays = from_arrow(pq.read_table(folder / shard_file("positions", plan.index), columns=list(_POSITION_COLUMNS)))
         last = first + len(arrays["token"])
         for name in _POSITION_COLUMNS:
             values = arrays[name]
@@ -74,6 +72,7 @@ def _build_positions(store: Store, folder: Path, plans: Sequence[ShardPlan]) -> 
                 store.allocate(name, (count, *values.shape[1:]), values.dtype)
             store.arrays[name][first:last] = _same_width(values, store.arrays[name], folder, plan)
         first = last
+        store.rest()
     prompt = np.diff(store.arrays["prompt_offset"])
     start = np.repeat(offset[:-1] - prompt, np.diff(offset))
     store.put("context_length", np.arange(count, dtype=np.int64) - start)
@@ -140,6 +139,7 @@ def _build_forest(store: Store, folder: Path, manifest: Manifest, plans: Sequenc
         roots = np.flatnonzero(parent < 0)
         root[position[roots]] = first + roots
         first, path_first = first + count, path_first + path_count
+        store.rest()
 
 
 def _count(path: Path, drafter: str) -> tuple[int, int]:

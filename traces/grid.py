@@ -80,7 +80,7 @@ class Grid:
                 fraction = torch.where((upper <= steps) & (fraction > 0), 1.0, fraction)
             places.append(((upper - 1) * stride, stride, fraction))
         found = _interpolate(table, torch.zeros((), dtype=torch.int64, device=table.device), places)
-        shape = torch.broadcast_shapes(*(part.shape for part in where))
+        shape = torch.broadcast_tensors(*where)[0].shape
         return found if found.shape == shape else found.expand(shape).clone()
 
     def _check_inside(self, axis: str, asked: Tensor) -> None:

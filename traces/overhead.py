@@ -1,8 +1,13 @@
-"""What a cycle takes beyond its networks: drafting loop, draft tree, policy and decoding loop, in real decoding."""
+"""What a cycle takes beyond its networks: drafting loop, draft tree, policy and decoding loop, in real decoding.
+
+It differs by policy: one that estimates chances node by node takes milliseconds where a fixed chain takes none, and on a fast
+pair that decides who wins. So every kind of policy is measured by itself, with its decisions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
@@ -12,12 +17,34 @@ from live.network import DraftNetwork
 from policies.registry import load_policy
 from traces.measure import Stopwatch, prompts_of
 
+FITTED = Path(__file__).parent.parent / "policies" / "fitted"
 POLICIES = {
     "autoregressive": ("autoregressive",),
     "eagle3": ("eagle3(depth=2)", "eagle3(depth=8)"),
     "chain": ("chain(k=2)", "chain(k=8)"),
+    "static": ("static",),
+    "heterospec": (str(FITTED / "heterospec.json"),),
+    "goodput": (str(FITTED / "goodput.json"),),
 }
-"""Measured policies by name; the two depths of each give its cost per level."""
+"""Measured policies by name: the fixed ones at two depths, for their cost per level; the others at the levels they choose."""
+SEEN = 3
+"""Cycles of one number of levels that make a median."""
+
+
+def measured_policies(others: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+    """Specs to decode with, by the policy's name: the usual ones, and ``others``, which take the place of those of their name.
+
+    :raises UserError: when one is unknown or not fitted.
+    """
+    usual = {
+        name: specs for name, specs in POLICIES.items() if all(Path(spec).is_file() for spec in specs if spec.endswith(".json"))
+    }
+    found: dict[str, tuple[str, ...]] = {}
+    for spec in others:
+        policy = load_policy(spec)
+        policy.check_fitted()
+        found[policy.name] = (*found.get(policy.name, ()), spec)
+    return usual | found
 
 
 def overheads(

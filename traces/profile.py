@@ -6,6 +6,7 @@ What is measured, and how a profile is read: see traces/profiles/README.md.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +36,11 @@ def parser() -> argparse.ArgumentParser:
     for name, what in grids.items():
         points = " ".join(map(str, FULL[name]))
         parse.add_argument(f"--{name}", type=int, nargs="+", metavar="N", help=f"{what} to measure (default: {points})")
+    parse.add_argument("--batches", type=int, nargs="+", default=[1], metavar="N", help="requests side by side (default 1)")
     parse.add_argument(
-        "--batches", type=int, nargs="+", default=[1], metavar="N", help="requests side by side (default 1)"
-    )
+        "--policy", action="append", default=[], metavar="SPEC",
+        help="measure what this policy's decisions take, too; may be repeated (default: one of each kind)",
+    )  # fmt: skip
     parse.add_argument("--repeats", type=int, default=9, help="interleaved rounds over all shapes (default 9)")
     parse.add_argument("--seconds", type=float, help="time to keep to; at least 3 rounds are made")
     parse.add_argument("--quick", action="store_true", help=f"a coarser grid, in {QUICK_SECONDS:.0f} seconds")
@@ -62,13 +65,15 @@ def main(arguments: list[str] | None = None) -> None:
 
     from live.pair import load_pair
     from traces.campaign import Shapes
+    from traces.overhead import measured_policies
 
+    policies = measured_policies(args.policy)
     hub = {"revision": args.revision, "trust_remote_code": args.trust_remote_code, "device_map": args.device_map}
     pair = load_pair(args.target, args.draft, args.dtype, args.device, **hub)
     shapes = Shapes(**{name: tuple(points) for name, points in grid.items()}, batches=tuple(batches))
     text = running_text(pair, max(batches), shapes.text_length)
     seconds = args.seconds or (QUICK_SECONDS if args.quick else None)
-    profile = measure_pair(pair, text, shapes, args.repeats, seconds)
+    profile = measure_pair(pair, text, shapes, args.repeats, seconds, policies)
     profile.save(out)
     print(render(profile))
     print(f"\nwritten to {out}")
@@ -101,11 +106,19 @@ def running_text(pair: Pair, rows: int, length: int) -> Tensor:
     return torch.tensor(ids[: rows * length], device=pair.model.device).reshape(rows, length)
 
 
-def measure_pair(pair: Pair, text: Tensor, shapes: Shapes, repeats: int = 9, seconds: float | None = None) -> Profile:
+def measure_pair(
+    pair: Pair,
+    text: Tensor,
+    shapes: Shapes,
+    repeats: int = 9,
+    seconds: float | None = None,
+    policies: Mapping[str, tuple[str, ...]] | None = None,
+) -> Profile:
     """Measure a pair and describe the measurement.
 
     :param text: token ids int64 [rows, shapes.text_length] to decode behind, a row for each of the largest batch.
     :param repeats: interleaved rounds at most.   :param seconds: time to keep to (3 rounds are made in any case).
+    :param policies: whose loops are measured, specs by name (default: those of `traces.overhead`).
     :raises UserError: when a context does not fit into the models.
     """
     import platform
@@ -113,11 +126,14 @@ def measure_pair(pair: Pair, text: Tensor, shapes: Shapes, repeats: int = 9, sec
     import torch
     import transformers
 
+    from policies.registry import load_policy
     from traces.campaign import Campaign
     from traces.costs import FORMAT, VERSION, Profile
+    from traces.overhead import measured_policies
     from traces.record import processor
 
-    campaign = Campaign(pair, text, shapes)
+    policies = measured_policies() if policies is None else policies
+    campaign = Campaign(pair, text, shapes, policies=policies)
     rounds = campaign.run(repeats, seconds)
     content: dict[str, Any] = {
         "format": FORMAT,
@@ -134,7 +150,13 @@ def measure_pair(pair: Pair, text: Tensor, shapes: Shapes, repeats: int = 9, sec
         },
         "target": pair.description["target"],
         "drafters": pair.description["drafters"],
-        "method": {"rounds": rounds, "statistic": "median", "spread": "interquartile range", "text": "shipped prompts"},
+        "method": {
+            "rounds": rounds,
+            "statistic": "median",
+            "spread": "interquartile range",
+            "text": "shipped prompts",
+            "policies": [load_policy(spec).spec() for specs in policies.values() for spec in specs],
+        },
         **campaign.tables(),
     }
     return Profile(content)
@@ -165,7 +187,7 @@ def render(profile: Profile) -> str:
         lines.append(line(f"{drafter}: catch-up", [float(cost.catch_up_ms(n, context, batch)) for n in caught], caught))
     for policy in content["overhead"]:
         cost = profile.cost(profile.drafters[0], policy)
-        base, eight = (float(cost.overhead_ms(levels, batch)) for levels in (0, 8))
+        base, eight = (float(cost.overhead_ms(levels, batch)) for levels in (0, 8))  # the nearest number that it drafted
         lines.append(line(f"overhead: {policy}", [base] if policy == "autoregressive" else [base, eight]))
     lines[-1] += " a cycle of 0/8 levels"
     return "\n".join(lines)

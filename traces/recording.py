@@ -78,6 +78,8 @@ class Recording:
     plans: list[ShardPlan] = field(repr=False)
     """The shards that are held."""
     arrays: Mapping[str, np.ndarray] = field(repr=False)
+    memory: int = 1 << 30
+    """Bytes of it that a replay holds at a time; changes no result (`sim.streaming`)."""
 
     @property
     def drafters(self) -> list[str]:

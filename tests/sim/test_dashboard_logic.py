@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks.repeated import write_repeated
+from benchmarks.repeated import repeat
 from policies.errors import UserError
 from policies.registry import load_policy
 from sim import curves, finding, glance, lab, reliability, strata, sweeps, token_charts, walkthrough
@@ -228,10 +228,9 @@ def test_samples_of_some_texts_are_those_among_all(recording: Recording):
 
 
 def test_a_repeated_recording_is_the_same_texts_again(recording: Recording, tmp_path: Path):
-    folder = write_repeated(recording.folder, tmp_path / "large", 2 * len(recording.token) - 5)
+    folder = repeat(recording.folder, tmp_path / "large", 2 * int(recording.length.sum()) - 5)
     large = open_recording(folder, verify=True)
     assert len(large.token) == 2 * len(recording.token) and len(set(large.sequence_ids.tolist())) == len(large.length)
     assert np.bincount(large.domain_index).tolist() == [8, 8]
     once, twice = (replay_rows(each, load_policy("chain(k=3)")) for each in (recording, large))
     assert [row.tau for row in twice] == [row.tau for row in once] and twice[-1].cycles == 2 * once[-1].cycles
-    assert write_repeated(tmp_path / "nowhere", folder, 10**9) == folder  # what is there stays

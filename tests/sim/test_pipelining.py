@@ -31,7 +31,7 @@ def test_bets_and_their_price(tmp_path):
     won = won_bets(log, runs, tensor(recording.offset))
     assert 0 < int(won.sum()) < len(won)
     serial, parts = price(log, cost), price_parts(log, cost)
-    found = pipelined_price(log, cost, recording, "made-up")
+    found = pipelined_price(log, cost, recording, first_choice_runs(recording, "made-up"))
     assert torch.equal(found[~won], serial[~won])
     drafting = (parts["catch_up"] + parts["draft"])[won]  # a level takes less than a verification: all of it is hidden
     assert found[won].tolist() == pytest.approx((serial[won] - drafting).tolist())
@@ -46,4 +46,4 @@ def test_plain_decoding_has_no_draft_to_hide(tmp_path):
     recording = open_recording(write_many(tmp_path / "trace"))
     cost = Profile(content()).cost("made-up")
     log = replay(recording, load_policy("autoregressive"))
-    assert torch.equal(pipelined_price(log, cost, recording, "made-up"), price(log, cost))
+    assert torch.equal(pipelined_price(log, cost, recording, first_choice_runs(recording, "made-up")), price(log, cost))

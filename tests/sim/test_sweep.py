@@ -59,11 +59,11 @@ def test_the_front_by_hand():
 
 def test_every_point_is_what_a_replay_gives(trace, tmp_path, capsys, monkeypatch):
     profile = write_profile(tmp_path / "p.json")
-    drafted, real = [], sim.trial.replay_family
-    monkeypatch.setattr(sim.trial, "replay_family", lambda r, p, *a, **k: drafted.append(len(p)) or real(r, p, *a, **k))
+    drafted, real = [], sim.trial.outlooks
+    monkeypatch.setattr(sim.trial, "outlooks", lambda r, p, *a, **k: drafted.append(len(p)) or real(r, p, *a, **k))
     main([str(trace), *POLICY, *SHARED, "--profile", str(profile), "--out", str(tmp_path / "s")])
     rows = pq.read_table(tmp_path / "s" / "results.parquet").to_pylist()
-    assert len(rows) == 9 * 3 and drafted == [3, 3, 3]
+    assert len(rows) == 9 * 3 and drafted == [9]
     cost, recording = load_profile(profile).cost("made-up"), open_recording(trace)
     means = {row["policy"]: row for row in rows if row["domain"] == "mean"}
     for spec, row in means.items():

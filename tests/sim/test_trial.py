@@ -30,10 +30,10 @@ def recording(request, tmp_path_factory) -> Recording:
 def test_many_at_once_are_each_alone(recording: Recording, setting: dict, monkeypatch):
     policies, circumstances = [load_policy(spec) for spec in SPECS], Setting("made-up", **setting)
     alone = [run_trial(recording, policy, circumstances, COST) for policy in policies]
-    drafted, real = [], sim.trial.replay_family
-    monkeypatch.setattr(sim.trial, "replay_family", lambda r, p, *a, **k: drafted.append(len(p)) or real(r, p, *a, **k))
+    drafted, real = [], sim.trial.outlooks
+    monkeypatch.setattr(sim.trial, "outlooks", lambda r, p, *a, **k: drafted.append(len(p)) or real(r, p, *a, **k))
     together = run_trials(recording, policies, circumstances, COST)
-    assert drafted == [4, 4], "the members of a family must share a replay, or the test proves nothing"
+    assert drafted == [8], "the members of a family must share a replay, or the test proves nothing"
     assert [sums.to_json() for sums in together] == [sums.to_json() for sums in alone]
     assert len({sums.mean("tau") for sums in alone}) > 5
     assert alone[-1].coverage < 1
@@ -55,3 +55,14 @@ def test_trials_are_remembered(recording: Recording, monkeypatch):
     first = trials.tallies([one, other, one])
     assert trials.tally(other) is first[1] and first[0] is first[2] and asked == [2]
     assert trials.ms_per_token([one, other]) == [first[0].mean("ms_per_token"), float("inf")]  # chain(k=4) is not covered
+
+
+def test_decisions_are_priced_by_policy(recording: Recording):
+    """A policy that takes 3 ms a cycle to decide is 3 ms a cycle slower, and nobody else is."""
+    dear = {"levels": [0], "batch": [1, 10], "ms": [[3.2, 3.2]]}
+    free = {"levels": [0], "batch": [1, 10], "ms": [[0.2, 0.2]]}
+    cheap, slow = (Profile(content(overhead={"eagle3": free} | more)).cost("made-up") for more in ({}, {"chain": dear}))
+    policies = [load_policy("chain(k=2)"), load_policy(SPECS[0])]
+    before, after = (run_trials(recording, policies, Setting("made-up"), cost) for cost in (cheap, slow))
+    assert (after[0].sums["ms"] - before[0].sums["ms"]).tolist() == pytest.approx((3 * before[0].sums["cycles"]).tolist())
+    assert after[1].to_json() == before[1].to_json()

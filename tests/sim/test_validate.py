@@ -66,6 +66,12 @@ def test_a_good_profile(trace, tmp_path, capsys):
     assert "bars: reached (5% or within the spread), reached (ranking 0.9)" in capsys.readouterr().out
 
 
+def test_no_verdict_without_evidence(trace, tmp_path, capsys):
+    main([str(bench(trace, tmp_path, rounds=(0.01, 1.0, 100.0)))])
+    told = capsys.readouterr().out
+    assert "not tested (ranking 0.9: no two policies are told apart" in told and "12 settings are needed" in told
+
+
 def test_lengths_that_differ_are_told(trace, tmp_path, capsys):
     path = bench(trace, tmp_path)
     content = json.loads(path.read_text())

@@ -204,3 +204,11 @@ def test_profile_of_other_models():
     manifest["target"] = {"id": "bigger", "weights_sha256": "dd" * 32}
     with pytest.raises(UserError, match="target big .*was made with bigger"):
         check_profile(Profile(CONTENT), manifest)
+
+
+def test_every_policy_pays_for_its_own_decisions():
+    profile = Profile(CONTENT)
+    cost = profile.cost("head").behind(7)
+    assert float(cost.of("chain").overhead_ms(0, 1)) == 0.2
+    assert float(cost.of("heterospec").overhead_ms(0, 1)) == float(cost.of("chain").of("eagle3").overhead_ms(0, 1)) == 0.3
+    assert float(cost.of("chain").verify_ms(3, 50, 1)) == float(cost.verify_ms(3, 50, 1))

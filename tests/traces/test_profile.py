@@ -21,6 +21,7 @@ from traces.capture import CaptureSettings
 from traces.costs import load_profile
 from traces.estimate import estimate, print_estimate
 from traces.manifest import ShardPlan
+from traces.overhead import measured_policies
 from traces.profile import main, measure_pair, render
 
 
@@ -59,6 +60,8 @@ def test_profile_of_a_tiny_pair(pair: Pair, tmp_path: Path, capsys):
     assert content["method"]["rounds"] == 3 and content["machine"]["threads"] == 1
     assert content["overhead"]["eagle3"]["levels"] == [0, 2, 8]
     assert content["overhead"]["autoregressive"]["levels"] == [0]
+    assert content["overhead"]["static"]["levels"] == [5] and "eagle3" in content["method"]["policies"]
+    assert {"heterospec", "goodput"} <= content["overhead"].keys(), "who decides while drafting is measured deciding"
     tables = [content[name] for name in ("verify", "commit", "plain")]
     for table in [*tables, content["draft"]["small"], content["catch_up"]["small"]]:
         assert torch.tensor(table["ms"]).min() > 0
@@ -73,6 +76,14 @@ def test_profile_of_a_tiny_pair(pair: Pair, tmp_path: Path, capsys):
         assert float(cost.plain_ms(30, batch)) > 0 and float(cost.overhead_ms(3, batch)) > 0
     shown = render(profile)
     assert "small: draft level" in shown and "overhead: chain" in shown
+
+
+def test_loops_of_other_policies_are_measured_on_request():
+    usual, asked = measured_policies(), measured_policies(["chain(k=3)", "chain(k=9)", "svip"])
+    assert asked["chain"] == ("chain(k=3)", "chain(k=9)") and asked["svip"] == ("svip",)
+    assert asked["eagle3"] == usual["eagle3"] and asked.keys() == usual.keys() | {"svip"}
+    with pytest.raises(UserError, match="must be fitted first"):
+        measured_policies(["heterospec"])
 
 
 def test_time_runs_out_after_three_rounds(pair: Pair):
