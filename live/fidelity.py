@@ -203,7 +203,7 @@ def plain_text(recording: Recording, pair: Pair, sequence: int) -> list[int]:
     sampling = Sampling(**recording.sampling(sequence))
     prompt, length = recording.prompt_tokens(sequence).tolist(), int(recording.length[sequence])
     if sampling.temperature > 0:
-        number = int(recording.sequence_ids[sequence])
+        number = int(recording.uniform_keys[sequence])
         return plain_decode(pair.target(), [prompt], length, pair.end_tokens, sampling=sampling, text=[number])[0]
     ids = torch.tensor([prompt], device=pair.model.device)
     settings = {"do_sample": False, "max_new_tokens": length, "repetition_penalty": sampling.repetition_penalty}

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,14 @@ _NEEDED = {"status": str, "drafters": list, "plan": list, "shards": dict}
 class ShardPlan:
     """What one shard will hold, fixed before the start.
 
-    `sequences` are ids in increasing order (unique in the recording), all of one `domain`.
+    `sequences` are ids in increasing order (unique in the recording), all of one `domain`. `shift` was added to the ids that
+    the texts were recorded under (traces/merge.py); uniform numbers are keyed by those.
     """
 
     index: int
     sequences: tuple[int, ...]
     domain: str
+    shift: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def shard_file(table: str, index: int) -> str:
 
 def plan_of(manifest: Manifest) -> list[ShardPlan]:
     """The shard plan, in order."""
-    return [ShardPlan(p["index"], tuple(p["sequences"]), p["domain"]) for p in manifest["plan"]]
+    return [ShardPlan(p["index"], tuple(p["sequences"]), p["domain"], p.get("shift", 0)) for p in manifest["plan"]]
 
 
 def plan_to_json(plan: Sequence[ShardPlan]) -> list[dict[str, Any]]:
@@ -76,7 +78,11 @@ def plan_to_json(plan: Sequence[ShardPlan]) -> list[dict[str, Any]]:
         raise ValueError("sequence ids must be unique, and increase within each shard")
     if len({shard.index for shard in plan}) != len(plan):
         raise ValueError("shard indices must be unique")
-    return [asdict(shard) | {"sequences": list(shard.sequences)} for shard in plan]
+    return [
+        {"index": shard.index, "sequences": list(shard.sequences), "domain": shard.domain}
+        | ({"shift": shard.shift} if shard.shift else {})
+        for shard in plan
+    ]
 
 
 def drafter_names(manifest: Manifest) -> list[str]:

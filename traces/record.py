@@ -217,31 +217,44 @@ def record_shards(
     settings: CaptureSettings,
     args: argparse.Namespace,
 ) -> None:
-    """Record what is pending, one shard at a time; an interrupt loses at most the shard in hand."""
+    """Record what is pending, one shard at a time; an interrupt lets the shard in hand be finished, a second one does not."""
     import torch
     from tqdm import tqdm
 
+    from traces.interrupt import asked_to_stop
     from traces.selftest import warn_near_chance
     from traces.shard import ShardRecorder
 
     pending = writer.pending()
     total = sum(len(plan.sequences) for plan in pending)
     recorder = ShardRecorder(pair, turns, samplings, settings, args.chat_template, args.text)
-    spent_writing = 0.0
     title = "recording" if writer.share.alone else f"recording {writer.share}"
     with torch.inference_mode(), tqdm(total=total, desc=title, unit="text", file=sys.stderr) as bar:
-        recorder.on_text, recorder.on_skip = bar.update, lambda sentence: bar.write(sentence, file=sys.stderr)
-        for plan in pending:
-            bar.set_postfix_str(plan.domain)
-            tables = recorder.record(plan)
-            if plan.index == 0:
-                warn_near_chance(tables.positions, tables.nodes, pair.description["drafters"])
-            started = time.perf_counter()
-            writer.write_shard(plan.index, *tables)
-            spent_writing += time.perf_counter() - started
+
+        def say(sentence: str = "finishing the shard in hand, then stopping; Ctrl-C once more stops at once") -> None:
+            bar.write(sentence, file=sys.stderr)
+
+        recorder.on_text, recorder.say = bar.update, say
+        with asked_to_stop(say) as asked:
+            for plan in pending:
+                bar.set_postfix_str(plan.domain)
+                tables = recorder.record(plan)
+                if plan.index == 0:
+                    warn_near_chance(tables.positions, tables.nodes, pair.description["drafters"])
+                started = time.perf_counter()
+                writer.write_shard(plan.index, *tables)
+                recorder.seconds["write"] += time.perf_counter() - started
+                if asked() and plan is not pending[-1]:
+                    raise KeyboardInterrupt
     if total:
-        spent = ", ".join(f"{name} {value:.1f} s" for name, value in (recorder.seconds | {"write": spent_writing}).items())
-        print(f"time spent: {spent}", file=sys.stderr)
+        print(split(recorder.seconds), file=sys.stderr)
+
+
+def split(seconds: dict[str, float]) -> str:
+    """Where the time of a recording went, as one line."""
+    whole = sum(seconds.values()) or 1.0
+    parts = ", ".join(f"{name} {value:.1f} s ({value / whole:.0%})" for name, value in seconds.items())
+    return f"time spent: {parts}"
 
 
 if __name__ == "__main__":

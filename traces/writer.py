@@ -34,6 +34,10 @@ from traces.share import ALONE, Share
 _DISK_MARGIN = 16 << 20  # for the manifest and whatever else writes to the same disk
 
 
+class DiskFull(UserError):
+    """No room for the next shard; what is finished is kept."""
+
+
 class RecordingWriter:
     """Writes one recording folder. Make one with :meth:`create` or :meth:`reopen`.
 
@@ -222,7 +226,7 @@ class RecordingWriter:
         """Ask for the uncompressed size: an upper bound, so that a shard is not begun that cannot be ended."""
         free = shutil.disk_usage(self.folder).free
         if free < raw_bytes + _DISK_MARGIN:
-            raise UserError(
+            raise DiskFull(
                 f"no disk space in {self.folder}: the next shard may need {(raw_bytes + _DISK_MARGIN) / 1e6:.0f} MB and "
                 f"{free / 1e6:.0f} MB are free; free some and go on with --resume (what is finished is kept)"
             )
@@ -256,6 +260,6 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise UserError(
+        raise DiskFull(
             f"the disk of {folder} is full: free some space and go on with --resume (what is finished is kept)"
         ) from error
