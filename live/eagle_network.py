@@ -78,16 +78,24 @@ class EagleNetwork:
     def grow(self, parent: Tensor, token: Tensor, width: int) -> Ranked:
         above = self._ancestry.add(parent)
         depth = self._ancestry.depth[:, -parent.shape[1] :]
+        tree = torch.arange(len(parent), device=parent.device)[:, None].expand_as(parent)
         hidden = self._hidden.gather(1, parent[:, :, None].expand(-1, -1, self._hidden.shape[-1]))
-        query, key, value = self.head.project(hidden, token.clamp(min=0), self._prefix[:, None] + depth - 1)
-        self._tree_key = torch.cat([self._tree_key, key], dim=1)
-        self._tree_value = torch.cat([self._tree_value, value], dim=1)
-        output = self.head.finish(hidden, self._attend(query, above))
-        self._hidden = torch.cat([self._hidden, output], dim=1)
-        return self._children(ranked(self.head.logits(output), width, self.entropies))
+        real = None
+        if len(parent) > len(self._key):  # many trees of one text grow by different numbers of nodes: leave the padding out
+            real = token >= 0
+            above, depth, tree, token, hidden = (part[real][None] for part in (above, depth, tree, token, hidden))
+        prefix = self._prefix[tree]
+        query, key, value = self.head.project(hidden, token.clamp(min=0), prefix + depth - 1)
+        self._tree_key = torch.cat([self._tree_key, _spread(key, real)], dim=1)
+        self._tree_value = torch.cat([self._tree_value, _spread(value, real)], dim=1)
+        output = self.head.finish(hidden, self._attend(query, above, tree, prefix))
+        self._hidden = torch.cat([self._hidden, _spread(output, real)], dim=1)
+        found = self._children(ranked(self.head.logits(output), width, self.entropies))
+        return Ranked(*(_spread(part, real) for part in found))
 
-    def _attend(self, query: Tensor, above: Tensor) -> Tensor:
-        """Attention of tree nodes [B, W, heads, d] to their committed prefix and to their ancestors' slots [B, W, D]."""
+    def _attend(self, query: Tensor, above: Tensor, tree: Tensor, prefix: Tensor) -> Tensor:
+        """Attention of tree nodes [B, W, heads, d] to their committed ``prefix`` int64 [B, W] and to their ancestors' slots
+        [B, W, D] in the trees int64 [B, W]."""
         trees, count, heads, size = query.shape
         rows, groups = self._key.shape[0], self.head.num_kv_heads
         shared = heads // groups
@@ -98,11 +106,10 @@ class EagleNetwork:
         far = folded.reshape(rows, groups, -1, size) @ committed_key
         far = far.reshape(rows, groups, trees // rows, count, shared, span).permute(0, 2, 3, 1, 4, 5)
         far = far.reshape(trees, count, groups, shared, span)
-        hidden_cells = torch.arange(span, device=query.device) >= self._prefix[:, None]
-        far = far.masked_fill(hidden_cells[:, None, None, None], -torch.inf)
-        tree = torch.arange(trees, device=query.device)[:, None, None]
-        near_key = self._tree_key[tree, above.clamp(min=0)]  # [B, W, D, groups, d]
-        near = (query[:, :, None] * near_key[:, :, :, :, None]).sum(-1).permute(0, 1, 3, 4, 2)
+        hidden_cells = torch.arange(span, device=query.device) >= prefix[:, :, None]
+        far = far.masked_fill(hidden_cells[:, :, None, None], -torch.inf)
+        place = tree[:, :, None], above.clamp(min=0)
+        near = (query[:, :, None] * self._tree_key[place][:, :, :, :, None]).sum(-1).permute(0, 1, 3, 4, 2)
         near = near.masked_fill((above < 0)[:, :, None, None], -torch.inf)
         scores = torch.cat([far, near], dim=-1)
         weight = torch.softmax(scores if scores.dtype == torch.float64 else scores.float(), dim=-1).to(query.dtype)
@@ -110,7 +117,7 @@ class EagleNetwork:
         committed_value = self._value[:, :span].permute(0, 2, 1, 3)
         far_sum = far_weight.reshape(rows, groups, -1, span) @ committed_value
         far_sum = far_sum.reshape(rows, groups, -1, shared, size).permute(0, 2, 1, 3, 4).reshape(trees, count, groups, shared, size)
-        near_value = self._tree_value[tree, above.clamp(min=0)]
+        near_value = self._tree_value[place]
         near_sum = (weight[..., span:].permute(0, 1, 4, 2, 3)[..., None] * near_value[:, :, :, :, None]).sum(2)
         return (far_sum + near_sum).reshape(trees, count, heads * size)
 
@@ -129,3 +136,12 @@ class EagleNetwork:
         if missing > 0:
             missing = max(missing, self._key.shape[1])  # doubling: growth costs little per token
             self._key, self._value = (F.pad(part, (0, 0, 0, 0, 0, missing)) for part in (self._key, self._value))
+
+
+def _spread(values: Tensor, real: Tensor | None) -> Tensor:
+    """Values [1, N, ...] of the N nodes that are real, back among the padding: [B, W, ...] (zeros there); else as they are."""
+    if real is None:
+        return values
+    whole = values.new_zeros((*real.shape, *values.shape[2:]))
+    whole[real] = values[0]
+    return whole

@@ -93,12 +93,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(texts["line"])
         failures += texts["unexplained"]
     if args.witness and (models := [drafter for drafter in about["drafters"] if drafter["kind"] == "lm"]):
-        from live.witness import check_witness
+        from live.witness import check_witness, why_not
 
-        witness = check_witness(recording, pair, models[0]["name"], args.witness)
-        if witness["texts"]:
-            print(witness["line"])
-        failures += witness["unexplained"]
+        able = [model["name"] for model in models if not why_not(pair, model["name"])]
+        if able:
+            witness = check_witness(recording, pair, able[0], args.witness)
+            if witness["texts"]:
+                print(witness["line"])
+            failures += witness["unexplained"]
+        else:
+            print(why_not(pair, models[0]["name"]))
     if args.json:
         content = {"recording": str(args.trace), "dtype": about["dtype"], "policies": [asdict(report) for report in reports]}
         Path(args.json).write_text(json.dumps(content | {"generate": texts, "witness": witness}, indent=1) + "\n")
