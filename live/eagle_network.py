@@ -13,7 +13,7 @@ from torch import Tensor
 
 from live.distribution import Ranked, ranked
 from live.eagle3 import Eagle3Head
-from live.network import Ancestry
+from live.network import Ancestry, Slots
 
 
 class EagleNetwork:
@@ -70,26 +70,27 @@ class EagleNetwork:
     def open(self, source: Tensor, context_length: Tensor, width: int) -> Ranked:
         self._prefix = context_length  # cells 0 .. context_length - 1
         self._ancestry = Ancestry(len(source), source.device)
-        self._hidden = source[:, None]  # each slot's output; the root's is the last committed cell's
-        self._tree_key = self._key.new_zeros((len(source), 1, self.head.num_kv_heads, self.head.head_dim))
-        self._tree_value = torch.zeros_like(self._tree_key)
-        return self._children(ranked(self.head.logits(self._hidden)[:, 0], width, self.entropies))
+        self._hidden = Slots(source[:, None])  # each slot's output; the root's is the last committed cell's
+        nothing = self._key.new_zeros((len(source), 1, self.head.num_kv_heads, self.head.head_dim))
+        self._tree_key, self._tree_value = Slots(nothing), Slots(nothing)
+        return self._children(ranked(self.head.logits(source[:, None])[:, 0], width, self.entropies))
 
     def grow(self, parent: Tensor, token: Tensor, width: int) -> Ranked:
         above = self._ancestry.add(parent)
         depth = self._ancestry.depth[:, -parent.shape[1] :]
         tree = torch.arange(len(parent), device=parent.device)[:, None].expand_as(parent)
-        hidden = self._hidden.gather(1, parent[:, :, None].expand(-1, -1, self._hidden.shape[-1]))
+        hidden = self._hidden.values
+        hidden = hidden.gather(1, parent[:, :, None].expand(-1, -1, hidden.shape[-1]))
         real = None
         if len(parent) > len(self._key):  # many trees of one text grow by different numbers of nodes: leave the padding out
             real = token >= 0
             above, depth, tree, token, hidden = (part[real][None] for part in (above, depth, tree, token, hidden))
         prefix = self._prefix[tree]
         query, key, value = self.head.project(hidden, token.clamp(min=0), prefix + depth - 1)
-        self._tree_key = torch.cat([self._tree_key, _spread(key, real)], dim=1)
-        self._tree_value = torch.cat([self._tree_value, _spread(value, real)], dim=1)
+        self._tree_key.append(_spread(key, real))
+        self._tree_value.append(_spread(value, real))
         output = self.head.finish(hidden, self._attend(query, above, tree, prefix))
-        self._hidden = torch.cat([self._hidden, _spread(output, real)], dim=1)
+        self._hidden.append(_spread(output, real))
         found = self._children(ranked(self.head.logits(output), width, self.entropies))
         return Ranked(*(_spread(part, real) for part in found))
 
@@ -109,7 +110,7 @@ class EagleNetwork:
         hidden_cells = torch.arange(span, device=query.device) >= prefix[:, :, None]
         far = far.masked_fill(hidden_cells[:, :, None, None], -torch.inf)
         place = tree[:, :, None], above.clamp(min=0)
-        near = (query[:, :, None] * self._tree_key[place][:, :, :, :, None]).sum(-1).permute(0, 1, 3, 4, 2)
+        near = (query[:, :, None] * self._tree_key.values[place][:, :, :, :, None]).sum(-1).permute(0, 1, 3, 4, 2)
         near = near.masked_fill((above < 0)[:, :, None, None], -torch.inf)
         scores = torch.cat([far, near], dim=-1)
         weight = torch.softmax(scores if scores.dtype == torch.float64 else scores.float(), dim=-1).to(query.dtype)
@@ -117,7 +118,7 @@ class EagleNetwork:
         committed_value = self._value[:, :span].permute(0, 2, 1, 3)
         far_sum = far_weight.reshape(rows, groups, -1, span) @ committed_value
         far_sum = far_sum.reshape(rows, groups, -1, shared, size).permute(0, 2, 1, 3, 4).reshape(trees, count, groups, shared, size)
-        near_value = self._tree_value[place]
+        near_value = self._tree_value.values[place]
         near_sum = (weight[..., span:].permute(0, 1, 4, 2, 3)[..., None] * near_value[:, :, :, :, None]).sum(2)
         return (far_sum + near_sum).reshape(trees, count, heads * size)
 

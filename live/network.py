@@ -66,3 +66,26 @@ class Ancestry:
         self.slots = torch.cat([self.slots, above], dim=1)
         self.depth = torch.cat([self.depth, depth], dim=1)
         return above
+
+
+class Slots:
+    """One value per slot of B trees, [B, S, ...], in a room that doubles: adding a level copies that level only."""
+
+    def __init__(self, first: Tensor):
+        """:param first: the roots' values [B, 1, ...]."""
+        self._room, self.size = first, first.shape[1]
+
+    @property
+    def values(self) -> Tensor:
+        """[B, S, ...], of all slots so far."""
+        return self._room[:, : self.size]
+
+    def append(self, level: Tensor) -> None:
+        """Add the values [B, W, ...] of W new slots."""
+        needed = self.size + level.shape[1]
+        if needed > self._room.shape[1]:
+            room = level.new_zeros((len(level), max(needed, 2 * self._room.shape[1]), *level.shape[2:]))
+            room[:, : self.size] = self.values
+            self._room = room
+        self._room[:, self.size : needed] = level
+        self.size = needed
