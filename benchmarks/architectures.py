@@ -74,7 +74,7 @@ def check(family: str, tokens: int) -> dict[tuple[str, float], tuple[int, int]]:
         counts = {}
         for drafter in DRAFTERS:
             for temperature in TEMPERATURES:
-                reports = [check_policy(recording, pair, load_policy(spec), drafter, 10**6, temperature) for spec in POLICIES]
+                reports = [check_policy(recording, pair, load_policy(spec), drafter, 10_000, temperature) for spec in POLICIES]
                 counts[drafter, temperature] = sum(one.identical for one in reports), sum(one.cycles for one in reports)
     return counts
 
