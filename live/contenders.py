@@ -56,7 +56,7 @@ def contenders(
             pair.end_tokens,
             lambda *_: clock.append(time.perf_counter()),
             sampling(text),
-            [int(recording.sequence_ids[text])],
+            [int(recording.uniform_keys[text])],
         )
         return len(tokens[0]) - 1, len(tokens[0]) - 1, 1e3 * (clock[-1] - clock[0])
 
@@ -91,7 +91,7 @@ def decode_text(
     decoder: SpeculativeDecoder, recording: Recording, text: int, on_first: Callable[[torch.Tensor], None] | None = None
 ) -> Decoded:
     """A recorded prompt decoded up to its recorded length, sampled as it was recorded."""
-    number = torch.tensor([recording.sequence_ids[text]], device=decoder.target.device)
+    number = torch.tensor([recording.uniform_keys[text]], device=decoder.target.device)
     prompt, length = recording.prompt_tokens(text).tolist(), int(recording.length[text])
     return decoder.generate([prompt], length, on_first=on_first, sampling=Sampling(**recording.sampling(text)), text=number)
 

@@ -101,12 +101,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(texts["line"])
         failures += texts["unexplained"]
     if args.witness and (models := [drafter for drafter in about["drafters"] if drafter["kind"] == "lm"]):
-        from live.witness import check_witness
+        from live.witness import check_witness, why_not
 
-        witness = check_witness(recording, pair, models[0]["name"], args.witness)
-        if witness["texts"]:
-            print(witness["line"])
-        failures += witness["unexplained"]
+        able = [model["name"] for model in models if not why_not(pair, model["name"])]
+        if able:
+            witness = check_witness(recording, pair, able[0], args.witness)
+            if witness["texts"]:
+                print(witness["line"])
+            failures += witness["unexplained"]
+        else:
+            print(why_not(pair, models[0]["name"]))
     if args.json:
         content = {"recording": str(args.trace), "dtype": about["dtype"], "policies": [asdict(report) for report in reports]}
         Path(args.json).write_text(json.dumps(content | {"generate": texts, "witness": witness}, indent=1) + "\n")
@@ -259,7 +263,7 @@ def plain_text(recording: Recording, pair: Pair, sequence: int) -> list[int]:
     sampling = Sampling(**recording.sampling(sequence))
     prompt, length = recording.prompt_tokens(sequence).tolist(), int(recording.length[sequence])
     if sampling.temperature > 0:
-        number = int(recording.sequence_ids[sequence])
+        number = int(recording.uniform_keys[sequence])
         return plain_decode(pair.target(), [prompt], length, pair.end_tokens, sampling=sampling, text=[number])[0]
     ids = torch.tensor([prompt], device=pair.model.device)
     settings = {"do_sample": False, "max_new_tokens": length, "repetition_penalty": sampling.repetition_penalty}

@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--chat", action="store_true", help="go on with turns read line by line from standard input")
     parse.add_argument("--show", action="store_true", help="per cycle, what was drafted and which nodes were accepted")
     parse.add_argument("--target", default="reference", help="hub id or folder of the target (default: the shipped one)")
-    parse.add_argument("--draft", help="hub id or folder of the drafter (default: the shipped EAGLE-3 head)")
+    parse.add_argument("--draft", help="hub id or folder, or a training-free drafter: suffix (default: the shipped EAGLE-3 head)")
     parse.add_argument("--policy", default="eagle3(total_tokens=16, depth=5, top_k=8)", help="name, JSON file or file.py:Class")
     parse.add_argument("--max-new-tokens", type=int, default=128)
     add_sampling_options(parse)
@@ -54,11 +54,16 @@ def main(arguments: list[str] | None = None) -> None:
     policy = load_policy(args.policy)
     policy.check_fitted()
     from live.decode import SpeculativeDecoder
-    from live.pair import encode_prompt, load_pair
+    from live.pair import encode_prompt, load_pair, needs_no_model
+    from policies.lookup.rule import load_rule
 
     draft = args.draft or ("reference/eagle3" if args.target == "reference" else None)
-    pair = load_pair(args.target, [draft] if draft else [], args.dtype, args.device)
-    ((name, network),) = pair.networks.items()
+    if draft is not None and needs_no_model(draft):
+        name, network = draft, load_rule(draft)  # before the target: loading it may take minutes
+        pair = load_pair(args.target, None, args.dtype, args.device)
+    else:
+        pair = load_pair(args.target, [draft] if draft else [], args.dtype, args.device)
+        ((name, network),) = pair.networks.items()
     cost = None
     if args.profile:
         from traces.costs import load_profile

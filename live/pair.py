@@ -23,7 +23,7 @@ from live.loading import load_model, load_target, load_tokenizer
 from live.model import CachedModel
 from live.network import DraftNetwork
 from policies.errors import UserError
-from policies.lookup.rule import Rule, load_rule
+from policies.lookup.rule import Rule, is_rule, load_rule
 
 REFERENCE_DRAFTS = ("reference/eagle3", "reference/draft")
 
@@ -72,7 +72,7 @@ class Pair:
 
 def load_pair(
     target: str,
-    drafts: list[str],
+    drafts: list[str] | None,
     dtype: str = "float32",
     device: str = "cpu",
     revision: str | None = None,
@@ -82,16 +82,24 @@ def load_pair(
     """Load a target and drafters; "reference" and "reference/NAME" are the shipped ones.
 
     :param target: a folder or hub id, with its options behind it where it has any (live/hub.py).
-    :param drafts: the same; an empty list means the shipped drafters for the shipped target. A drafter's revision is its own;
-        an EAGLE-3 head takes ``layers``, the boundaries to capture, and ``norm_before_residual``, over its configuration's.
+    :param drafts: the same; an empty list means the shipped drafters for the shipped target, None that no network drafts (a
+        training-free drafter needs the target alone). A drafter's revision is its own; an EAGLE-3 head takes ``layers``, the
+        boundaries to capture, and ``norm_before_residual``, over its configuration's.
     :param revision: of the target.   :param device_map: "auto" spreads the target over several GPUs (needs accelerate).
     Raises UserError when something is missing or does not fit together.
     """
     source = parse_source(target, revision=revision)
-    if not drafts:
+    if drafts is None:
+        drafts = []
+    elif not drafts:
         if source.name != "reference":
             raise UserError("name at least one drafter with --draft (a folder or hub id of an EAGLE-3 head or a draft model)")
         drafts = list(REFERENCE_DRAFTS)
+    if rule := next((draft for draft in drafts if needs_no_model(draft)), None):
+        raise UserError(
+            f"'{rule}' is training-free and has no model to load: leave it out here, and name it as --drafter {rule} where a "
+            "recording is replayed"
+        )
     model, tokenizer = load_target(source.name, dtype, device, source.revision, trust_remote_code, device_map)
     cached = CachedModel(model)
     networks: dict[str, DraftNetwork] = {}
@@ -134,6 +142,11 @@ def load_pair(
         "context_limit": limit,
     }
     return Pair(model, tokenizer, networks, captured, description)
+
+
+def needs_no_model(draft: str) -> bool:
+    """Whether this is how a training-free drafter is written; a folder of that name comes first."""
+    return is_rule(draft) and not Path(draft).exists()
 
 
 def load_eagle3(folder: str, draft: Source, target: CachedModel) -> tuple[EagleNetwork, tuple[int, ...]]:

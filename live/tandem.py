@@ -80,7 +80,7 @@ class Tandem:
             number=replay.number,
             state=replay.state,
             sampling=Sampling(**self.recording.sampling(sequence)),
-            text=torch.tensor([self.recording.sequence_ids[sequence]], device=self.decoder.target.device),
+            text=torch.tensor([self.recording.uniform_keys[sequence]], device=self.decoder.target.device),
         )
         if isinstance(self.decoder.drafter, LiveLookup):  # it forgot what the target said on the way here
             told = slice(first + 1, first + position + 1)

@@ -47,6 +47,19 @@ def check_witness(recording: Recording, pair: Pair, drafter: str, texts: int) ->
     return counts
 
 
+def why_not(pair: Pair, drafter: str) -> str:
+    """Why assisted generation cannot run this draft: it takes two models of one vocabulary size. Empty where it can."""
+    ours, theirs = (
+        model.config.get_text_config(decoder=True).vocab_size for model in (pair.model, pair.networks[drafter].model.model)
+    )
+    if ours == theirs:
+        return ""
+    return (
+        f"{drafter} pads its vocabulary to {theirs} tokens and the target to {ours}, which assisted generation does not take: "
+        "no outside witness for it"
+    )
+
+
 def chain_gains(pair: Pair, network: LanguageModelNetwork, prompt: list[int], length: int) -> list[int]:
     """Tokens gained per cycle by our loop. Assisted generation drafts from the last prompt token on, so ours does here."""
     decoder = SpeculativeDecoder(pair.target(), network, load_policy(f"chain(k={CHAIN})"), pair.end_tokens)

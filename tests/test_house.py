@@ -15,10 +15,12 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("policies", "traces", "sim", "live", "dashboard", "app")
 COMMANDS = (
     "policies", "traces.record", "traces.inspect", "traces.profile", "traces.analytic", "sim.fit", "sim.replay", "sim.sweep",
-    "sim.bounds", "sim.curves", "sim.compare", "sim.validate", "sim.export", "sim.report",
+    "traces.merge", "traces.slice", "sim.bounds", "sim.curves", "sim.compare", "sim.validate", "sim.export", "sim.report",
     "live.generate", "live.bench", "live.fidelity", "live.reference.train",
 )  # fmt: skip
-MEASURING = {"record", "shard", "capture", "forest", "fill", "estimate", "profile", "measure", "grid", "overhead", "campaign"}
+MEASURING = {
+    "record", "shard", "capture", "forest", "fill", "estimate", "profile", "measure", "grid", "overhead", "campaign", "halving",
+}
 """Files of traces/ that record or profile models, and so may import live."""
 LONGEST = 350
 

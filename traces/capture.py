@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from policies.order import NONE
 from policies.philox import uniform
 from traces.cover import TRUE_PATH_DEPTH, TruePath
 from traces.forest import ForestDrafter
+from traces.halving import Halving
 from traces.loops import loop_onset
 
 Columns = dict[str, np.ndarray]
@@ -79,11 +79,27 @@ def generate_texts(
     settings: CaptureSettings,
     sampling: Sampling = GREEDY,
     numbers: Sequence[int] | None = None,
+    batch: Halving | None = None,
 ) -> list[Text]:
-    """Texts of one batch of prompts, by plain batched decoding.
+    """Texts of some prompts, by plain batched decoding.
 
     :param numbers: the sequences' numbers, which key their uniform numbers; 0, 1, 2, ... by default.
+    :param batch: how many are decoded side by side; all by default.
     """
+    numbers = list(range(len(prompts)) if numbers is None else numbers)
+    if batch is None:
+        return _generate(pair, prompts, settings, sampling, numbers)
+
+    def work(start: int, stop: int) -> list[Text]:
+        return _generate(pair, prompts[start:stop], settings, sampling, numbers[start:stop])
+
+    return [text for block in batch.blocks(len(prompts), work, lambda: None) for text in block]
+
+
+def _generate(
+    pair: Pair, prompts: Sequence[list[int]], settings: CaptureSettings, sampling: Sampling, numbers: Sequence[int]
+) -> list[Text]:
+    """Texts of one batch."""
     limit = settings.max_new_tokens + settings.overrun
     target = CachedModel(pair.model, len(prompts))
     broken: set[int] = set()
@@ -179,26 +195,32 @@ def capture_forest(
     text: Text,
     settings: CaptureSettings,
     context_limit: int,
-    on_positions: Callable[[int], Any] = lambda count: None,
+    trees: Halving | None = None,
 ) -> Columns:
     """The nodes table of one drafter on one text, without sequence and drafter: every position where a cycle may start.
 
-    :param on_positions: told how many positions are done, for progress bars.
+    :param trees: how many positions' trees grow side by side; ``settings.positions`` by default.
     Raises BrokenLogits.
     """
     sources = committed_sources(network, capture)
-    parts: list[Columns] = []
-    roots = max(text.length - 1, 0)
-    for start in range(0, roots, settings.positions):
-        position = torch.arange(start, min(start + settings.positions, roots), device=capture.tokens.device)
+    trees = trees or Halving(settings.positions, "positions", "use a smaller dtype")
+
+    def again() -> None:  # a network that ran out of memory may stand between two states: it begins anew
+        nonlocal sources
+        network.reset(0)
+        sources = committed_sources(network, capture)
+
+    def work(start: int, stop: int) -> Columns:
+        position = torch.arange(start, stop, device=capture.tokens.device)
         context = capture.first + position
         forest = ForestDrafter(network, sources(context), capture.tokens[0, context], context, settings.fanout)
         truth = true_continuation(capture, position)
         cover = (*settings.cover, TruePath(truth, settings.fanout))
         run_cover(forest, cover, position, context, context_limit, capture.sampling)
         _refuse_nan(f"drafter '{network.name}'", forest.entropy.amax(1), start)
-        parts.append(forest_columns(forest, position, truth, capture.logprob))
-        on_positions(len(position))
+        return forest_columns(forest, position, truth, capture.logprob)
+
+    parts = list(trees.blocks(max(text.length - 1, 0), work, again))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 

@@ -1,7 +1,8 @@
 """`manifest.json`: what a recording is, which shards it will have, and the checksum of each that is finished.
 
 The manifest is the only place that says a shard exists. It is replaced atomically and last, so that a kill at any
-moment leaves either the shard and its entry, or neither.
+moment leaves either the shard and its entry, or neither. While several recorders share the work, each keeps a manifest of
+its own (`manifest-00001-of-00004.json`), and the recording's is what they say together.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,15 @@ from traces.schema import TABLES
 FORMAT = "specreplay-recording"
 VERSION = 1
 NAME = "manifest.json"
+_PART = re.compile(r"^manifest-\d{5}-of-\d{5}\.json$")
 RUN = "run"
 """Manifest key for facts about this run (command line, times): the one key that may differ on resume."""
 
 SKIPPED = "skipped"
 """Manifest key for planned texts that could not be recorded, where there are any: sequence, domain, prompt_id, reason."""
+
+PROMPTS = "prompts_sha256"
+"""Manifest key: what was asked, by domain. Older recordings have none, and are resumed without that check."""
 
 Manifest = dict[str, Any]
 _NEEDED = {"status": str, "drafters": list, "plan": list, "shards": dict}
@@ -36,12 +42,14 @@ _NEEDED = {"status": str, "drafters": list, "plan": list, "shards": dict}
 class ShardPlan:
     """What one shard will hold, fixed before the start.
 
-    `sequences` are ids in increasing order (unique in the recording), all of one `domain`.
+    `sequences` are ids in increasing order (unique in the recording), all of one `domain`. `shift` was added to the ids that
+    the texts were recorded under (traces/merge.py); uniform numbers are keyed by those.
     """
 
     index: int
     sequences: tuple[int, ...]
     domain: str
+    shift: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ def shard_file(table: str, index: int) -> str:
 
 def plan_of(manifest: Manifest) -> list[ShardPlan]:
     """The shard plan, in order."""
-    return [ShardPlan(p["index"], tuple(p["sequences"]), p["domain"]) for p in manifest["plan"]]
+    return [ShardPlan(p["index"], tuple(p["sequences"]), p["domain"], p.get("shift", 0)) for p in manifest["plan"]]
 
 
 def plan_to_json(plan: Sequence[ShardPlan]) -> list[dict[str, Any]]:
@@ -70,7 +78,11 @@ def plan_to_json(plan: Sequence[ShardPlan]) -> list[dict[str, Any]]:
         raise ValueError("sequence ids must be unique, and increase within each shard")
     if len({shard.index for shard in plan}) != len(plan):
         raise ValueError("shard indices must be unique")
-    return [asdict(shard) | {"sequences": list(shard.sequences)} for shard in plan]
+    return [
+        {"index": shard.index, "sequences": list(shard.sequences), "domain": shard.domain}
+        | ({"shift": shard.shift} if shard.shift else {})
+        for shard in plan
+    ]
 
 
 def drafter_names(manifest: Manifest) -> list[str]:
@@ -101,44 +113,95 @@ def finished(manifest: Manifest) -> list[ShardPlan]:
     return [p for p in plan_of(manifest) if all(shard_file(table, p.index) in shards for table in TABLES)]
 
 
+def part_name(rank: int, count: int) -> str:
+    """File name of the manifest of one of several recorders."""
+    return f"manifest-{rank:05d}-of-{count:05d}.json"
+
+
+def part_files(folder: Path) -> list[Path]:
+    """Manifests of single recorders that have not been taken over into the whole one."""
+    return sorted(path for path in folder.iterdir() if _PART.match(path.name)) if folder.is_dir() else []
+
+
 def holds_recording(folder: Path) -> bool:
     """Whether the folder has a manifest (of any kind)."""
-    return (folder / NAME).exists()
+    return (folder / NAME).exists() or bool(part_files(folder))
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check `manifest.json`. Raises UserError when it is not there, damaged or of a newer version."""
-    if not holds_recording(folder):
+    """Read and check `manifest.json`, and with it what recorders that share the work have finished so far.
+
+    Raises UserError when there is none, or one that is damaged, of a newer version, or at odds with the others.
+    """
+    # The parts first: who takes them over writes the whole one before it deletes them, so that a part gone by now is in it.
+    parts = [part for path in part_files(folder) if (part := _read(path)) is not None]
+    whole = _read(folder / NAME)
+    found = parts if whole is None else [whole, *parts]
+    if not found:
         raise UserError(f"{folder} holds no recording (no {NAME}): give a folder that traces.record wrote")
+    return found[0] if len(found) == 1 and not parts else _united(folder, found)
+
+
+def _united(folder: Path, manifests: list[Manifest]) -> Manifest:
+    """What several recorders' manifests of one recording say together. Raises UserError when they are of different ones."""
+    first = manifests[0]
+    for other in manifests[1:]:
+        if difference := first_difference(configuration(first), configuration(other)):
+            raise UserError(f"the recorders of {folder} were given different options ({difference[0]}): start them all anew")
+    shards = {name: entry for manifest in manifests for name, entry in manifest["shards"].items()}
+    whole = first | {"shards": in_plan_order(first, shards)}
+    skipped = {entry["sequence"]: entry for manifest in manifests for entry in manifest.get(SKIPPED, [])}
+    if skipped:
+        whole[SKIPPED] = [skipped[number] for number in sorted(skipped)]
+    whole["status"] = "complete" if len(finished(whole)) == len(whole["plan"]) else "recording"
+    return whole
+
+
+def in_plan_order(manifest: Manifest, shards: dict[str, Any]) -> dict[str, Any]:
+    """Entries of shard files in the order of the plan, whoever wrote them when."""
+    names = [shard_file(table, plan["index"]) for plan in manifest["plan"] for table in TABLES]
+    return {name: shards[name] for name in names if name in shards}
+
+
+def configuration(manifest: Manifest) -> Manifest:
+    """What must be equal for two manifests to be of one recording."""
+    return {key: value for key, value in manifest.items() if key not in ("status", "shards", RUN, SKIPPED)}
+
+
+def _read(path: Path) -> Manifest | None:
+    """One manifest, checked; None when there is no such file."""
     try:
-        manifest = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         known = manifest.get("format") == FORMAT and isinstance(manifest.get("version"), int)
+    except FileNotFoundError:
+        return None
     except (ValueError, AttributeError) as error:
-        raise UserError(
-            f"{folder / NAME} is damaged ({error}): restore it, or record again with --overwrite"
-        ) from error
+        raise UserError(f"{path} is damaged ({error}): restore it, or record again with --overwrite") from error
     if not known:
-        raise UserError(f"{folder / NAME} does not describe a SpecReplay recording: give another folder")
+        raise UserError(f"{path} does not describe a SpecReplay recording: give another folder")
     if manifest["version"] > VERSION:
         raise UserError(
-            f"{folder} was written in format version {manifest['version']}, newer than version {VERSION}, "
+            f"{path.parent} was written in format version {manifest['version']}, newer than version {VERSION}, "
             "the last this program reads: upgrade specreplay"
         )
     for key, kind in _NEEDED.items():
         if not isinstance(manifest.get(key), kind):
-            raise UserError(f"{folder / NAME} lacks a valid {key!r}: restore it, or record again with --overwrite")
+            raise UserError(f"{path} lacks a valid {key!r}: restore it, or record again with --overwrite")
     return manifest
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replace `manifest.json` whole or not at all, and make sure that it has reached the disk."""
-    temporary = folder / f".{NAME}.tmp"
+def write_manifest(folder: Path, manifest: Manifest, name: str = NAME, mark: str = "") -> None:
+    """Replace `manifest.json` whole or not at all, and make sure that it has reached the disk.
+
+    :param mark: sets apart the temporary files of recorders that may write the same manifest at the same time.
+    """
+    temporary = folder / f".{name}{mark}.tmp"
     with open(temporary, "w", encoding="utf-8") as stream:
         json.dump(manifest, stream, indent=1, ensure_ascii=False, allow_nan=False)
         stream.write("\n")
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(temporary, folder / NAME)
+    os.replace(temporary, folder / name)
     sync_folder(folder)
 
 

@@ -14,6 +14,7 @@ No chat template is applied here.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import lzma
 import random
@@ -106,6 +107,15 @@ def load_prompts(specs: Sequence[str], limit: int | None = None, seed: int | Non
         domain = named[1] if named else path.name.split(".")[0]
         domains.setdefault(domain, []).extend(_load_file(path, domain))
     return [prompt for prompts in domains.values() for prompt in _draw(_unique(prompts), limit, seed)]
+
+
+def prompts_sha256(prompts: Sequence[Prompt]) -> dict[str, str]:
+    """One checksum per domain of what is asked in it: ids, messages and later turns, in order."""
+    digests: dict[str, Any] = {}
+    for prompt in prompts:
+        line = json.dumps([prompt.id, prompt.messages, prompt.later_turns], ensure_ascii=False)
+        digests.setdefault(prompt.domain, hashlib.sha256()).update(line.encode())
+    return {domain: digest.hexdigest() for domain, digest in digests.items()}
 
 
 def sample_specs() -> list[str]:

@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--device-map", metavar="MAP", help="auto: spread the target over several GPUs (needs accelerate)")
     parse.add_argument("--resume", action="store_true", help="go on with an interrupted recording")
     parse.add_argument("--overwrite", action="store_true", help="replace the recording in the folder")
+    parse.add_argument("--shard", metavar="I/N", help="be recorder I of N on one recording (under torchrun this is known)")
     parse.add_argument("--dry-run", action="store_true", help="say what it would take: time, disk, memory")
     parse.add_argument("--fill", metavar="TRACE", help="add to TRACE what --policy wants and the recording lacks")
     parse.add_argument("--policy", action="append", default=[], help="with --fill: the policy to cover; may be repeated")
@@ -68,6 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.fill:
         from traces.fill import fill
 
+        if args.shard:
+            raise UserError("--fill works alone: leave --shard out")
         if not args.policy:
             raise UserError("--fill needs to know for whom: add --policy NAME")
         fill(Path(args.fill), args.policy, args.device, args.positions)
@@ -81,10 +84,13 @@ def record(args: argparse.Namespace) -> None:
     """Load the pair and the prompts, fix the plan, record shard after shard."""
     from live.options import sampling_of
     from live.pair import load_pair
+    from traces.manifest import PROMPTS
     from traces.plan import shard_plan, turns_of
-    from traces.prompts import load_prompts, sample_specs, with_system
+    from traces.prompts import load_prompts, prompts_sha256, sample_specs, with_system
+    from traces.share import share_of
     from traces.writer import RecordingWriter
 
+    share = share_of(args.shard)
     temperatures = args.temperature or [0.0]
     if twice := next((t for t in temperatures if temperatures.count(t) > 1), None):
         raise UserError(f"--temperature {twice:g} was given twice: give each once")
@@ -93,7 +99,7 @@ def record(args: argparse.Namespace) -> None:
     prompts = prompts if args.system is None else with_system(prompts, args.system)
     settings = capture_settings(args)  # before the models: loading them may take minutes
     hub = {"revision": args.revision, "trust_remote_code": args.trust_remote_code, "device_map": args.device_map}
-    pair = load_pair(args.target, args.draft, args.dtype, args.device, **hub)
+    pair = load_pair(args.target, args.draft, args.dtype, share.device(args.device), **hub)
     encoded = encode(pair, prompts, settings, args.chat_template)
     turns = turns_of(prompts, len(samplings))
     plan = shard_plan(turns, args.batch)
@@ -102,14 +108,16 @@ def record(args: argparse.Namespace) -> None:
 
         print_estimate(pair, foreseen(prompts, encoded, turns, settings), settings, plan, samplings[-1])
         return
-    about = manifest(args, pair, settings, samplings)
-    writer = RecordingWriter.create(args.out, about, plan, resume=args.resume, overwrite=args.overwrite)
+    about = manifest(args, pair, settings, samplings) | {PROMPTS: prompts_sha256(prompts)}
+    writer = RecordingWriter.create(args.out, about, plan, resume=args.resume, overwrite=args.overwrite, share=share)
     record_shards(writer, pair, turns, samplings, settings, args)
     skipped = writer.manifest.get("skipped", [])
     if len(skipped) == len(turns):
         reason = skipped[0]["reason"]
         raise UserError(f"none of the {len(turns)} texts could be recorded (first: {reason}): check the model and --dtype")
-    writer.finish()
+    if missing := writer.finish():
+        print(f"share {share} of {args.out} is done; the recording is whole once the other recorders' {missing} shards are there")
+        return
     left_out = f", {len(skipped)} texts skipped" if skipped else ""
     print(f"recorded {args.out}{left_out}; look into it with `python -m traces.inspect {args.out}`")
 
@@ -204,30 +212,44 @@ def record_shards(
     settings: CaptureSettings,
     args: argparse.Namespace,
 ) -> None:
-    """Record what is pending, one shard at a time; an interrupt loses at most the shard in hand."""
+    """Record what is pending, one shard at a time; an interrupt lets the shard in hand be finished, a second one does not."""
     import torch
     from tqdm import tqdm
 
+    from traces.interrupt import asked_to_stop
     from traces.selftest import warn_near_chance
     from traces.shard import ShardRecorder
 
     pending = writer.pending()
     total = sum(len(plan.sequences) for plan in pending)
     recorder = ShardRecorder(pair, turns, samplings, settings, args.chat_template, args.text)
-    spent_writing = 0.0
-    with torch.inference_mode(), tqdm(total=total, desc="recording", unit="text", file=sys.stderr) as bar:
-        recorder.on_text, recorder.on_skip = bar.update, lambda sentence: bar.write(sentence, file=sys.stderr)
-        for plan in pending:
-            bar.set_postfix_str(plan.domain)
-            tables = recorder.record(plan)
-            if plan.index == 0:
-                warn_near_chance(tables.positions, tables.nodes, pair.description["drafters"])
-            started = time.perf_counter()
-            writer.write_shard(plan.index, *tables)
-            spent_writing += time.perf_counter() - started
+    title = "recording" if writer.share.alone else f"recording {writer.share}"
+    with torch.inference_mode(), tqdm(total=total, desc=title, unit="text", file=sys.stderr) as bar:
+
+        def say(sentence: str = "finishing the shard in hand, then stopping; Ctrl-C once more stops at once") -> None:
+            bar.write(sentence, file=sys.stderr)
+
+        recorder.on_text, recorder.say = bar.update, say
+        with asked_to_stop(say) as asked:
+            for plan in pending:
+                bar.set_postfix_str(plan.domain)
+                tables = recorder.record(plan)
+                if plan.index == 0:
+                    warn_near_chance(tables.positions, tables.nodes, pair.description["drafters"])
+                started = time.perf_counter()
+                writer.write_shard(plan.index, *tables)
+                recorder.seconds["write"] += time.perf_counter() - started
+                if asked() and plan is not pending[-1]:
+                    raise KeyboardInterrupt
     if total:
-        spent = ", ".join(f"{name} {value:.1f} s" for name, value in (recorder.seconds | {"write": spent_writing}).items())
-        print(f"time spent: {spent}", file=sys.stderr)
+        print(split(recorder.seconds), file=sys.stderr)
+
+
+def split(seconds: dict[str, float]) -> str:
+    """Where the time of a recording went, as one line."""
+    whole = sum(seconds.values()) or 1.0
+    parts = ", ".join(f"{name} {value:.1f} s ({value / whole:.0%})" for name, value in seconds.items())
+    return f"time spent: {parts}"
 
 
 if __name__ == "__main__":

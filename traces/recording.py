@@ -96,6 +96,12 @@ class Recording:
         """[S] int64."""
         return self.arrays["sequence_ids"]
 
+    @cached_property
+    def uniform_keys(self) -> np.ndarray:
+        """[S] int64: the ids that the texts were recorded under, which key their uniform numbers; a merge may have renumbered."""
+        shift = {number: plan.shift for plan in self.plans for number in plan.sequences}
+        return np.array([number - shift[number] for number in self.sequence_ids.tolist()], dtype=np.int64)
+
     @property
     def domain_index(self) -> np.ndarray:
         """[S] int64, into `domains`."""

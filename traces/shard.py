@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from live.faults import out_of_memory
 from live.pair import Pair, encode_prompt
 from policies.contract import Sampling
 from traces.capture import BrokenLogits, CaptureSettings, Columns, TargetCapture, Text, capture_forest, generate_texts
+from traces.halving import Halving, too_much
 from traces.manifest import ShardPlan
 from traces.plan import Turn
 from traces.prompts import joined
@@ -45,8 +47,8 @@ class ShardRecorder:
     chat_template  whether to write prompts as the tokenizer's template defines
     keep_text      False leaves prompts and texts out; prompt tokens are hashed
     on_text        called with 1 for each text that is done
-    on_skip        called with a sentence for each text that cannot be recorded
-    seconds        what was spent on what, so far
+    say            called with a sentence for each text that cannot be recorded, and where memory ran out
+    seconds        what was spent on what, so far: generating, the target's pass over each text, each drafter's forest, writing
     """
 
     pair: Pair
@@ -56,11 +58,30 @@ class ShardRecorder:
     chat_template: bool = True
     keep_text: bool = True
     on_text: Callable[[int], Any] = lambda count: None
-    on_skip: Callable[[str], Any] = lambda sentence: None
-    seconds: dict[str, float] = field(default_factory=lambda: {"generate": 0.0, "target": 0.0, "forest": 0.0})
+    say: Callable[[str], Any] = lambda sentence: None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        forests = [f"forest of {name}" for name in self.pair.networks]
+        self.seconds |= dict.fromkeys(("generate", "target", *forests, "write"), 0.0)
 
     def record(self, plan: ShardPlan) -> Shard:
-        """The shard's tables. A text that cannot be recorded is left out, named and counted; the others never notice."""
+        """The shard's tables. A text that cannot be recorded is left out, named and counted; the others never notice.
+
+        Where memory runs out, fewer texts are generated, or fewer trees grown, side by side. Raises UserError when it runs out
+        all the same.
+        """
+        cure = "lower --max-new-tokens, use a smaller --dtype, or --device-map auto"
+        self._batch = Halving(len(plan.sequences), "texts", cure, self.say)
+        self._trees = Halving(self.settings.positions, "positions", cure, self.say)
+        try:
+            return self._record(plan)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise too_much("texts", cure) from error  # in a pass over one text, which cannot be halved
+
+    def _record(self, plan: ShardPlan) -> Shard:
         answers, skipped = self._talk(plan)
         target = self.pair.target()
         rows: list[dict[str, Any]] = []
@@ -77,7 +98,10 @@ class ShardRecorder:
             positions.append(mine)
             nodes += trees
             self.on_text(1)
-        return Shard(rows, self._positions(positions), self._nodes(nodes), skipped)
+        started = time.perf_counter()
+        shard = Shard(rows, self._positions(positions), self._nodes(nodes), skipped)
+        self.seconds["write"] += time.perf_counter() - started
+        return shard
 
     def _talk(self, plan: ShardPlan) -> tuple[dict[int, Answer], list[dict[str, Any]]]:
         """Lead the shard's conversations, all their first turns as one batch, then all second ones; the answers by number."""
@@ -104,7 +128,7 @@ class ShardRecorder:
             if not batch:
                 continue
             numbers = [turn.number for turn in batch]
-            found = generate_texts(self.pair, prompts, self.settings, self.samplings[batch[0].group], numbers)
+            found = generate_texts(self.pair, prompts, self.settings, self.samplings[batch[0].group], numbers, self._batch)
             for turn, text, question in zip(batch, found, asked, strict=True):
                 if text.broken:
                     self._skip(skipped, turn, str(BrokenLogits("the target", text.length)))
@@ -122,13 +146,14 @@ class ShardRecorder:
         captured = time.perf_counter()
         self.seconds["target"] += captured - started
         nodes = []
-        for index, network in enumerate(self.pair.networks.values()):
-            columns = capture_forest(network, capture, text, self.settings, self.pair.context_limit)
+        for index, (name, network) in enumerate(self.pair.networks.items()):
+            started = time.perf_counter()
+            columns = capture_forest(network, capture, text, self.settings, self.pair.context_limit, self._trees)
             if columns:
                 count = len(columns["node"])
                 drafter = np.full(count, index, dtype=np.int8)
                 nodes.append({"sequence": np.full(count, turn.number), "drafter": drafter, **columns})
-        self.seconds["forest"] += time.perf_counter() - captured
+            self.seconds[f"forest of {name}"] += time.perf_counter() - started
         return positions, nodes
 
     def _row(self, turn: Turn, answer: Answer) -> dict[str, Any]:
@@ -154,7 +179,7 @@ class ShardRecorder:
         """Leave a text out, and say so."""
         name = turn.prompt.turn_id(turn.turn)
         skipped.append({"sequence": turn.number, "domain": turn.prompt.domain, "prompt_id": name, "reason": reason})
-        self.on_skip(f"skipped prompt {name} of {turn.prompt.domain}: {reason}")
+        self.say(f"skipped prompt {name} of {turn.prompt.domain}: {reason}")
         self.on_text(1)
 
     def _positions(self, parts: list[Columns]) -> Columns:

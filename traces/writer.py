@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,10 +17,10 @@ import pyarrow.parquet as pq
 
 from policies.errors import UserError
 from traces import manifest as mf
+from traces.begin import begin, drop_parts
 from traces.checks import check_nodes, check_positions, check_sequences
 from traces.manifest import Manifest, ShardPlan, shard_file
 from traces.schema import (
-    CACHE,
     Arrays,
     from_arrow,
     nodes_schema,
@@ -30,9 +29,13 @@ from traces.schema import (
     to_arrow,
     write_parquet,
 )
+from traces.share import ALONE, Share
 
-_SHARD_FILE = re.compile(r"^\.?(sequences|positions|nodes)-\d{5,}\.parquet(\.tmp)?$")
 _DISK_MARGIN = 16 << 20  # for the manifest and whatever else writes to the same disk
+
+
+class DiskFull(UserError):
+    """No room for the next shard; what is finished is kept."""
 
 
 class RecordingWriter:
@@ -42,9 +45,11 @@ class RecordingWriter:
     moment loses at most the shard in hand.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, share: Share = ALONE, elsewhere: frozenset[int] = frozenset()) -> None:
+        """:param elsewhere: indices of finished shards that another manifest names."""
         self.folder = folder
         self.manifest = manifest
+        self.share, self.elsewhere = share, elsewhere
 
     @classmethod
     def create(
@@ -54,6 +59,7 @@ class RecordingWriter:
         plan: Sequence[ShardPlan],
         resume: bool = False,
         overwrite: bool = False,
+        share: Share = ALONE,
     ) -> RecordingWriter:
         """Start a recording, or go on with one.
 
@@ -62,6 +68,7 @@ class RecordingWriter:
         :param plan: every shard, fixed now.
         :param resume: go on with the recording in the folder (damaged shards are recorded again).
         :param overwrite: delete the recording in the folder, and nothing else in it.
+        :param share: which of several recorders of this recording this is; it writes its own shards only.
         Raises UserError when the folder holds a recording and neither is given, when the configuration differs from the
         one to be resumed (the key is named), or when the folder cannot be written.
         """
@@ -77,24 +84,11 @@ class RecordingWriter:
             "plan": mf.plan_to_json(plan),
             "shards": {},
         }
-        _make_folder(folder)
-        if mf.holds_recording(folder) and not overwrite:
-            if not resume:
-                raise UserError(
-                    f"{folder} already holds a recording: go on with it by --resume, replace it by --overwrite, "
-                    "or name another folder"
-                )
-            manifest = _resumed(folder, manifest)
-        elif overwrite:
-            (folder / mf.NAME).unlink(missing_ok=True)
-            shutil.rmtree(folder / CACHE, ignore_errors=True)
-        elif any(_SHARD_FILE.match(path.name) for path in folder.iterdir()):
-            raise UserError(
-                f"{folder} holds shards but no {mf.NAME}: put it back, or replace the recording by --overwrite"
-            )
-        _remove_shards(folder, keep=manifest["shards"])
-        writer = cls(folder, manifest)
+        manifest, elsewhere = begin(folder, manifest, share, resume, overwrite)
+        writer = cls(folder, manifest, share, elsewhere)
         writer._save()
+        if share.alone:
+            drop_parts(folder)  # the manifest just written has taken them over
         return writer
 
     @classmethod
@@ -106,12 +100,16 @@ class RecordingWriter:
         if damages:
             first = damages[0]
             raise UserError(f"{folder / first.file} is {first.reason}: record it again with traces.record --resume")
-        return cls(folder, manifest)
+        writer = cls(folder, manifest)
+        if mf.part_files(folder):
+            writer._save()
+            drop_parts(folder)
+        return writer
 
     def pending(self) -> list[ShardPlan]:
-        """The shards still to be recorded, in plan order."""
-        done = {plan.index for plan in mf.finished(self.manifest)}
-        return [plan for plan in mf.plan_of(self.manifest) if plan.index not in done]
+        """The shards still to be recorded by this recorder, in plan order."""
+        done = {plan.index for plan in mf.finished(self.manifest)} | self.elsewhere
+        return [plan for plan in mf.plan_of(self.manifest) if plan.index not in done and self.share.holds(plan.index)]
 
     def write_shard(
         self,
@@ -146,17 +144,31 @@ class RecordingWriter:
         for name in entries:
             os.replace(_temporary(self.folder, name), self.folder / name)
         mf.sync_folder(self.folder)
-        self.manifest["shards"] |= entries
+        self.manifest["shards"] = mf.in_plan_order(self.manifest, self.manifest["shards"] | entries)
         before = [entry for entry in self.manifest.get(mf.SKIPPED, []) if entry["sequence"] not in plan.sequences]
         if before or skipped:
             self.manifest[mf.SKIPPED] = sorted([*before, *map(dict, skipped)], key=lambda entry: entry["sequence"])
         self._save()
 
-    def finish(self) -> None:
-        """Mark the recording complete. Raises ValueError when shards are pending."""
+    def finish(self) -> int:
+        """Mark the recording complete, if it is; how many shards other recorders still owe.
+
+        Raises ValueError when shards of this recorder are pending.
+        """
         if self.pending():
             raise ValueError(f"{len(self.pending())} shards are still to be recorded")
-        self.update_manifest(status="complete")
+        if self.share.alone:
+            self.update_manifest(status="complete")
+            return 0
+        whole = mf.read_manifest(self.folder)
+        lost = {damage.index for damage in mf.find_damage(self.folder, whole, by_content=False)}
+        missing = len(whole["plan"]) - len([plan for plan in mf.finished(whole) if plan.index not in lost])
+        if missing == 0:  # two recorders may find so at once: they write the same bytes
+            with _disk_errors(self.folder):
+                mf.write_manifest(self.folder, whole, mark=f".{self.share.rank}")
+            drop_parts(self.folder)
+            self.manifest = whole
+        return missing
 
     def update_manifest(self, **fields: Any) -> None:
         """Set manifest keys (for example `envelope` after a fill) and save."""
@@ -187,8 +199,9 @@ class RecordingWriter:
         self._save()
 
     def _save(self) -> None:
+        name = mf.NAME if self.share.alone else mf.part_name(self.share.rank, self.share.count)
         with _disk_errors(self.folder):
-            mf.write_manifest(self.folder, self.manifest)
+            mf.write_manifest(self.folder, self.manifest, name)
 
     def _write_temporary(self, index: int, tables: Mapping[str, pa.Table]) -> dict[str, dict[str, Any]]:
         """Write tables under temporary names and return their manifest entries; on any failure leave nothing."""
@@ -213,7 +226,7 @@ class RecordingWriter:
         """Ask for the uncompressed size: an upper bound, so that a shard is not begun that cannot be ended."""
         free = shutil.disk_usage(self.folder).free
         if free < raw_bytes + _DISK_MARGIN:
-            raise UserError(
+            raise DiskFull(
                 f"no disk space in {self.folder}: the next shard may need {(raw_bytes + _DISK_MARGIN) / 1e6:.0f} MB and "
                 f"{free / 1e6:.0f} MB are free; free some and go on with --resume (what is finished is kept)"
             )
@@ -230,46 +243,6 @@ def merge_nodes(*parts: Arrays) -> Arrays:
     return {name: values[order] for name, values in merged.items()}
 
 
-def _resumed(folder: Path, ours: Manifest) -> Manifest:
-    """The manifest of the recording to go on with, less its damaged shards. Raises UserError when ours differs."""
-    theirs = mf.settle(folder, mf.read_manifest(folder))
-    ignored = {"status", "shards", mf.RUN, mf.SKIPPED}
-    difference = mf.first_difference(
-        {key: value for key, value in ours.items() if key not in ignored},
-        {key: value for key, value in theirs.items() if key not in ignored},
-    )
-    if difference:
-        key, mine, recorded = difference
-        raise UserError(
-            f"cannot resume {folder}: it was recorded with {key} = {_short(recorded)}, now it is {_short(mine)}; "
-            "give the same options, or start afresh with --overwrite"
-        )
-    damaged = {damage.index for damage in mf.find_damage(folder, theirs)}
-    sound = [plan.index for plan in mf.finished(theirs) if plan.index not in damaged]
-    keep = {shard_file(table, index) for index in sound for table in mf.TABLES}
-    theirs["shards"] = {name: entry for name, entry in theirs["shards"].items() if name in keep}
-    if len(sound) < len(theirs["plan"]):
-        theirs["status"] = "recording"
-    return theirs
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK | os.X_OK)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder} ({error.strerror}): name another one") from error
-    if not writable:
-        raise UserError(f"cannot write to the folder {folder}: name another one")
-
-
-def _remove_shards(folder: Path, keep: Sequence[str] | Mapping[str, Any]) -> None:
-    """Delete shard files that no manifest entry names (left by a kill, damaged, or to be overwritten)."""
-    for path in folder.iterdir():
-        if _SHARD_FILE.match(path.name) and path.name not in keep:
-            path.unlink()
-
-
 def _temporary(folder: Path, name: str) -> Path:
     return folder / f".{name}.tmp"
 
@@ -277,11 +250,6 @@ def _temporary(folder: Path, name: str) -> Path:
 def _sync_file(path: Path) -> None:
     with open(path, "rb") as stream:
         os.fsync(stream.fileno())
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 @contextmanager
@@ -292,6 +260,6 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise UserError(
+        raise DiskFull(
             f"the disk of {folder} is full: free some space and go on with --resume (what is finished is kept)"
         ) from error

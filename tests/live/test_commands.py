@@ -12,6 +12,7 @@ import torch
 
 from live import bench, generate
 from live.pair import encode_prompt
+from traces import record
 from traces.recording import open_recording
 
 SMALL = "eagle3(total_tokens=8, depth=3, top_k=4)"
@@ -34,6 +35,20 @@ def test_generate_streams_the_targets_text(tiny_pair, answer, capsys, policy):
     told = capsys.readouterr()
     assert told.out == answer + "\n" and answer
     assert "tokens per cycle" in told.err
+
+
+@pytest.mark.parametrize("drafter", ["suffix", "racer(top=4)"])
+def test_generate_without_a_draft_model(tiny_pair, answer, capsys, drafter, refused):
+    words = ["the cat sat on the mat", "--target", tiny_pair.target, "--dtype", "float64", "--max-new-tokens", "20"]
+    generate.main([*words, "--draft", drafter, "--policy", SMALL])
+    told = capsys.readouterr()
+    assert told.out == answer + "\n" and "tokens per cycle" in told.err
+    assert "no parameter 'dept'" in refused(lambda: generate.main([*words, "--draft", "suffix(dept=4)"]))
+
+
+def test_a_training_free_drafter_is_not_recorded(tiny_pair, tmp_path, refused):
+    told = refused(lambda: record.main(tiny_pair.record(tmp_path / "new", "--draft", "suffix")))
+    assert "'suffix' is training-free" in told and "--drafter suffix" in told and not (tmp_path / "new").exists()
 
 
 def test_generate_reads_standard_input(tiny_pair, answer, capsys, monkeypatch):

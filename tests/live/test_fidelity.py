@@ -15,7 +15,7 @@ from live.eagle_network import EagleNetwork
 from live.explain import Answer, TapedDrafter, largest_difference, same_decision
 from live.fidelity import check_policy, check_texts, main
 from live.network import Ancestry
-from live.witness import check_witness
+from live.witness import check_witness, why_not
 from policies.chain import Chain
 from policies.contract import Cycle
 from policies.drafting import draft
@@ -270,6 +270,19 @@ def test_the_witness_notices(recording, pair64, monkeypatch):
     assert check_witness(recording, pair64, "draft", 2)["unexplained"] == 0
     one_token_less(monkeypatch, pair64)
     assert check_witness(recording, pair64, "draft", 2)["unexplained"] > 0
+
+
+def test_a_draft_of_another_vocabulary_size_has_no_witness(recording, tiny_recording, pair64, monkeypatch, capsys):
+    """Assisted generation refuses such a pair, although ours decodes with it."""
+    assert why_not(pair64, "draft") == ""
+    monkeypatch.setattr(pair64.networks["draft"].model.model.config, "vocab_size", 192)
+    assert "pads its vocabulary to 192 tokens" in why_not(pair64, "draft")
+    monkeypatch.setattr("live.pair.load_pair", lambda *everything: pair64)
+    options = ["--policy", "chain(k=2)", "--drafter", "draft", "--cycles", "5", "--skip-generate"]
+    with pytest.raises(SystemExit) as end:
+        run_command(lambda: main([str(tiny_recording), *options]))
+    told = capsys.readouterr().out
+    assert end.value.code == 0 and "no outside witness for it" in told and "fidelity holds" in told
 
 
 # ---- explanations ----------------------------------------------------------------------------------------------------

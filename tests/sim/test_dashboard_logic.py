@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks.repeated import repeat
+from benchmarks import repeated
 from policies.errors import UserError
 from policies.registry import load_policy
 from sim import curves, finding, glance, lab, reliability, strata, sweeps, token_charts, walkthrough
@@ -227,8 +227,9 @@ def test_samples_of_some_texts_are_those_among_all(recording: Recording):
     assert len(wanted) < len(every) and curves.samples(recording, texts=some).equals(wanted)
 
 
-def test_a_repeated_recording_is_the_same_texts_again(recording: Recording, tmp_path: Path):
-    folder = repeat(recording.folder, tmp_path / "large", 2 * int(recording.length.sum()) - 5)
+def test_a_repeated_recording_is_the_same_texts_again(recording: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(repeated, "SHARD", 1)  # one copy of a shard after the other
+    folder = repeated.repeat(recording.folder, tmp_path / "large", 2 * int(recording.length.sum()) - 5)
     large = open_recording(folder, verify=True)
     assert len(large.token) == 2 * len(recording.token) and len(set(large.sequence_ids.tolist())) == len(large.length)
     assert np.bincount(large.domain_index).tolist() == [8, 8]

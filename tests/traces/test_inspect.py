@@ -6,9 +6,12 @@ import json
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.recording_memory import sizes
 from traces import inspect
+from traces.record import split
 from traces.schema import CACHE
 
 
@@ -83,3 +86,20 @@ def test_help_is_light():
 def test_reading_and_writing_need_neither_torch_nor_polars():
     code = "import sys, traces.store; heavy = {'torch', 'transformers', 'polars', 'pandas'} & set(sys.modules); assert not heavy"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_what_a_node_and_a_position_take(recording):
+    """benchmarks.recording_memory adds up what Parquet says of every shard."""
+    nodes = [pq.ParquetFile(path) for path in recording.glob("nodes-*.parquet")]
+    count = sum(file.metadata.num_rows for file in nodes)
+    raw = sum(file.metadata.row_group(i).total_byte_size for file in nodes for i in range(file.metadata.num_row_groups))
+    disk = sum(path.stat().st_size for path in recording.glob("nodes-*.parquet"))
+    told = sizes(recording)
+    assert f"trace: {count:,} expanded nodes, 4 children kept of each" in told
+    assert f"an expanded node         {raw / count:8,.0f} bytes raw, {disk / count:8,.0f} bytes on disk" in told
+    assert "its tree by eagle3" in told and "its tree by lm" in told
+
+
+def test_where_the_time_of_a_recording_went():
+    seconds = {"generate": 1.0, "target": 0.0, "write": 3.0}
+    assert split(seconds) == "time spent: generate 1.0 s (25%), target 0.0 s (0%), write 3.0 s (75%)"

@@ -17,6 +17,7 @@ from policies.errors import run_command
 from tests.tiny_pair import TinyPair, train_tokenizer
 from traces.record import main
 from traces.recording import open_recording
+from traces.shard import ShardRecorder
 
 ROOT = Path(__file__).parent.parent.parent
 QUICK = ("--max-new-tokens", "6", "--cover", "chain(k=2)")
@@ -85,6 +86,46 @@ def test_resume_after_a_kill(quick, tiny_pair, tmp_path):
     assert open_recording(out).sequence_ids.tolist() == [0, 1]
     main(tiny_pair.record(out, *QUICK, "--resume"))
     assert files(out) == files(quick)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_lets_the_shard_in_hand_be_finished(quick, tiny_pair, tmp_path, monkeypatch, capsys, times):
+    """In the middle of the second shard. Who presses it twice does not wait for the shard."""
+    real, handler = ShardRecorder._capture, signal.getsignal(signal.SIGINT)
+
+    def capture(self, target, turn, text):
+        for _ in range(times if turn.number == 2 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, target, turn, text)
+
+    monkeypatch.setattr(ShardRecorder, "_capture", capture)
+    out = tmp_path / "trace"
+    with pytest.raises(SystemExit) as end:
+        run_command(lambda: main(tiny_pair.record(out, *QUICK)), "Go on with --resume.")
+    told = capsys.readouterr().err
+    assert end.value.code == 130 and "finishing the shard in hand" in told and "interrupted. Go on with --resume." in told
+    assert open_recording(out, verify=True).sequence_ids.tolist() == ([0, 1, 2] if times == 1 else [0, 1])
+    assert signal.getsignal(signal.SIGINT) is handler
+    monkeypatch.undo()
+    main(tiny_pair.record(out, *QUICK, "--resume"))
+    assert files(out) == files(quick)
+
+
+def test_prompts_that_changed_are_not_resumed(quick, tiny_pair, tmp_path, refused):
+    """The same number of prompts under the same names, but other questions."""
+    out = shutil.copytree(quick, tmp_path / "trace")
+    changed = tmp_path / "math.jsonl"
+    changed.write_text((tiny_pair.folder / "math.jsonl").read_text().replace("14", "15"))
+    words = tiny_pair.record(out, *QUICK, "--resume")
+    words = [f"math={changed}" if word.startswith("math=") else word for word in words]
+    told = refused(lambda: main(words))
+    assert "the prompts of math are not those it was begun with" in told and "--overwrite" in told
+    assert files(out) == files(quick)
+    about = json.loads((out / "manifest.json").read_text())
+    del about["prompts_sha256"]  # as recordings were before
+    (out / "manifest.json").write_text(json.dumps(about))
+    main(words)
+    assert json.loads((out / "manifest.json").read_text())["status"] == "complete"
 
 
 @pytest.mark.long
