@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from live.eagle3_config import Eagle3Config, captured_layers
 from live.eagle3_weights import check_tensors, official_tensors, read_tensors, variant
+from live.few_rows import quicken
 from policies.errors import UserError
 
 __all__ = ["Eagle3Config", "Eagle3Head", "RMSNorm", "captured_layers"]
@@ -147,7 +148,7 @@ class Eagle3Head(nn.Module):
             target_ids = head.d2t + torch.arange(len(head.d2t))
             if int(target_ids.min()) < 0 or int(target_ids.max()) >= config.vocab_size:
                 raise UserError(f"{what}: d2t points outside the target's vocabulary of {config.vocab_size} tokens")
-        return head.to(embed_tokens.device, dtype).eval().requires_grad_(False)
+        return quicken(head.to(embed_tokens.device, dtype).eval().requires_grad_(False))
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
         """Write config.json and model.safetensors (weights in ``dtype``; no embeddings) into ``folder``."""

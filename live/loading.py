@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from live.few_rows import quicken
 from live.hub import explain, first_line, resolve, weight_files
 from live.model import check_architecture, check_supported
 from live.precision import exact
@@ -91,7 +92,7 @@ def load_model(
     if not device_map:
         model = model.to(target)
     check_supported(model)
-    model = exact(model)
+    model = quicken(exact(model))
     check_trees(model)
     return model
 
