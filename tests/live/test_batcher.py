@@ -18,6 +18,7 @@ from policies.registry import all_policies, load_policy
 from sim.replay import replay
 from sim.schedule import steps_of
 from tests.policies.cases import SETTINGS
+from tests.policies.synthetic import Priced
 from tests.tiny_pair import DOMAINS
 from traces.recording import open_recording
 
@@ -27,7 +28,8 @@ SAMPLED = Sampling(0.9, top_k=60, top_p=0.95, repetition_penalty=1.1, seed=4)
 
 def decoder(pair: Pair, name: str, spec: str) -> SpeculativeDecoder:
     network = pair.networks[name] if name in pair.networks else load_rule(name)
-    return SpeculativeDecoder(pair.target(), network, load_policy(spec), pair.end_tokens, context_limit=pair.context_limit)
+    limit = pair.context_limit
+    return SpeculativeDecoder(pair.target(), network, load_policy(spec), pair.end_tokens, Priced(), context_limit=limit)
 
 
 def alone(run: SpeculativeDecoder, request: Request) -> list[int]:
