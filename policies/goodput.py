@@ -139,7 +139,8 @@ class Goodput(Policy):
         most = int(width.max())
         if most == 0:
             return None
-        state["passed"] = torch.maximum(passed, torch.cat([score, passed], 1).gather(1, width))[:, 0]
+        best = torch.maximum(passed, torch.cat([score, passed], 1).gather(1, width))
+        state["passed"] = torch.where(width > 0, best, passed)[:, 0]  # a row that stopped stays as it would alone
         nodes = families.nodes_in(slot[:, :most])
         return Expansion(nodes.masked_fill(torch.arange(most, device=nodes.device) >= width, NONE), self.top_k)
 
