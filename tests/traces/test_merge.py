@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from live.bench_batches import recorded_jobs
 from live.fidelity import check_policy, check_texts
 from policies.registry import load_policy
 from sim.replay import replay
@@ -97,6 +98,7 @@ def test_several_temperatures(tmp_path):
     both = open_recording(tmp_path / "both")
     assert [entry["temperature"] for entry in both.manifest["sampling"]] == [0.0, 0.7]
     assert both.sequence_ids.tolist() == [0, 3, 4, 1, 2, 5, 8, 9, 6, 7] and both.uniform_keys.tolist() == 2 * [0, 3, 4, 1, 2]
+    assert sorted(job.text for job in recorded_jobs(both, range(10))) == sorted(both.uniform_keys.tolist())
     cut([str(tmp_path / "both"), "--temperature", "0.7", "--out", str(tmp_path / "again")])
     again = open_recording(tmp_path / "again")
     assert [entry["temperature"] for entry in again.manifest["sampling"]] == [pytest.approx(0.7)]
