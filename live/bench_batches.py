@@ -181,6 +181,9 @@ def bench_in_batches(
     print("\n" + report({name: summed_up(own, len(jobs)) for name, own in found.items()}, predicted or None))
     left_out = " (the prediction leaves it out)" if predicted else ""
     print(f"\n{len(jobs)} texts, {batch} requests at a time, {rounds} rounds; prefill included{left_out}.")
+    fixed = [policy.spec() for policy in policies if policy.batch_wide and policy.spec() in predicted]
+    if fixed and batch > 1:  # the only schedule that replay runs them under (sim.schedule)
+        print(f"Requests join as others end; predictions of {', '.join(fixed)} are for fixed groups, plain decoding's too.")
     return {"batch": batch, "predicted_speedup": predicted, "throughput": as_json(found)}
 
 
