@@ -82,11 +82,11 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"--jobs is {args.jobs}: give a positive number")
     if args.profile:
         load_profile(args.profile)
+    specs = args.policy or shipped(FOUNDATION)
+    for spec in specs:  # before the models: loading them may take minutes
+        load_policy(spec).check_fitted()
     recording, pair = opened(args.trace, args.device)
     about = recording.manifest
-    specs = args.policy or shipped(FOUNDATION)
-    for spec in specs:
-        load_policy(spec)
     unknown = [name for name in args.drafter if name not in recording.drafters and not is_rule(name)]
     if unknown:
         raise UserError(f"the recording has no drafter '{unknown[0]}': it has {', '.join(recording.drafters)}")
