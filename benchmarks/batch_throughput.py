@@ -39,12 +39,15 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--dtype", default="float32", help="float32, float64, bfloat16 or float16")
     parse.add_argument("--device", default="cpu")
     parse.add_argument("--profile", metavar="FILE", help="what traces.profile measured, for policies that weigh costs")
-    parse.add_argument("--json", metavar="FILE", help="write all figures there")
+    parse.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return parse
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    from sim.outputs import check_writable, write_text
+
+    check_writable(args.json)
     batches = args.batch or [1, 4, 8]
     for name, value in (("--texts", args.texts), ("--rounds", args.rounds), ("--batch", min(batches))):
         if value < 1:
@@ -75,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(report({name: summed_up(rounds, len(jobs)) for name, rounds in found.items()}))
         content["batches"][batch] = as_json(found)
     if args.json:
-        Path(args.json).write_text(json.dumps(content, indent=1) + "\n")
+        write_text(args.json, json.dumps(content, indent=1) + "\n")
 
 
 def jobs_of(pair: Pair, specs: list[str], per_domain: int, limit: int, sampling: Sampling) -> list[Job]:

@@ -48,7 +48,10 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(given)
     if not args.profile:
         raise UserError("a league needs to know what time costs: give --profile FILE, from traces.profile or traces.analytic")
+    _check_names(args)
     from benchmarks.league_tables import render
+    from policies.autoregressive import Autoregressive
+    from policies.registry import all_policies, load_policy
     from sim.opening import about, says
     from sim.options import opened
     from sim.outputs import check_writable, write_json, write_text
@@ -63,10 +66,22 @@ def main(arguments: list[str] | None = None) -> None:
     facts = about(recording, profile)
     content: dict[str, Any] = {"command": shlex.join(["python", "-m", "benchmarks.league", *given]), "about": facts}
     content["groups"] = [_play(args, recording, group, profile) for group in _settings(recording, setting)]
-    content["says"] = says(facts, setting)
+    placed = [kind for name, kind in all_policies().items() if not args.only or name in args.only]
+    placed += [*map(load_policy, args.policy), Autoregressive]  # a control is always there
+    content["says"] = says(facts, setting, placed)
     write_json(data, content)
     write_text(page, render(content))
     print(render(content), end="")
+
+
+def _check_names(args: argparse.Namespace) -> None:
+    """Refuse a misspelt policy at once, not after everybody else has been fitted, nor by quietly placing one less."""
+    from policies.registry import all_policies, load_policy
+
+    for spec in args.policy:
+        load_policy(spec).check_fitted()
+    if unknown := [name for name in args.only if name not in all_policies()]:
+        raise UserError(f"--only {unknown[0]} names no registered policy: see `python -m policies`")
 
 
 def _settings(recording: Recording, setting: Setting) -> list[Setting]:
@@ -98,8 +113,6 @@ def _play(args: argparse.Namespace, recording: Recording, setting: Setting, prof
         entrants = [*registered(), *fitted(group.training, here / "fitted", on_fit, failed, set(args.only))]
     entrants = [one for one in entrants if not args.only or one.policy.name in args.only]
     entrants += [Entrant(load_policy(spec), "given") for spec in args.policy]
-    for entrant in entrants:
-        entrant.policy.check_fitted()
     return _placed(args, group, each_once(entrants), failed, here)
 
 

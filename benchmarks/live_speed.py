@@ -57,12 +57,15 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--contender", action="append", default=[], metavar="DRAFTER: POLICY", help="may be repeated")
     parse.add_argument("--texts", type=int, default=2, help="texts per domain (default 2)")
     parse.add_argument("--rounds", type=int, default=5, help="times that each text is decoded by each contender (default 5)")
-    parse.add_argument("--json", metavar="FILE", help="write all figures there")
+    parse.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return parse
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    from sim.outputs import check_writable, write_text
+
+    check_writable(args.json)
     for name, value in (("--texts", args.texts), ("--rounds", args.rounds)):
         if value < 1:
             raise UserError(f"{name} must be 1 or more, not {value}")
@@ -87,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(report(recording, figures, overhead, predicted, len(texts), args.rounds))
     if args.json:
         content = {"device": about["device"], "figures": figures, "overhead": overhead, "predicted": predicted}
-        Path(args.json).write_text(json.dumps(content, indent=1) + "\n")
+        write_text(args.json, json.dumps(content, indent=1) + "\n")
 
 
 def parse_contender(text: str) -> tuple[str, Any]:

@@ -85,12 +85,15 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--seed", type=int, default=0)
     parse.add_argument("--device", default="cpu")
     parse.add_argument("--architectures", action="store_true", help="tiny random models of each family as well, in float64")
-    parse.add_argument("--json", metavar="FILE", help="write all rows there")
+    parse.add_argument("--json", type=Path, metavar="FILE", help="write all rows there")
     return parse
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    from sim.outputs import check_writable, write_text
+
+    check_writable(args.json)
     for name, value in (("--texts", args.texts), ("--max-new-tokens", args.max_new_tokens), ("--batch", args.batch)):
         if value < 1:
             raise UserError(f"{name} must be 1 or more, not {value}")
@@ -122,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
                     bar.update()
     print(table(rows))
     if args.json:
-        Path(args.json).write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        write_text(args.json, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     if broken := [row for row in rows if not row.holds]:
         worst = broken[0]
         print(f"\nNOT LOSSLESS in {len(broken)} of {len(rows)} rows, the first: {worst.policy}, {worst.drafter}, {worst.dtype}")

@@ -55,7 +55,10 @@ def main(arguments: list[str] | None = None) -> None:
     from traces.recording import open_recording
 
     about = open_recording(args.trace).manifest
-    args.work.mkdir(parents=True, exist_ok=True)
+    try:
+        args.work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {args.work} ({error.strerror}): name another folder with --work") from None
     profile, bench, found = (args.work / f"{name}.json" for name in ("profile", "bench", "validation"))
     if args.profile is None:
         pair = ["--target", about["target"]["id"], "--dtype", about["dtype"]]

@@ -38,7 +38,8 @@ def show(view: View, setting: Setting, study: str, sums: Tally) -> None:
 def commands(view: View, setting: Setting, study: str) -> list[str]:
     """What to type for the same on a command line, or live."""
     trace, spec = shlex.quote(str(view.recording.folder)), shlex.quote(study)
-    words = [trace, f"--drafter {view.drafter}"]
+    drafter = shlex.quote(view.drafter)  # a training-free one may come with parameters in brackets
+    words = [trace, f"--drafter {drafter}"]
     if view.temperature is not None:
         words.append(f"--temperature {view.temperature:g}")
     profile = ""
@@ -50,7 +51,7 @@ def commands(view: View, setting: Setting, study: str) -> list[str]:
             words.append(f"--{option} {value}")
     lines = [f"python -m sim.replay {' '.join(words)} --policy {spec}"]
     if not view.what_if:  # another pair's profile predicts nothing of this one's decoding
-        lines.append(f"python -m live.bench {trace}{profile} --drafter {view.drafter} --policy {spec}")
+        lines.append(f"python -m live.bench {trace}{profile} --drafter {drafter} --policy {spec}")
     return [*lines, f"python -m live.generate 'Why is the sky blue?' --policy {spec}"]
 
 

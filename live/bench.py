@@ -45,12 +45,15 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--batch", type=int, default=0, metavar="N", help="measure throughput at N requests at a time")
     parse.add_argument("--breakdown", action="store_true", help="print where the time of a cycle goes (decodes once more)")
     parse.add_argument("--device", default="cpu")
-    parse.add_argument("--json", metavar="FILE", help="write all figures there")
+    parse.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return parse
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    from sim.outputs import check_writable, write_text
+
+    check_writable(args.json)
     for name, value in (("--texts", args.texts), ("--rounds", args.rounds)):
         if value < 1:
             raise UserError(f"{name} must be 1 or more, not {value}")
@@ -93,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
         found = bench_in_batches(recording, pair, policies, drafter, texts, members, args.batch, args.rounds, cost)
         if args.json:
             found |= {"recording": str(args.trace), "profile": args.profile, "drafter": drafter, "device": about["device"]}
-            Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
+            write_text(args.json, json.dumps(found, indent=1) + "\n")
         return
     measured = measure(recording, pair, policies, drafter, texts, args.rounds, cost)
     print(report(recording, policies, predicted, measured, texts, members))
@@ -108,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
         content |= {"predicted": [row.to_json() for rows in predicted for row in rows], "measured": measured}
         if broken_down:
             content["breakdown"] = {name: found.per_cycle() | {"cycles": found.cycles} for name, found in broken_down.items()}
-        Path(args.json).write_text(json.dumps(content, indent=1) + "\n")
+        write_text(args.json, json.dumps(content, indent=1) + "\n")
 
 
 def at_temperature(recording: Recording, temperature: float | None) -> list[int]:

@@ -77,6 +77,7 @@ def contenders(pair: Pair, policies: Sequence[Policy], drafter: str, batch: int,
         decoder = SpeculativeDecoder(pair.target(), pair.draft(name), policy, pair.end_tokens, cost, pair.context_limit)
 
         def decode(jobs: Sequence[Job]) -> list[list[int]]:
+            decoder.state = None  # a policy that learns across requests begins each pass anew, as the prediction does
             batcher = Batcher(decoder, batch, say=lambda sentence: print(sentence, file=sys.stderr))
             requests = [batcher.submit(*job) for job in jobs]
             batcher.run()
@@ -126,7 +127,7 @@ def recorded_jobs(recording: Recording, texts: Sequence[int]) -> list[Job]:
             recording.prompt_tokens(text).tolist(),
             int(recording.length[text]),
             Sampling(**recording.sampling(text)),
-            int(recording.sequence_ids[text]),
+            int(recording.uniform_keys[text]),
         )
         for text in sorted(texts, key=rank.__getitem__)
     ]
@@ -180,6 +181,9 @@ def bench_in_batches(
     print("\n" + report({name: summed_up(own, len(jobs)) for name, own in found.items()}, predicted or None))
     left_out = " (the prediction leaves it out)" if predicted else ""
     print(f"\n{len(jobs)} texts, {batch} requests at a time, {rounds} rounds; prefill included{left_out}.")
+    fixed = [policy.spec() for policy in policies if policy.batch_wide and policy.spec() in predicted]
+    if fixed and batch > 1:  # the only schedule that replay runs them under (sim.schedule)
+        print(f"Requests join as others end; predictions of {', '.join(fixed)} are for fixed groups, plain decoding's too.")
     return {"batch": batch, "predicted_speedup": predicted, "throughput": as_json(found)}
 
 

@@ -86,7 +86,8 @@ class TreeCache(Cache):
             for layer in self.layers:
                 layer.keys = layer.values = None
                 layer.is_initialized = False
-        for storage, _ in self._groups:
+        single = [part for layer in self.layers if layer.is_initialized for part in (layer.keys, layer.values)]
+        for storage in [storage for storage, _ in self._groups] or single:  # single ones until the first commit
             storage.zero_()  # a NaN of a failed text would pass through a mask: 0 * NaN
         self.rows = rows
         self._set_lengths([0] * rows)
@@ -206,6 +207,8 @@ class TreeCache(Cache):
         if used > self.capacity:
             self._grow(max(used, 2 * self.capacity))
         for ours, theirs in zip(self.layers, other.layers, strict=True):
+            if not ours.is_initialized:  # without attention, or reading another layer's keys: it keeps nothing
+                continue
             ours.keys[own:, :, :used] = theirs.keys[:, :, :used]
             ours.values[own:, :, :used] = theirs.values[:, :, :used]
         self._set_lengths(self.host_lengths[:own] + other.host_lengths)

@@ -65,12 +65,15 @@ def parser() -> argparse.ArgumentParser:
     )
     parse.add_argument("--skip-generate", action="store_true", help="do not compare the texts with plain decoding")
     parse.add_argument("--witness", type=int, default=4, help="prompts for the comparison with assisted generation (default 4)")
-    parse.add_argument("--json", metavar="FILE", help="write the report there as well")
+    parse.add_argument("--json", type=Path, metavar="FILE", help="write the report there as well")
     return parse
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
+    from sim.outputs import check_writable, write_text
+
+    check_writable(args.json)
     from policies.lookup.rule import is_rule
     from policies.registry import load_policy
     from traces.costs import load_profile
@@ -79,11 +82,11 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"--jobs is {args.jobs}: give a positive number")
     if args.profile:
         load_profile(args.profile)
+    specs = args.policy or shipped(FOUNDATION)
+    for spec in specs:  # before the models: loading them may take minutes
+        load_policy(spec).check_fitted()
     recording, pair = opened(args.trace, args.device)
     about = recording.manifest
-    specs = args.policy or shipped(FOUNDATION)
-    for spec in specs:
-        load_policy(spec)
     unknown = [name for name in args.drafter if name not in recording.drafters and not is_rule(name)]
     if unknown:
         raise UserError(f"the recording has no drafter '{unknown[0]}': it has {', '.join(recording.drafters)}")
@@ -113,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(why_not(pair, models[0]["name"]))
     if args.json:
         content = {"recording": str(args.trace), "dtype": about["dtype"], "policies": [asdict(report) for report in reports]}
-        Path(args.json).write_text(json.dumps(content | {"generate": texts, "witness": witness}, indent=1) + "\n")
+        write_text(args.json, json.dumps(content | {"generate": texts, "witness": witness}, indent=1) + "\n")
     if about["dtype"] in ("bfloat16", "float16"):
         print(f"{about['dtype']}: {failures} differences measured; half precision proves nothing, record in float64 for that")
         return 0

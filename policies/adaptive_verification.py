@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from policies.contract import Cycle, Expansion, Outcome, Policy, State, require
-from policies.goodput import exact_cumsum
 from policies.online_acceptance import OnlineAcceptance
 from policies.registry import policy
 from policies.serving_batch import ServingBatches
 from policies.step_time import cost_of, packed_ms
+from policies.sums import exact_cumsum
 from policies.tree import DraftTree
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from policies.contract import Cycle, State
 from policies.eagle3 import Eagle3
-from policies.goodput import exact_cumsum
 from policies.order import best
 from policies.registry import policy
 from policies.serving_batch import ServingBatches
 from policies.step_time import cost_of
+from policies.sums import exact_cumsum
 from policies.tree import DraftTree
 
 

@@ -39,10 +39,8 @@ from policies.lookahead import LEAST, LookAhead, Plan, fit_look_ahead, plan_of
 from policies.order import NONE
 from policies.prices import Prices, prices_at
 from policies.registry import policy
+from policies.sums import exact_cumsum
 from policies.tree import DraftTree
-
-UNIT = 2.0**40
-"""Probabilities are added up as whole multiples of 1 / UNIT: sums of whole numbers below 2 ** 53 are exact in any order."""
 
 
 @policy("goodput", paper="https://doi.org/10.1287/mnsc.13.7.492")
@@ -236,11 +234,6 @@ def most_worth(value: Tensor, chance: Tensor, ms: Tensor) -> Tensor:
     gain = torch.zeros((len(chance), count + 1), dtype=torch.float64, device=chance.device)
     torch.mul(value[:, None], exact_cumsum(chance), out=gain[:, 1:])
     return gain.sub_(ms[..., : count + 1]).argmax(1)
-
-
-def exact_cumsum(value: Tensor, dim: int = -1) -> Tensor:
-    """Sums float64 along ``dim``, up to and with each entry: the same bits at every shape, for values of some tokens at most."""
-    return (value * UNIT).round_().cumsum(dim).div_(UNIT)
 
 
 def _expected(acceptance: Acceptance, samples: Any) -> np.ndarray:

@@ -18,6 +18,14 @@ def exact_sum(value: Tensor) -> Tensor:
     return (value * UNIT).round().to(torch.int64).sum(0).to(torch.float64) / UNIT
 
 
+def exact_cumsum(value: Tensor, dim: int = -1) -> Tensor:
+    """Sums float64 along ``dim`` of ``value`` float64, up to and with each entry: the same bits at every shape.
+
+    They are added as whole multiples of 2**-40, which float64 does exactly for totals below 2**13.
+    """
+    return (value * UNIT).round_().cumsum(dim).div_(UNIT)
+
+
 def ordered_sum(value: Tensor, width: int) -> Tensor:
     """Sum [...] over the last axis of ``value`` [..., M], M at most ``width``, by halving.
 

@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     content = {"command": shlex.join(["python", "-m", "sim.replay", *given]), "about": facts, "setting": setting.to_json()}
     content |= {"bootstrap": {"resamples": args.resamples, "seed": args.seed}, "rows": flat, "contest": result}
     write_results(args, content, flat)
-    print("\n".join([*render(content), *says(facts, setting)]))
+    print("\n".join([*render(content), *says(facts, setting, policies)]))
 
 
 def add_intervals(rows: list[dict[str, Any]], sums: Tally, resamples: Resamples) -> None:

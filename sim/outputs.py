@@ -19,7 +19,10 @@ def check_writable(*paths: Path | None) -> None:
     :raises UserError: when a path is a folder, or lies in none that can be written to.
     """
     for path in paths:
-        if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+        if path is None:
+            continue
+        place = path if _is_special(path) else path.resolve().parent
+        if path.is_dir() or not os.access(place, os.W_OK):
             raise UserError(f"cannot write {path}: name a file in a folder that exists and can be written to")
 
 
@@ -55,8 +58,17 @@ def _plain(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, (dict, list, tuple)) else value
 
 
+def _is_special(path: Path) -> bool:
+    """Whether this is a device or a pipe (/dev/null, /dev/stdout), which is written to and never replaced by a file."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     path = Path(path)
+    if _is_special(path):
+        write(path)
+        return
+    path = path.resolve()  # behind a link, what it points to is replaced, not the link
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
         os.close(handle)

@@ -71,6 +71,9 @@ def new_folder(out: Path) -> Iterator[Path]:
     building = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         building.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out} ({error.strerror}): name another one with --out") from error
+    try:
         yield building
         os.replace(building, out)
     except DiskFull as error:

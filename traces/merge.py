@@ -46,8 +46,9 @@ def merge(parts: Sequence[Path], out: Path) -> int:
     from traces.manifest import plan_of
 
     manifests = [whole_recording(folder) for folder in parts]
-    for folder, about in zip(parts[1:], manifests[1:], strict=True):
-        check_fit(parts[0], manifests[0], folder, about)
+    for place, (folder, about) in enumerate(zip(parts, manifests, strict=True)):
+        for first, one in zip(parts[:place], manifests[:place], strict=True):  # two may share a temperature that the first lacks
+            check_fit(first, one, folder, about)
     pieces: list[Piece] = []
     holders: dict[tuple[str, str, float], Path] = {}
     taken: set[int] = set()

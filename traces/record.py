@@ -68,9 +68,10 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(f"{name} must be {value} or more, not {given}")
     if args.fill:
         from traces.fill import fill
+        from traces.share import share_of
 
-        if args.shard:
-            raise UserError("--fill works alone: leave --shard out")
+        if args.shard or not share_of(None).alone:  # two would write the same files at once
+            raise UserError("--fill works alone: leave --shard and torchrun out")
         if not args.policy:
             raise UserError("--fill needs to know for whom: add --policy NAME")
         fill(Path(args.fill), args.policy, args.device, args.positions)

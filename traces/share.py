@@ -51,7 +51,11 @@ def share_of(asked: str | None, environment: Mapping[str, str] = os.environ) -> 
         rank, count = environment.get("RANK"), environment.get("WORLD_SIZE")
         if rank is None or count is None:
             return ALONE
-        return Share(int(rank), int(count), int(environment.get("LOCAL_RANK", "0")))
+        local = environment.get("LOCAL_RANK", "0")
+        if not (rank.isdecimal() and count.isdecimal() and local.isdecimal() and int(rank) < int(count)):
+            told = f"RANK={rank}, WORLD_SIZE={count} and LOCAL_RANK={local} in the environment"
+            raise UserError(f"{told} name no share: unset them, or write --shard I/N")
+        return Share(int(rank), int(count), int(local))
     told = re.fullmatch(r"(\d+)/(\d+)", asked)
     if not told or not 1 <= int(told[1]) <= int(told[2]):
         raise UserError(f"--shard {asked} names no share: write I/N, for example 1/2 and 2/2 for two recorders")

@@ -78,6 +78,10 @@ def cut(
         if wanted:
             pieces.append(Piece(folder, about, plan, wanted))
             kept += sum(text["sequence"] in wanted for text in texts)
+    held = {number for plan in plan_of(about) for number in plan.sequences}
+    if lacking := next((some for some in numbers if held.isdisjoint(some)), None):
+        told = f"{lacking.start}" if len(lacking) == 1 else f"{lacking.start}-{lacking.stop - 1}"
+        raise UserError(f"{folder} holds no text {told}: see `python -m traces.inspect {folder}`")
     _check_held(folder, "domain", domains, known_domains, str)
     _check_held(folder, "temperature", heats, known_heats, lambda heat: f"{heat:g}")
     if not kept:

@@ -101,7 +101,7 @@ def contenders(pair: Pair, policies: dict[str, Policy], recording: Recording, co
             with torch.inference_mode():
                 said = plain_decode(
                     target, prompts, limits, pair.end_tokens, lambda *_: clock.append(time.perf_counter()),
-                    sampled(recording, group), [int(recording.sequence_ids[text]) for text in group],
+                    sampled(recording, group), [int(recording.uniform_keys[text]) for text in group],
                 )  # fmt: skip
             first = clock[len(group) - 1]  # by then prefill has given every row its first token
             count = sum(map(len, said)) - len(group)
@@ -127,7 +127,7 @@ def sampled(recording: Recording, group: list[int]) -> Sampling:
 
 
 def numbers(recording: Recording, group: list[int], target: CachedModel) -> torch.Tensor:
-    return torch.tensor([int(recording.sequence_ids[text]) for text in group], device=target.device)
+    return torch.tensor([int(recording.uniform_keys[text]) for text in group], device=target.device)
 
 
 def prediction(recording: Recording, policy: Policy, cost: CostModel, groups: list[list[int]], batch: int) -> dict[str, float]:

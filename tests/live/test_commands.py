@@ -10,7 +10,8 @@ import sys
 import pytest
 import torch
 
-from live import bench, generate
+from benchmarks import batch_throughput, live_speed, lossless
+from live import bench, fidelity, generate
 from live.pair import encode_prompt
 from traces import record
 from traces.recording import open_recording
@@ -123,6 +124,13 @@ def test_bench_refuses(tiny_recording, tmp_path, refused):
     about["target"]["id"] = str(tmp_path / "moved")
     (gone / "manifest.json").write_text(json.dumps(about))
     assert "there is no model folder" in told(gone)
+
+
+@pytest.mark.parametrize("command", [bench, fidelity, batch_throughput, live_speed, lossless])
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(command, tmp_path, refused):
+    models = ["--target", "none", "--draft", "none"] if command in (batch_throughput, lossless) else [str(tmp_path)]
+    told = refused(lambda: command.main([*models, "--json", str(tmp_path / "none" / "figures.json")]))
+    assert told.startswith("cannot write ") and "name a file in a folder" in told
 
 
 def test_generate_samples_the_same_text_under_any_policy(tiny_pair, capsys):

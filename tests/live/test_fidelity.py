@@ -80,9 +80,8 @@ def test_the_command(tiny_recording, tmp_path, capsys):
     told = capsys.readouterr().out
     assert end.value.code == 0 and told.count(" ok") == 4 and "fidelity holds" in told
     content = json.loads(report.read_text())
-    assert [(p["policy"], p["drafter"], p["unexplained"]) for p in content["policies"]] == [
-        (load_policy(spec).spec(), drafter, 0) for drafter in ("eagle3", "draft") for spec in (SMALL, "chain(k=2)")
-    ]
+    expected = [(load_policy(spec).spec(), drafter, 0) for drafter in ("eagle3", "draft") for spec in (SMALL, "chain(k=2)")]
+    assert [(p["policy"], p["drafter"], p["unexplained"]) for p in content["policies"]] == expected
     assert content["dtype"] == "float64" and content["generate"]["identical"] == content["generate"]["texts"] == 6
     assert content["witness"]["cycles"] > 0 and content["witness"]["unexplained"] == 0
 

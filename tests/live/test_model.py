@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from live.cache import TreeCache
 from live.model import CachedModel
 from policies.errors import UserError
 from tests.live.tiny import FAMILIES, build, path_logits, random_tree
@@ -163,8 +164,26 @@ def test_a_failed_row_leaves_nothing_behind():
         layer.values.fill_(float("nan"))
     cached.reset()
     assert cached.prefill(text[:, :2], torch.tensor([2, 1])).logits.isfinite().all()
+    tree = cached.forward_tree(text[:, :1], None, torch.tensor([[2], [1]]), torch.ones(2, 1, 1, dtype=torch.bool))
+    assert tree.logits.isfinite().all()  # the shorter row is shown a slot that nothing has written since
+    cached.drop_tree()
     cached.gather_rows(torch.tensor([0, -1]))
     assert cached.prefill(text[:, :2], torch.tensor([1, 2])).logits.isfinite().all()
+
+
+def test_rows_join_where_a_layer_keeps_nothing():
+    """Layers without attention, or that read another layer's keys, never write to the cache."""
+    both = []
+    for rows in (1, 2):
+        cache = TreeCache(rows, 4, layers=2, device=torch.device("cpu"))
+        cache.open(3)
+        states = torch.full((rows, 1, 3, 2), float(rows))
+        cache.layers[0].update(states, states)
+        cache.extend(torch.full((rows,), 3), [3] * rows)
+        both.append(cache)
+    both[0].join(both[1])
+    assert both[0].lengths.tolist() == [3, 3, 3] and both[0].layers[0].keys[:, 0, 0, 0].tolist() == [1, 2, 2]
+    assert both[0].layers[1].keys is None
 
 
 def test_work_per_commit_does_not_grow_with_context(monkeypatch):

@@ -113,3 +113,9 @@ def test_a_second_run_replays_nothing(played, monkeypatch):
 def test_bad_input(recording, tmp_path):
     with pytest.raises(UserError, match="give --profile"):
         league.main([str(recording.folder), "--out", str(tmp_path)])
+    PROFILE.save(tmp_path / "profile.json")
+    arguments = [str(recording.folder), "--profile", str(tmp_path / "profile.json"), "--out", str(tmp_path / "league")]
+    for wrong, told in ((["--policy", "egle3"], "egle3"), (["--only", "egle3"], "--only egle3 names no registered policy")):
+        with pytest.raises(UserError, match=told):  # before anything is fitted
+            league.main([*arguments, *wrong])
+    assert not (tmp_path / "league").exists()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from live.bench_batches import recorded_jobs
 from live.fidelity import check_policy, check_texts
 from policies.registry import load_policy
 from sim.replay import replay
@@ -97,11 +98,22 @@ def test_several_temperatures(tmp_path):
     both = open_recording(tmp_path / "both")
     assert [entry["temperature"] for entry in both.manifest["sampling"]] == [0.0, 0.7]
     assert both.sequence_ids.tolist() == [0, 3, 4, 1, 2, 5, 8, 9, 6, 7] and both.uniform_keys.tolist() == 2 * [0, 3, 4, 1, 2]
+    assert sorted(job.text for job in recorded_jobs(both, range(10))) == sorted(both.uniform_keys.tolist())
     cut([str(tmp_path / "both"), "--temperature", "0.7", "--out", str(tmp_path / "again")])
     again = open_recording(tmp_path / "again")
     assert [entry["temperature"] for entry in again.manifest["sampling"]] == [pytest.approx(0.7)]
     assert (again.temperature == np.float32(0.7)).all() and again.uniform_keys.tolist() == [0, 3, 4, 1, 2]
     assert cycles(tmp_path / "again", POLICIES[0]) == cycles(tmp_path / "warm", POLICIES[0])
+
+
+def test_settings_of_a_temperature_that_the_first_recording_lacks(tmp_path, refused):
+    synthetic_recording.write(tmp_path / "cold", LANGUAGE, FIRST)
+    for name, plan in (("warm", FIRST), ("other", SECOND)):
+        synthetic_recording.write(tmp_path / name, LANGUAGE, plan, temperature=0.7)
+    edit(tmp_path / "other", sampling=[{"temperature": 0.7, "top_p": 0.5, "seed": 7}])
+    parts = [str(tmp_path / name) for name in ("cold", "warm", "other")]
+    told = refused(lambda: merge([*parts, "--out", str(tmp_path / "all")]))
+    assert "warm and" in told and "sampled temperature 0.7 with different settings (top_p)" in told
 
 
 def test_renumbered_sampled_texts_are_still_what_the_target_says(tiny_pair, pair64, tmp_path):
@@ -168,7 +180,8 @@ def test_what_cannot_be_cut_out(parts, tmp_path, refused):
     assert "holds no domain maths: it has math, story" in told("--domain", "maths")
     assert "holds no temperature 1: it has 0" in told("--temperature", "1")
     assert "neither a number nor a range" in told("--sequence", "1:3")
-    assert "holds no such texts" in told("--sequence", "7-9")
+    assert "holds no text 7-9: see" in told("--sequence", "7-9") and "holds no text 5: see" in told("--sequence", "0-2", "5")
+    assert "holds no such texts" in told("--sequence", "0", "--domain", "story")
     assert "exists already" in refused(lambda: cut([str(parts[0]), "--domain", "math", "--out", str(parts[1])]))
     assert not (tmp_path / "new").exists()
 
@@ -181,6 +194,12 @@ def test_a_full_disk_leaves_nothing(parts, tmp_path, refused, monkeypatch):
     monkeypatch.setattr("traces.writer.write_parquet", full)
     assert "there is no room" in refused(lambda: merge([*map(str, parts), "--out", str(tmp_path / "all")]))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+
+
+def test_a_folder_that_cannot_be_made(parts, tmp_path, refused):
+    (tmp_path / "file").write_text("")
+    told = refused(lambda: merge([*map(str, parts), "--out", str(tmp_path / "file" / "all")]))
+    assert "cannot make the folder" in told and "--out" in told
 
 
 def test_texts_that_were_skipped_stay_skipped(parts, tmp_path):

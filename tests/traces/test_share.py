@@ -48,6 +48,17 @@ def test_which_share():
     for wrong in ("0/2", "3/2", "1", "a/b", "-1/2"):
         with pytest.raises(UserError, match="names no share: write I/N"):
             share_of(wrong, {})
+    for rank, count in (("a", "2"), ("2", "2"), ("0", "")):
+        with pytest.raises(UserError, match="in the environment name no share: unset them"):
+            share_of(None, {"RANK": rank, "WORLD_SIZE": count})
+
+
+def test_a_fill_works_alone(tmp_path, monkeypatch, refused):
+    fill = ["--fill", str(tmp_path), "--policy", "eagle3"]
+    assert "works alone" in refused(lambda: main([*fill, "--shard", "1/2"]))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "works alone: leave --shard and torchrun out" in refused(lambda: main(fill))
 
 
 # ---- the writers, on made-up tables ----------------------------------------------------------------------------------
