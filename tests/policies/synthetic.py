@@ -149,7 +149,7 @@ class Priced:
         return 3.0 + 0.0 * tokens
 
     def verify_ms(self, tokens, context, batch):
-        return 10.0 + 0.5 * tokens * batch
+        return 10.0 + 0.5 * tokens * batch + 0.0 * context
 
     def commit_ms(self, tokens, batch):
         return 0.25 * tokens
