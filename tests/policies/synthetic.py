@@ -146,7 +146,7 @@ class Priced:
         return 2.0 + 0.0 * width + 0.01 * context
 
     def catch_up_ms(self, tokens, context, batch):
-        return 3.0 + 0.0 * tokens
+        return 3.0 + 0.0 * tokens + 0.0 * context
 
     def verify_ms(self, tokens, context, batch):
         return 10.0 + 0.5 * tokens * batch + 0.0 * context
