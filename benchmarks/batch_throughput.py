@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from live.options import add_sampling_options, sampling_of
-from policies.errors import UserError, run_command
+from policies.errors import UserError, check_counts, run_command
 
 if TYPE_CHECKING:
     from live.bench_batches import Job
@@ -49,9 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     check_writable(args.json)
     batches = args.batch or [1, 4, 8]
-    for name, value in (("--texts", args.texts), ("--rounds", args.rounds), ("--batch", min(batches))):
-        if value < 1:
-            raise UserError(f"{name} must be 1 or more, not {value}")
+    check_counts(("--texts", args.texts), ("--rounds", args.rounds), ("--batch", min(batches)))
     if args.max_new_tokens < 2:
         raise UserError(f"--max-new-tokens must be 2 or more, not {args.max_new_tokens}")
     sampling = sampling_of(args, args.temperature)

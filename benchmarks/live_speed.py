@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from policies.errors import UserError, run_command
+from policies.errors import UserError, check_counts, run_command
 
 if TYPE_CHECKING:
     from live.pair import Pair
@@ -66,9 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     from sim.outputs import check_writable, write_text
 
     check_writable(args.json)
-    for name, value in (("--texts", args.texts), ("--rounds", args.rounds)):
-        if value < 1:
-            raise UserError(f"{name} must be 1 or more, not {value}")
+    check_counts(("--texts", args.texts), ("--rounds", args.rounds))
     from transformers.utils import logging
 
     from live.bench import at_temperature, chosen_texts

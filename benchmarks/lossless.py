@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from policies.errors import UserError, run_command
+from policies.errors import UserError, check_counts, run_command
 
 if TYPE_CHECKING:
     from benchmarks.lossless_subjects import Subject
@@ -94,9 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     from sim.outputs import check_writable, write_text
 
     check_writable(args.json)
-    for name, value in (("--texts", args.texts), ("--max-new-tokens", args.max_new_tokens), ("--batch", args.batch)):
-        if value < 1:
-            raise UserError(f"{name} must be 1 or more, not {value}")
+    check_counts(("--texts", args.texts), ("--max-new-tokens", args.max_new_tokens), ("--batch", args.batch))
     if args.temperature <= 0:
         raise UserError(f"--temperature is that of the sampled texts and must be above 0, not {args.temperature:g}")
     from tqdm import tqdm

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from policies.errors import UserError, run_command
+from policies.errors import UserError, check_counts, run_command
 
 if TYPE_CHECKING:
     from live.breakdown import Breakdown
@@ -54,9 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     from sim.outputs import check_writable, write_text
 
     check_writable(args.json)
-    for name, value in (("--texts", args.texts), ("--rounds", args.rounds)):
-        if value < 1:
-            raise UserError(f"{name} must be 1 or more, not {value}")
+    check_counts(("--texts", args.texts), ("--rounds", args.rounds))
     from live.fidelity import check_same_models, shipped
     from live.pair import load_pair
     from policies.lookup.rule import is_rule

@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from policies.errors import UserError, run_command
+from policies.errors import UserError, check_counts, run_command
 
 if TYPE_CHECKING:
     from live.pair import Pair
@@ -78,8 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     from policies.registry import load_policy
     from traces.costs import load_profile
 
-    if args.jobs < 1:
-        raise UserError(f"--jobs is {args.jobs}: give a positive number")
+    check_counts(("--jobs", args.jobs))
     if args.profile:
         load_profile(args.profile)
     specs = args.policy or shipped(FOUNDATION)

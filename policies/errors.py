@@ -10,6 +10,13 @@ class UserError(Exception):
     """A mistake in what the user gave us. The message is one sentence that names the cure."""
 
 
+def check_counts(*options: tuple[str, int]) -> None:
+    """Refuse command line options (name, value) below 1."""
+    for name, value in options:
+        if value < 1:
+            raise UserError(f"{name} must be 1 or more, not {value}")
+
+
 def run_command(main: Callable[[], int | None], on_interrupt: str = "") -> None:
     """Run a command line entry point and exit with its status.
 

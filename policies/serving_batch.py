@@ -58,3 +58,8 @@ class ServingBatches:
         kept = torch.zeros((len(self.of), columns), dtype=torch.bool, device=entry.device)
         kept[row[chosen], (entry % max(columns, 1))[chosen]] = True
         return kept
+
+
+def tier_of(size: Tensor, smallest: list[int]) -> Tensor:
+    """The tier int64 [G] of batches of ``size`` int64 [G]: the last whose ``smallest`` batch (ascending) is not above it."""
+    return (torch.searchsorted(torch.tensor(smallest, device=size.device), size, right=True) - 1).clamp(min=0)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from policies.contract import Cycle, Outcome, State, require
 from policies.registry import policy
-from policies.serving_batch import ServingBatches
+from policies.serving_batch import ServingBatches, tier_of
 from policies.sized import SizedChain
 
 
@@ -98,6 +98,5 @@ class SglangEma(SizedChain):
         return lengths[place], average
 
     def _tier(self, size: Tensor) -> Tensor:
-        """The tier int64 [n] of batches of ``size`` int64 [n]: the last whose smallest batch is not above it."""
-        smallest = torch.tensor([batch for batch, _, _ in self.tiers], device=size.device)
-        return (torch.searchsorted(smallest, size, right=True) - 1).clamp(min=0)
+        """The tier int64 [n] of batches of ``size`` int64 [n]."""
+        return tier_of(size, [smallest for smallest, _, _ in self.tiers])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from policies.contract import Cycle, Outcome, State, require
 from policies.registry import policy
-from policies.serving_batch import ServingBatches
+from policies.serving_batch import ServingBatches, tier_of
 from policies.sized import SizedChain
 from policies.step_time import chain_ms, cost_of
 from policies.sums import ordered_sum
@@ -112,5 +112,4 @@ class SglangThroughput(SizedChain):
         table = torch.zeros((len(self.tiers), self.most), dtype=torch.bool)
         for place, (_, lengths) in enumerate(self.tiers):
             table[place, [length - 1 for length in lengths]] = True
-        smallest = torch.tensor([batch for batch, _ in self.tiers], device=size.device)
-        return table.to(size.device)[(torch.searchsorted(smallest, size, right=True) - 1).clamp(min=0)]
+        return table.to(size.device)[tier_of(size, [smallest for smallest, _ in self.tiers])]
