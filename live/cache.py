@@ -87,8 +87,9 @@ class TreeCache(Cache):
                 layer.keys = layer.values = None
                 layer.is_initialized = False
         single = [part for layer in self.layers if layer.is_initialized for part in (layer.keys, layer.values)]
-        for storage in [storage for storage, _ in self._groups] or single:  # single ones until the first commit
-            storage.zero_()  # a NaN of a failed text would pass through a mask: 0 * NaN
+        with torch.inference_mode():  # storage made by a decoder may be written to in this mode only
+            for storage in [storage for storage, _ in self._groups] or single:  # single ones until the first commit
+                storage.zero_()  # a NaN of a failed text would pass through a mask: 0 * NaN
         self.rows = rows
         self._set_lengths([0] * rows)
 
