@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= build/demo
 RUN = $(VENV)/bin/python
+# one process for each core (the tests use one thread each)
+PYTEST = $(RUN) -m pytest -q -n logical --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test test-all clean
 
@@ -20,10 +22,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest -q -m "not long"
+	$(PYTEST) -m "not long"
 
 test-all: $(VENV)/installed
-	$(RUN) -m pytest -q
+	$(PYTEST)
 
 clean:
 	rm -rf build $(VENV)

@@ -18,7 +18,8 @@ from tests.policies.cases import settings as specs
 @pytest.mark.parametrize("spec", specs())
 def test_no_policy_anticipates(spec):
     policy = make(spec)
-    assert anticipates(lambda world: policy) == ""
+    alone = policy.scope in ("stream", "batch")  # every text is decoded by itself: fewer do
+    assert anticipates(lambda world: policy, rows=4 if alone else 8) == ""
 
 
 @settings(max_examples=3, deadline=None)
