@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from live.fidelity import check_same_models
+from live.network import DraftNetwork
 from live.pair import Pair, load_pair
 from policies.contract import Policy, Sampling
 from policies.errors import UserError
@@ -19,6 +20,7 @@ from policies.order import NONE
 from policies.registry import load_policy
 from traces.capture import Columns, TargetCapture, Text, committed_sources, forest_columns, run_cover, true_continuation
 from traces.forest import ForestDrafter
+from traces.halving import Halving
 from traces.manifest import finished, keeps_prompts, sampling_entry
 from traces.recording import open_recording
 from traces.writer import RecordingWriter, merge_nodes
@@ -27,7 +29,8 @@ from traces.writer import RecordingWriter, merge_nodes
 def fill(folder: Path, specs: list[str], device: str = "cpu", positions: int = 32) -> None:
     """Add the expansions that the given policies want at any position, for every recorded drafter, shard by shard.
 
-    An interrupted fill leaves whole shards behind and goes on when it is run again.
+    Where memory runs out, fewer positions are drafted side by side. An interrupted fill leaves whole shards behind and goes on
+    when it is run again.
     """
     policies = [load_policy(spec) for spec in specs]
     for policy in policies:
@@ -39,6 +42,7 @@ def fill(folder: Path, specs: list[str], device: str = "cpu", positions: int = 3
     pair = load_pair(about["target"]["id"], [drafter["id"] for drafter in about["drafters"]], about["dtype"], device)
     check_same_models(pair, about)
     texts = {row["sequence"]: row for row in open_recording(folder).sequences()}
+    trees = Halving(positions, "positions", "give it a larger device; what is filled stays, run it again", tqdm.write)
     added = 0
     with torch.inference_mode(), tqdm(total=len(texts), desc="filling", unit="text", file=sys.stderr) as bar:
         for plan in finished(about):
@@ -46,7 +50,7 @@ def fill(folder: Path, specs: list[str], device: str = "cpu", positions: int = 3
             parts = [nodes]
             for number in plan.sequences:
                 if number in texts:
-                    parts += _missing(pair, texts[number], nodes, policies, about, positions)
+                    parts += _missing(pair, texts[number], nodes, policies, about, trees)
                     bar.update()
             if len(parts) > 1:
                 added += sum(len(part["node"]) for part in parts[1:])
@@ -58,32 +62,57 @@ def fill(folder: Path, specs: list[str], device: str = "cpu", positions: int = 3
 
 
 def _missing(
-    pair: Pair, row: dict[str, Any], nodes: Columns, policies: list[Policy], about: dict[str, Any], positions: int
+    pair: Pair, row: dict[str, Any], nodes: Columns, policies: list[Policy], about: dict[str, Any], trees: Halving
 ) -> list[Columns]:
-    """Node tables of what one text lacks, one per drafter and chunk of positions."""
+    """Node tables of what one text lacks, one per drafter and block of positions."""
     text = Text(list(row["prompt_tokens"]), list(row["tokens"]), row["length"], row["finish"])
     sampling = Sampling(**sampling_entry(about, row["temperature"]))
     capture = TargetCapture(pair.target(), text, sampling, row["sequence"])
     parts = []
     for index, network in enumerate(pair.networks.values()):
-        sources = committed_sources(network, capture)
         mine = (nodes["sequence"] == row["sequence"]) & (nodes["drafter"] == index)
-        own = {name: values[mine] for name, values in nodes.items()}
-        for start in range(0, max(text.length - 1, 0), positions):
-            position = torch.arange(start, min(start + positions, text.length - 1), device=capture.tokens.device)
-            context = capture.first + position
-            forest = ForestDrafter(network, sources(context), capture.tokens[0, context], context, nodes["child_tokens"].shape[1])
-            recorded, number, following = recorded_rows(own, start, len(position))
-            forest.preload({name: value.to(position.device) for name, value in recorded.items()})
-            known = forest.token.shape[1]
-            run_cover(forest, policies, position, context, about["context_limit"], sampling)
-            number = torch.cat([number, following[:, None] - 1 + forest.exists[:, known:].cumsum(1)], dim=1)
-            columns = forest_columns(forest, position, true_continuation(capture, position), capture.logprob, number, known)
+        lacking = _Lacking(network, capture, {name: values[mine] for name, values in nodes.items()}, policies, about, sampling)
+        fixed = {"sequence": row["sequence"], "drafter": np.int8(index)}
+        for columns in trees.blocks(max(text.length - 1, 0), lacking, lacking.begin):
             count = len(columns["node"])
             if count:
-                fixed = {"sequence": np.full(count, row["sequence"]), "drafter": np.full(count, index, dtype=np.int8)}
-                parts.append(fixed | columns)
+                parts.append({name: np.full(count, value) for name, value in fixed.items()} | columns)
     return parts
+
+
+class _Lacking:
+    """What one text lacks of one drafter, at a block of positions."""
+
+    def __init__(
+        self,
+        network: DraftNetwork,
+        capture: TargetCapture,
+        recorded: Columns,
+        policies: list[Policy],
+        about: dict[str, Any],
+        sampling: Sampling,
+    ):
+        self.network, self.capture, self.recorded, self.policies = network, capture, recorded, policies
+        self.limit, self.sampling = about["context_limit"], sampling
+        self.begin()
+
+    def begin(self) -> None:
+        """Run the draft over the text; anew where memory ran out, which may leave it between two states."""
+        self.network.reset(0)
+        self.sources = committed_sources(self.network, self.capture)
+
+    def __call__(self, start: int, stop: int) -> Columns:
+        capture = self.capture
+        position = torch.arange(start, stop, device=capture.tokens.device)
+        context = capture.first + position
+        fanout = self.recorded["child_tokens"].shape[1]
+        forest = ForestDrafter(self.network, self.sources(context), capture.tokens[0, context], context, fanout)
+        rows, number, following = recorded_rows(self.recorded, start, len(position))
+        forest.preload({name: value.to(position.device) for name, value in rows.items()})
+        known = forest.token.shape[1]
+        run_cover(forest, self.policies, position, context, self.limit, self.sampling)
+        number = torch.cat([number, following[:, None] - 1 + forest.exists[:, known:].cumsum(1)], dim=1)
+        return forest_columns(forest, position, true_continuation(capture, position), capture.logprob, number, known)
 
 
 def recorded_rows(nodes: Columns, start: int, trees: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:

@@ -53,7 +53,7 @@ class Halving:
 
 def too_much(noun: str, cure: str) -> UserError:
     """What to tell when nothing is left to be halved."""
-    return UserError(f"memory ran out with {noun} one at a time: {cure}; what is finished is safe, go on with --resume")
+    return UserError(f"memory ran out with {noun} one at a time: {cure}")
 
 
 def free(let_go: Callable[[], Any]) -> None:

@@ -71,7 +71,7 @@ class ShardRecorder:
         Where memory runs out, fewer texts are generated, or fewer trees grown, side by side. Raises UserError when it runs out
         all the same.
         """
-        cure = "lower --max-new-tokens, use a smaller --dtype, or --device-map auto"
+        cure = "lower --max-new-tokens, use a smaller --dtype, or --device-map auto; what is finished is safe, go on with --resume"
         self._batch = Halving(len(plan.sequences), "texts", cure, self.say)
         self._trees = Halving(self.settings.positions, "positions", cure, self.say)
         try:

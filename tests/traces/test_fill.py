@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from live.eagle_network import EagleNetwork
 from live.fidelity import check_policy
 from policies.registry import load_policy
 from sim.replay import replay
@@ -116,3 +118,27 @@ def test_a_fill_that_cannot_be(filled, recorded, tmp_path, refused):
     with open(broken / "nodes-00001.parquet", "ab") as stream:
         stream.write(b"more")
     assert "nodes-00001.parquet" in refused(lambda: main(["--fill", str(broken), "--policy", "chain"]))
+
+
+def test_a_fill_goes_on_with_less_memory(recorded, filled, tmp_path, capsys, monkeypatch, refused):
+    """More than three trees at their second level are too much: fewer grow side by side, and the same is added."""
+    grow, most = EagleNetwork.grow, 3
+
+    def short_grow(self, parent, token, width):
+        if len(parent) > most and self._hidden.shape[1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return grow(self, parent, token, width)
+
+    monkeypatch.setattr(EagleNetwork, "grow", short_grow)
+    short = shutil.copytree(recorded, tmp_path / "trace")
+    command = ["--fill", str(short), "--policy", WANTED[0], "--policy", WANTED[1], "--positions", "20"]
+    main(command)
+    assert "memory ran out: going on with" in "".join(capsys.readouterr())
+    less, whole = open_recording(short, verify=True), open_recording(filled)
+    for name in whole.drafters:
+        np.testing.assert_array_equal(less.forest(name).child_token, whole.forest(name).child_token)
+        np.testing.assert_allclose(less.forest(name).child_logprob, whole.forest(name).child_logprob, atol=1e-6)
+    most = 0
+    again = shutil.copytree(recorded, tmp_path / "again")
+    command[1] = str(again)
+    assert "positions one at a time" in refused(lambda: main(command))
