@@ -129,15 +129,14 @@ def report(
     from policies.eagle3 import Eagle3
     from sim.fit import fit
     from sim.setting import Setting
-    from sim.split import Split, split_sequences
+    from sim.split import split_texts
     from sim.static_search import best_static, fixed_trees, same_budget
     from sim.trial import Trials, texts_at
 
     texts = np.arange(len(recording.length)) if temperature is None else texts_at(recording, temperature).numpy()
     fitted: Any
     fitted, how, _ = fit(recording, policy, train_share=train_share, seed=seed, drafter=drafter, texts=texts)
-    parts = split_sequences(recording.sequence_ids[texts], recording.domain_index[texts], train_share, seed)
-    split = Split(texts[parts.train], texts[parts.held_out])
+    split = split_texts(recording, texts, train_share, seed)
     if not len(split.held_out):
         raise UserError("no text is left to score on: record more texts, or lower --train-share")
     scored, training = (Trials(recording, Setting(drafter), cost, torch.as_tensor(part)) for part in (split.held_out, split.train))

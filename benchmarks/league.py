@@ -122,7 +122,7 @@ def _group(args: argparse.Namespace, recording: Recording, setting: Setting, pro
     from benchmarks.entrants import Training
     from benchmarks.standing import Group
     from sim.opening import open_sound
-    from sim.split import split_sequences
+    from sim.split import split_texts
     from sim.trial import texts_at
 
     texts = texts_at(recording, setting.temperature).numpy()
@@ -133,8 +133,7 @@ def _group(args: argparse.Namespace, recording: Recording, setting: Setting, pro
         scored = texts
     else:
         other = recording
-        parts = split_sequences(recording.sequence_ids[texts], recording.domain_index[texts], args.train_share, args.split_seed)
-        learned, scored = texts[parts.train], texts[parts.held_out]
+        learned, scored = split_texts(recording, texts, args.train_share, args.split_seed)
     for what, chosen, source in (("learn from", learned, other), ("score on", scored, recording)):
         if not bool((source.length[chosen] > 1).any()):
             raise UserError(f"no text of two tokens or more is left to {what}: record more texts, or change --train-share")

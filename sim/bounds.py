@@ -147,17 +147,14 @@ def place(
     :param static: the best static setting, if known.   :param texts: indices int64; all by default.
     :raises UserError: when one of the parts holds nothing to decode, or the recording covers no static setting.
     """
-    import numpy as np
     import torch
 
     from sim.setting import Setting
-    from sim.split import Split, split_sequences
+    from sim.split import split_texts
     from sim.static_search import best_static, fixed_trees
     from sim.trial import Trials
 
-    texts = np.arange(len(recording.length)) if texts is None else texts
-    parts = split_sequences(recording.sequence_ids[texts], recording.domain_index[texts], train_share, seed)
-    split, chosen = Split(texts[parts.train], texts[parts.held_out]), None
+    split, chosen = split_texts(recording, texts, train_share, seed), None
     if static is None and cost is not None:
         if not bool((recording.length[split.train] > 1).any()):
             raise UserError("no text is left to choose the best static setting on: raise --train-share, or give --static")

@@ -57,7 +57,7 @@ def fit(
     from sim.finding import manifest_digest
     from sim.looked_up import runs_again
     from sim.samples import build_samples
-    from sim.split import Split, split_sequences
+    from sim.split import split_texts
 
     if type(policy).fit is Policy.fit:
         policy.fit(None)  # says that there is nothing to fit
@@ -67,8 +67,7 @@ def fit(
     if drafter not in recording.drafters and not runs_again(recording, drafter):
         raise UserError(f"the recording has no drafter '{drafter}': it has {', '.join(recording.drafters)}")
     texts = np.arange(len(recording.length)) if texts is None else texts
-    parts = split_sequences(recording.sequence_ids[texts], recording.domain_index[texts], train_share, seed)
-    split = Split(texts[parts.train], texts[parts.held_out])
+    split = split_texts(recording, texts, train_share, seed)
     positions = int((recording.length[split.train] - 1).clip(min=0).sum())
     total = int((recording.length[texts] - 1).clip(min=0).sum())
     if not positions:

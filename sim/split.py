@@ -1,39 +1,78 @@
-"""Split a recording's sequences into a training and a held-out part: seeded, and stratified by domain."""
+"""Split a recording's texts into a training and a held-out part: seeded, stratified by domain, conversations kept whole."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from policies.errors import UserError
 
+if TYPE_CHECKING:
+    from traces.recording import Recording
+
 
 class Split(NamedTuple):
-    """Indices int64 of sequences, ascending."""
+    """Indices int64 of texts, ascending."""
 
     train: np.ndarray
     held_out: np.ndarray
 
 
-def split_sequences(sequence_ids: np.ndarray, domain_index: np.ndarray, share: float = 0.5, seed: int = 0) -> Split:
+def split_texts(recording: Recording, texts: np.ndarray | None = None, share: float = 0.5, seed: int = 0) -> Split:
+    """:func:`split_sequences` for a recording: of the texts of one prompt, at several temperatures or turns, all lie in one part.
+
+    :param texts: int64, indices of the texts to split; all by default.
+    """
+    texts = np.arange(len(recording.length)) if texts is None else texts
+    ids, domains, prompts = recording.sequence_ids[texts], recording.domain_index[texts], prompt_index(recording)[texts]
+    parts = split_sequences(ids, domains, share, seed, prompts)
+    return Split(texts[parts.train], texts[parts.held_out])
+
+
+def prompt_index(recording: Recording) -> np.ndarray:
+    """Which prompt each text answers, int64 [S]: the index of the first text that answers it.
+
+    A prompt goes by domain and id in every sampling group. A later turn of a conversation follows the turn before it, and begins
+    with all that turn's prompt; this is not seen where prompts are hashed (``--no-text``).
+    """
+    rows = recording.sequences()
+    first: dict[tuple[str, str], int] = {}
+    found = np.arange(len(rows))
+    for text, row in enumerate(rows):
+        found[text] = first.setdefault((row["domain"], row["prompt_id"]), text)
+        before = rows[text - 1] if text else None
+        if before and before["sequence"] == row["sequence"] - 1 and before["domain"] == row["domain"] and before["prompt_tokens"]:
+            size = len(before["prompt_tokens"])
+            if size < len(row["prompt_tokens"]) and row["prompt_tokens"][:size] == before["prompt_tokens"]:
+                found[text] = found[text - 1]
+    return found
+
+
+def split_sequences(
+    sequence_ids: np.ndarray, domain_index: np.ndarray, share: float = 0.5, seed: int = 0, together: np.ndarray | None = None
+) -> Split:
     """Put about ``share`` of every domain's sequences into the training part.
 
     :param sequence_ids: int64 [S]. :param domain_index: int64 [S].
+    :param together: int64 [S], sequences with the same number go into the same part; by default each goes by itself.
     A sequence's place depends on its id, the seed and its domain's other ids, not on the order of the shards nor on any
-    library's random numbers: ids are sorted by a hash. A domain with two sequences or more has some in both parts,
-    unless the share is 0 or 1.
+    library's random numbers: ids are sorted by a hash (those that go together by that of the lowest). A domain with two sequences
+    or more, not all of them together, has some in both parts, unless the share is 0 or 1.
     """
     if not 0 <= share <= 1:
         raise UserError(f"the training share must lie between 0 and 1, not {share}")
+    together = np.arange(len(sequence_ids)) if together is None else together
     train = np.zeros(len(sequence_ids), dtype=bool)
     for domain in np.unique(domain_index):
         members = np.flatnonzero(domain_index == domain)
-        keys = [hashlib.sha256(f"{seed}:{sequence_ids[member]}".encode()).digest() for member in members]
-        shuffled = members[sorted(range(len(members)), key=keys.__getitem__)]
-        count = round(share * len(members))
-        if 0 < share < 1 and len(members) > 1:
-            count = min(max(count, 1), len(members) - 1)
-        train[shuffled[:count]] = True
+        lowest: dict[int, int] = {}
+        for number, sequence in zip(together[members].tolist(), sequence_ids[members].tolist(), strict=True):
+            lowest[number] = min(sequence, lowest.get(number, sequence))
+        shuffled = sorted(lowest, key=lambda number: hashlib.sha256(f"{seed}:{lowest[number]}".encode()).digest())
+        count = round(share * len(shuffled))
+        if 0 < share < 1 and len(shuffled) > 1:
+            count = min(max(count, 1), len(shuffled) - 1)
+        train[members] = np.isin(together[members], shuffled[:count])
     return Split(np.flatnonzero(train), np.flatnonzero(~train))

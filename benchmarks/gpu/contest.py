@@ -154,9 +154,9 @@ def fitted(setting: Setting) -> dict[str, Any]:
 
 def split(recording: Recording) -> tuple[list[int], list[int]]:
     """Texts to learn from and texts to decode."""
-    from sim.split import split_sequences
+    from sim.split import split_texts
 
-    parts = split_sequences(recording.sequence_ids, recording.domain_index, SHARE, SEED)
+    parts = split_texts(recording, share=SHARE, seed=SEED)
     return list(map(int, parts.train)), list(map(int, parts.held_out))
 
 

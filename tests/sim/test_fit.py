@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from sim.fit import fit, main
 from sim.outputs import write_json
 from sim.replay import replay
 from sim.samples import build_samples
-from sim.split import split_sequences
+from sim.split import prompt_index, split_sequences, split_texts
 from tests.policies import brute
 from tests.policies.synthetic import Language
 from tests.sim import synthetic_recording
@@ -163,6 +164,35 @@ def test_split():
     for share in (-0.1, 1.1, math.nan):
         with pytest.raises(UserError, match="between 0 and 1"):
             split_sequences(ids, domain, share)
+
+
+def test_texts_of_one_prompt_stay_together():
+    rows = []
+
+    def add(prompt_id: str, *prompt: int) -> None:
+        rows.append({"sequence": len(rows), "domain": "math", "prompt_id": prompt_id, "prompt_tokens": list(prompt)})
+
+    for _ in ("greedy", "sampled"):
+        for talk in range(6):
+            add(f"{talk}/1", 1, talk)
+            add(f"{talk}/2", 1, talk, 7, 7, talk)
+        add("alone/1", 1, 8)
+        add("alone/2", 1, 9, 9)  # another prompt: it does not begin with the one before
+    recording = SimpleNamespace(
+        sequences=lambda: rows,
+        length=np.full(28, 5),
+        sequence_ids=np.arange(28),
+        domain_index=np.zeros(28, dtype=int),
+    )
+    prompts = prompt_index(recording)
+    assert prompts.tolist() == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 13] * 2
+    for seed in range(5):
+        split = split_texts(recording, seed=seed)
+        assert len(split.train) + len(split.held_out) == 28
+        assert not set(prompts[split.train]) & set(prompts[split.held_out])
+        assert len(set(prompts[split.train])) == 4
+    some = split_texts(recording, np.arange(14, 28))
+    assert min(some.train.min(), some.held_out.min()) >= 14 and len(some.train) + len(some.held_out) == 14
 
 
 def test_the_split_of_a_seed_is_for_ever():

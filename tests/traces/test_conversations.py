@@ -18,6 +18,7 @@ from live.pair import encode_prompt
 from policies.errors import UserError
 from policies.registry import load_policy
 from sim.replay import replay
+from sim.split import prompt_index
 from traces import inspect
 from traces.plan import shard_plan, turns_of
 from traces.prompts import Prompt, load_prompts, with_system
@@ -96,6 +97,7 @@ def test_later_turns_are_fed_the_targets_own_answers(tiny_pair, pair64, question
         assert second["prompt_tokens"] == encode_prompt(pair64.tokenizer, messages)
         assert second["prompt_text"] == "\n".join(content for _, content in asked)
     assert rows[1]["prompt_tokens"] != rows[4]["prompt_tokens"]  # each group answers to its own answers
+    assert prompt_index(recording).tolist() == [0, 0, 2, 0, 0, 2]  # so a split keeps what answers one prompt together
     for temperature in (0.0, 0.8):
         report = check_policy(recording, pair64, load_policy("chain(k=2)"), "draft", 99, temperature)
         assert report.identical == report.cycles > 0
