@@ -29,7 +29,10 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
 def entropy_of(logprob: Tensor) -> Tensor:
     """Entropy float32 [...] in nats of log-probabilities [..., V]."""
-    return -(logprob.exp() * logprob.nan_to_num(neginf=0.0)).sum(-1).float()
+    total = logprob.exp().mul_(logprob).sum(-1)
+    if logprob.device.type != "cpu" or bool(total.isnan().any()):  # a token that cannot be: 0 * -inf counts as 0
+        total = logprob.exp().mul_(logprob.nan_to_num(neginf=0.0)).sum(-1)
+    return -total.float()
 
 
 def ranked(logits: Tensor, count: int, entropy: bool = True) -> Ranked:
