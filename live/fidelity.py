@@ -273,4 +273,6 @@ def plain_text(recording: Recording, pair: Pair, sequence: int) -> list[int]:
 
 
 if __name__ == "__main__":
+    from live.fidelity import main  # under the module's own name, by which other processes find what they are sent
+
     run_command(main)
