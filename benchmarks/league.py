@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     page, data = args.markdown or args.out / "league.md", args.json or args.out / "league.json"
     check_writable(page, data)
     recording, setting, profile = opened(args, args.trace)
-    facts = about(recording, profile)
+    facts = about(recording, profile, setting.drafter)
     content: dict[str, Any] = {"command": shlex.join(["python", "-m", "benchmarks.league", *given]), "about": facts}
     content["groups"] = [_play(args, recording, group, profile) for group in _settings(recording, setting)]
     placed = [kind for name, kind in all_policies().items() if not args.only or name in args.only]

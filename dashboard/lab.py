@@ -218,7 +218,8 @@ def figures(view: View, setting: Setting, rows: pl.DataFrame) -> None:
 
 def said(view: View, setting: Setting) -> list[str]:
     """Warnings that belong under predicted times."""
-    return [f"{line[0].upper()}{line[1:]}." for line in map(escaped, says(about(view.recording, view.profile), setting))]
+    lines = says(about(view.recording, view.profile, setting.drafter), setting)
+    return [f"{line[0].upper()}{line[1:]}." for line in map(escaped, lines)]
 
 
 def span(low: float | None, high: float | None) -> str | None:

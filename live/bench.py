@@ -57,8 +57,9 @@ def main(arguments: list[str] | None = None) -> None:
     check_counts(("--texts", args.texts), ("--rounds", args.rounds))
     from live.fidelity import check_same_models, shipped
     from live.pair import load_pair
-    from policies.lookup.rule import is_rule
+    from policies.lookup.rule import is_rule, load_rule
     from policies.registry import load_policy
+    from sim.looked_up import check_readable
     from traces.recording import open_recording
 
     recording = open_recording(args.trace)
@@ -72,6 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
     drafter = args.drafter or recording.drafters[0]
     if drafter in recording.drafters or not is_rule(drafter):
         recording.forest(drafter)
+    else:
+        check_readable(recording, load_rule(drafter))
     cost = None
     if args.profile:
         from traces.costs import check_profile, load_profile

@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     from sim.outputs import check_writable, write_text
 
     check_writable(args.json)
-    from policies.lookup.rule import is_rule
+    from policies.lookup.rule import is_rule, load_rule
     from policies.registry import load_policy
     from traces.costs import load_profile
 
@@ -84,6 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
     specs = args.policy or shipped(FOUNDATION)
     for spec in specs:  # before the models: loading them may take minutes
         load_policy(spec).check_fitted()
+    for drafter in filter(is_rule, args.drafter):
+        load_rule(drafter)
     recording, pair = opened(args.trace, args.device)
     about = recording.manifest
     unknown = [name for name in args.drafter if name not in recording.drafters and not is_rule(name)]

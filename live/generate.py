@@ -59,8 +59,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     draft = args.draft or ("reference/eagle3" if args.target == "reference" else None)
     if draft is not None and needs_no_model(draft):
-        name, network = draft, load_rule(draft)  # before the target: loading it may take minutes
+        load_rule(draft)  # before the target: loading it may take minutes
         pair = load_pair(args.target, None, args.dtype, args.device)
+        name, network = draft, pair.draft(draft)
     else:
         pair = load_pair(args.target, [draft] if draft else [], args.dtype, args.device)
         ((name, network),) = pair.networks.items()

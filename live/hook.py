@@ -24,14 +24,15 @@ from live.batcher import Batcher, Request
 from live.decode import SpeculativeDecoder
 from live.hook_settings import end_tokens, refuse, sampling_of, unpadded
 from live.hub import parse_source, resolve
-from live.identity import check_same_tokenizer
+from live.identity import check_same_tokenizer, tokenizer_hash
 from live.lm_network import LanguageModelNetwork
 from live.loading import load_model, load_tokenizer
 from live.model import CachedModel
 from live.network import DraftNetwork
-from live.pair import REFERENCE_DRAFTS, is_eagle3, load_eagle3
+from live.pair import REFERENCE_DRAFTS, is_eagle3, load_eagle3, needs_no_model
 from policies.contract import Policy
 from policies.errors import UserError
+from policies.lookup.rule import Rule, load_rule
 from policies.registry import load_policy
 
 if TYPE_CHECKING:
@@ -53,17 +54,18 @@ def speculate(
     callables. What it does not take, it refuses by name. Beyond ``generate``: each row of a batch ends where a criterion says so,
     whether or not there is an end token.
 
-    :param draft: folder or hub id of an EAGLE-3 head or a draft LM, with its options as in live/hub.py; "reference/eagle3" and
-        "reference/draft" are the shipped ones.
+    :param draft: folder or hub id of an EAGLE-3 head or a draft LM, with its options as in live/hub.py ("reference/eagle3" and
+        "reference/draft" are the shipped ones), or a training-free drafter, ``suffix(depth=8)``.
     :param policy: name, name with parameters, JSON file, FILE.py:CLASS, or the object.
     :param seed: of sampled texts; drawn from torch's generator by default, so that ``torch.manual_seed`` rules.
-    :param tokenizer: the target's, for stop strings and to compare with a draft LM's (default: the one beside the model).
+    :param tokenizer: the target's, for stop strings and to compare with a draft LM's or a corpus's (default: the one beside the
+        model).
     :raises UserError: when called, for whatever would change the text or is not covered, by name; for a text whose logits are not
         numbers or that finds no memory (in a batch the others go on: a warning names it, and it ends where it stood).
     """
     policy = load_policy(policy) if isinstance(policy, str) else policy
     policy.check_fitted()
-    drafts: dict[int, tuple[PreTrainedModel, CachedModel, DraftNetwork, int]] = {}
+    drafts: dict[int, tuple[PreTrainedModel, CachedModel, DraftNetwork | Rule, int]] = {}
     own_stop_strings = stop_strings
 
     def custom_generate(
@@ -143,8 +145,15 @@ class _Texts:
         return GenerateDecoderOnlyOutput(sequences=sequences) if config.return_dict_in_generate else sequences
 
 
-def attach(model: PreTrainedModel, draft: str, tokenizer: PreTrainedTokenizerBase | None) -> tuple[CachedModel, DraftNetwork, int]:
-    """The target with a cache, the draft network, and the context that both hold. Raises UserError when they do not fit."""
+def attach(
+    model: PreTrainedModel, draft: str, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[CachedModel, DraftNetwork | Rule, int]:
+    """The target with a cache, what drafts, and the context that both hold. Raises UserError when they do not fit."""
+    if needs_no_model(draft):
+        rule, target = load_rule(draft), CachedModel(model)
+        if rule.frozen is not None:
+            rule.frozen.check_tokenizer(tokenizer_hash(tokenizer or _tokenizer_of(model)), "the target")
+        return target, rule, target.context_limit
     source = parse_source(draft)
     shipped = source.name in REFERENCE_DRAFTS
     folder = resolve("reference", source.name.split("/")[1]) if shipped else resolve(source.name)

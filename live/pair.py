@@ -54,8 +54,16 @@ class Pair:
         return CachedModel(self.model, rows)
 
     def draft(self, name: str) -> DraftNetwork | Rule:
-        """What drafts under a name: a network of this pair, or a training-free rule with its parameters."""
-        return self.networks[name] if name in self.networks else load_rule(name)
+        """What drafts under a name: a network of this pair, or a training-free rule with its parameters.
+
+        :raises UserError: when there is no such rule, or its corpus is of another tokenizer.
+        """
+        if name in self.networks:
+            return self.networks[name]
+        rule = load_rule(name)
+        if rule.frozen is not None:
+            rule.frozen.check_tokenizer(self.description["target"]["tokenizer_sha256"], "the target")
+        return rule
 
     @property
     def end_tokens(self) -> list[int]:

@@ -118,7 +118,7 @@ def _literal(node: ast.expr, spec: str) -> Any:
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError):
-        raise UserError(f"cannot read a parameter of '{spec}': values are numbers, words or lists") from None
+        raise UserError(f"cannot read a parameter of '{spec}': values are numbers, words, lists, or text in quotes") from None
 
 
 def _outside(head: str) -> type[Policy]:

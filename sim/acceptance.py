@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     every = {x: curve(table, x, args.by, args.bins, args.outcome).to_dicts() for x in MEASURES}
     content = {
         "command": shlex.join(["python", "-m", "sim.curves", *given]),
-        "about": about(recording, None),
+        "about": about(recording, None, drafter),
         "drafter": drafter,
         "outcome": args.outcome,
         "samples": table.height,

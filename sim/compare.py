@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         tallies = [run_trial(recording, policy, setting, cost_of(profile, setting)) for recording, setting, profile in sides]
         tallies = aligned(tallies, pairs)
         rows += differences(policy.spec(), *tallies, Resamples(tallies[0], args.resamples, args.seed))
-    facts = [about(recording, profile) for recording, _, profile in sides]
+    facts = [about(recording, profile, setting.drafter) for recording, setting, profile in sides]
     content = {
         "command": shlex.join(["python", "-m", "sim.compare", *given]),
         "about": facts,

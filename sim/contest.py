@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     for policy_rows, sums in zip(rows, tallies, strict=True):
         add_intervals(policy_rows, sums, resamples)
     result = contest(policies, tallies, resamples)
-    facts = about(recording, profile)
+    facts = about(recording, profile, setting.drafter)
     flat = [row for policy_rows in rows for row in policy_rows]
     content = {"command": shlex.join(["python", "-m", "sim.replay", *given]), "about": facts, "setting": setting.to_json()}
     content |= {"bootstrap": {"resamples": args.resamples, "seed": args.seed}, "rows": flat, "contest": result}

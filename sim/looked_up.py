@@ -34,7 +34,8 @@ def runs_again(recording: Recording, name: str | None) -> bool:
 
 
 def check_readable(recording: Recording, rule: Rule) -> None:
-    """:raises UserError: when the recording holds no prompts, or fewer of the target's best tokens than the rule reads."""
+    """:raises UserError: when the recording holds no prompts, or fewer of the target's best tokens than the rule reads; when the
+    rule's corpus is of another tokenizer, or answers prompts of the recording."""
     held = recording.top_tokens.shape[1]
     if rule.top > held:
         raise UserError(
@@ -43,6 +44,9 @@ def check_readable(recording: Recording, rule: Rule) -> None:
         )
     if len(recording.length):
         recording.prompt_tokens(0)
+    if rule.frozen is not None:
+        rule.frozen.check_tokenizer(recording.manifest.get("target", {}).get("tokenizer_sha256"), "the recording")
+        rule.frozen.check_unseen(map(recording.prompt_tokens, range(len(recording.length))))
 
 
 class RecordedPast:

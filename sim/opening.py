@@ -84,9 +84,9 @@ def open_policies(specs: Sequence[str]) -> list[Policy]:
     return policies
 
 
-def about(recording: Recording, profile: Profile | None) -> dict[str, Any]:
+def about(recording: Recording, profile: Profile | None, drafter: str | None = None) -> dict[str, Any]:
     """What results are worth remembering with: which recording (by the hash of its manifest, which holds its shards'),
-    which models, which profile."""
+    which models, which profile, and which corpus the drafter looked into, where it did."""
     facts: dict[str, Any] = {
         "recording": str(recording.folder),
         "manifest_sha256": manifest_digest(recording),
@@ -99,6 +99,8 @@ def about(recording: Recording, profile: Profile | None) -> dict[str, Any]:
         kind = profile.content.get("kind", "measured")
         facts["profile"] = {"source": profile.source.removeprefix("the profile "), "kind": kind, "machine": profile.machine}
         facts["profile"]["target"] = profile.content.get("target", {}).get("id")
+    if runs_again(recording, drafter) and (frozen := load_rule(drafter).frozen) is not None:
+        facts["corpus"] = frozen.facts()
     return facts
 
 
@@ -118,6 +120,9 @@ def says(facts: dict[str, Any], setting: Setting, kinds: Iterable[Policy | type[
         exact = kind in EXACT_KINDS
         rule = "exact for this drafter" if exact else "an estimate: this drafter would run ahead on features of its own"
         lines.append(f"pipelined execution, the draft on hardware of its own: {rule}")
+    if corpus := facts.get("corpus"):
+        size = f"{corpus['texts']:,} texts, {corpus['tokens']:,} tokens, sha256 {corpus['sha256'][:12]}"
+        lines.append(f"the drafter looks into the frozen corpus {corpus['path']} as well ({size})")
     profile, target = facts.get("profile"), facts["target"].get("id")
     if profile is None:
         return lines

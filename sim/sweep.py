@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     from sim.opening import about, says
     from sim.sweepstore import SweepStore
 
-    facts = about(recording, profile)
+    facts = about(recording, profile, setting.drafter)
     profile_path = args.profile and str(Path(args.profile).absolute())
     job = Job(str(Path(args.trace).absolute()), profile_path, setting, recording.memory)
     store = SweepStore.open(args.out, {"about": facts, "setting": setting.to_json()})

@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     path = args.profile or bench["profile"]
     profile = open_profile(path, recording, drafter) if path else None
     rows, points = validate(recording, drafter, profile, bench)
-    content = {"command": shlex.join(["python", "-m", "sim.validate", *given]), "about": about(recording, profile)}
+    content = {"command": shlex.join(["python", "-m", "sim.validate", *given]), "about": about(recording, profile, drafter)}
     content |= {"summary": summarise(rows), "rows": rows, "points": points}
     write_results(args, content, points)
     print("\n".join(render(rows, content["summary"])))

@@ -16,7 +16,7 @@ ROOMS = ("policies", "traces", "sim", "live", "dashboard", "app")
 COMMANDS = (
     "policies", "traces.record", "traces.inspect", "traces.profile", "traces.analytic", "sim.fit", "sim.replay", "sim.sweep",
     "traces.merge", "traces.slice", "sim.bounds", "sim.curves", "sim.compare", "sim.validate", "sim.export", "sim.report",
-    "live.generate", "live.bench", "live.fidelity", "live.reference.train",
+    "live.generate", "live.bench", "live.fidelity", "live.corpus", "live.reference.train",
 )  # fmt: skip
 MEASURING = {
     "record", "shard", "capture", "forest", "fill", "estimate", "profile", "measure", "grid", "overhead", "campaign", "halving",

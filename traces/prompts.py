@@ -146,7 +146,9 @@ def _load_file(path: Path, domain: str) -> list[Prompt]:
     parse = _parse_text if path.name.removesuffix(".xz").removesuffix(".gz").endswith(".txt") else _parse_json
     stem = re.sub(r"(\.(jsonl|json|txt))?(\.(xz|gz))?$", "", path.name)
     prompts = []
-    for number, line in _lines(path):
+    for number, line in text_lines(path):
+        if not line.strip():
+            continue
         row_id, messages, later = parse(line, f"{path}, line {number}")
         prompts.append(Prompt(domain, f"{stem}:{number if row_id is None else row_id}", messages, later))
     if not prompts:
@@ -154,22 +156,24 @@ def _load_file(path: Path, domain: str) -> list[Prompt]:
     return prompts
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Non-empty lines with their numbers, counted from 1."""
+def text_lines(path: Path, what: str = "prompt file") -> Iterator[tuple[int, str]]:
+    """Lines of a UTF-8 file, compressed or not, with their numbers, counted from 1.
+
+    Raises UserError when it cannot be read; the message calls it ``what``.
+    """
     opener = _OPENERS.get(path.suffix, open)
     try:
         with opener(path, "rt", encoding="utf-8-sig") as stream:
             for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
+                yield number, line.rstrip("\r\n")
     except FileNotFoundError as error:
-        raise UserError(f"the prompt file {path} does not exist: check its name") from error
+        raise UserError(f"the {what} {path} does not exist: check its name") from error
     except (lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
-        raise UserError(f"the prompt file {path} cannot be decompressed ({error}): fetch it again") from error
+        raise UserError(f"the {what} {path} cannot be decompressed ({error}): fetch it again") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"the prompt file {path} is not UTF-8 text: convert it") from error
+        raise UserError(f"the {what} {path} is not UTF-8 text: convert it") from error
     except OSError as error:
-        raise UserError(f"the prompt file {path} cannot be read ({error.strerror}): check it") from error
+        raise UserError(f"the {what} {path} cannot be read ({error.strerror}): check it") from error
 
 
 Parsed = tuple[Any, tuple[Message, ...], tuple[str, ...]]

@@ -1,18 +1,67 @@
-"""Where in a text the words that end it stood before."""
+"""Where in a text the words that end it stood before, and what came behind them there."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from policies.lookup.index import Index
 from policies.order import NONE
 
 
-def match_lengths(context: Tensor, last: Tensor, longest: int) -> Tensor:
-    """How many tokens up to each column are those that end the text: int64 [B, L], at most ``longest``, 0 at the end itself.
+class Matches(NamedTuple):
+    """S places per row at which the end of its text was found.
+
+    length  int64 [B, S]     how many tokens agree, 0 = no match
+    behind  int64 [B, D, S]  the tokens behind each place, -1 where there are no more
+    """
+
+    length: Tensor
+    behind: Tensor
+
+
+def own_matches(context: Tensor, last: Tensor, longest: int, count: int, depth: int, latest: bool = True) -> Matches:
+    """The ``count`` longest matches in the text itself, the latest (or earliest) first among equals.
 
     :param context: int64 [B, L] tokens, -1 behind the end. :param last: int64 [B] column of the end.
+    :param longest: tokens to compare at most. :param depth: tokens to follow a match at most.
     """
+    place, length = best_matches(match_lengths(context, last, longest), count, latest)
+    matched = place >= 0
+    deepest = int((last[:, None] - place).masked_fill(~matched, 0).amax())
+    step = torch.arange(1, min(depth, deepest) + 1, device=context.device)[None, :, None]
+    column = place[:, None] + step
+    going = matched[:, None] & (column <= last[:, None, None])
+    behind = context.gather(1, column.clamp(max=context.shape[1] - 1).flatten(1)).view_as(column)
+    return Matches(length, behind.masked_fill(~going, NONE))
+
+
+def frozen_matches(index: Index, context: Tensor, last: Tensor, longest: int, count: int, depth: int) -> Matches:
+    """The ``count`` longest matches in a frozen corpus (see :meth:`Index.matches`); parameters as above."""
+    column = last[:, None] - torch.arange(longest, device=last.device)
+    ending = context.gather(1, column.clamp(min=0)).masked_fill(column < 0, NONE)
+    place, length = index.matches(ending, count)
+    return Matches(length, index.behind(place, depth))
+
+
+def longest_first(own: Matches, frozen: Matches, count: int) -> Matches:
+    """The ``count`` longest of both; of equal ones those of the own text come first."""
+    depth = max(own.behind.shape[1], frozen.behind.shape[1])
+    behind = torch.cat([deepened(own.behind, depth), deepened(frozen.behind, depth)], 2)
+    length, seat = torch.cat([own.length, frozen.length], 1).sort(dim=1, descending=True, stable=True)
+    length, seat = length[:, :count], seat[:, :count]
+    return Matches(length, behind.gather(2, seat[:, None].expand(-1, depth, -1)))
+
+
+def deepened(levels: Tensor, depth: int) -> Tensor:
+    """The same int64 [B, D, S] with ``depth`` levels, -1 in those that were not there."""
+    return torch.nn.functional.pad(levels, (0, 0, 0, depth - levels.shape[1]), value=NONE)
+
+
+def match_lengths(context: Tensor, last: Tensor, longest: int) -> Tensor:
+    """How many tokens up to each column are those that end the text: int64 [B, L], at most ``longest``, 0 at the end itself."""
     column = torch.arange(context.shape[1], device=context.device)
     going = column < last[:, None]
     length = torch.zeros_like(context)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from policies.lookup.matching import best_matches, match_lengths
 from policies.lookup.past import Past
 from policies.lookup.rule import Candidates, Rule, at_least, rule
 from policies.lookup.trie import Trie, follow, rooted
@@ -19,21 +18,23 @@ class PromptLookup(Rule):
     ngram   longest run of tokens to look for (Hugging Face: max_matching_ngram_size, there 2)
     tokens  how many to copy
     latest  take the latest of several places; the original takes the earliest
+    corpus  file of a frozen corpus, in which a longer match is looked for
     """
 
     ngram: int = 3
     tokens: int = 10
     latest: bool = False
+    corpus: str | None = None
 
     def __post_init__(self):
         at_least(self, 1, "ngram", "tokens")
 
     def look(self, past: Past) -> Trie:
         context, last = past.context()
-        match, _ = best_matches(match_lengths(context, last, self.ngram), 1, self.latest)
-        paths = follow(context, last, match, self.tokens)
-        found = (match[:, 0] >= 0).long()
-        return Trie(paths, rooted(paths.followers(found[:, None]), found))
+        matches = self.longest_matches(context, last, self.ngram, 1, self.tokens, self.latest)
+        found = matches.length > 0
+        paths = follow(matches.behind, found)
+        return Trie(paths, rooted(paths.followers(found.long()), found[:, 0].long()))
 
     def propose(self, found: Trie, place: Tensor, token: Tensor) -> Candidates:
         return Candidates(*found.children(place))

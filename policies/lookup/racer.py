@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from policies.errors import UserError
-from policies.lookup.matching import best_matches, last_occurrence, match_lengths
+from policies.lookup.matching import last_occurrence
 from policies.lookup.past import Past
 from policies.lookup.rule import Candidates, Rule, at_least, rule
 from policies.lookup.trie import Trie, follow, rooted
@@ -36,9 +36,10 @@ class Racer(Rule):
     longest    longest match to look for, tokens
     shortest   shortest match whose continuations count
     depth      tokens to follow a match
-    matches    places to look at, the latest among the longest
+    matches    places to look at, the latest among the longest; those of the corpus take what seats the own text leaves
     top        how many of the target's best tokens to reuse; the recording must hold as many
     retrieval  weight of the continuations where the target has a word as well
+    corpus     file of a frozen corpus to look for continuations in as well
     """
 
     longest: int = 16
@@ -47,6 +48,7 @@ class Racer(Rule):
     matches: int = 16
     top: int = 8
     retrieval: float = 0.5
+    corpus: str | None = None
 
     def __post_init__(self):
         at_least(self, 1, "longest", "shortest", "depth", "matches", "top")
@@ -55,9 +57,9 @@ class Racer(Rule):
 
     def look(self, past: Past) -> Found:
         context, last = past.context()
-        match, length = best_matches(match_lengths(context, last, self.longest), self.matches)
+        length, behind = self.longest_matches(context, last, self.longest, self.matches, self.depth)
         counted = (length == length[:, :1]) & (length >= self.shortest)
-        paths = follow(context, last, match.masked_fill(~counted, NONE), self.depth)
+        paths = follow(behind, counted)
         trie = Trie(paths, rooted(paths.followers(counted.long()), counted.sum(1)))
         column = torch.arange(context.shape[1], device=context.device)
         told = (past.told - past.first)[:, None]

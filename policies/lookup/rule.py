@@ -1,7 +1,8 @@
 """What a training-free drafter is: a rule that turns the past into proposals; and how rules are found by name.
 
-    suffix                         name
-    prompt_lookup(ngram=4)         name with parameters
+    suffix                                  name
+    prompt_lookup(ngram=4)                  name with parameters
+    suffix(corpus='earlier.safetensors')    that looks into a frozen corpus as well
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from policies.errors import UserError
+from policies.lookup.corpus import Corpus, read_corpus
+from policies.lookup.matching import Matches, frozen_matches, longest_first, own_matches
 from policies.lookup.past import Past
 from policies.registry import build, hint, split_spec
 
@@ -44,6 +48,27 @@ class Rule:
     source: ClassVar[str] = ""
     top: int = 0
     """How many of the target's best tokens at each committed place the rule reads."""
+    corpus: str | None = None
+    """Path of a frozen corpus to look into beside the own text."""
+
+    @cached_property
+    def frozen(self) -> Corpus | None:
+        """The frozen corpus, read once. :raises UserError: when it cannot be."""
+        return None if self.corpus is None else read_corpus(self.corpus)
+
+    def frozen_matches(self, context: Tensor, last: Tensor, longest: int, count: int, depth: int) -> Matches | None:
+        """The longest matches in the frozen corpus, where there is one; see :func:`own_matches` for the parameters."""
+        if self.frozen is None:
+            return None
+        return frozen_matches(self.frozen.on(context.device), context, last, longest, count, depth)
+
+    def longest_matches(
+        self, context: Tensor, last: Tensor, longest: int, count: int, depth: int, latest: bool = True
+    ) -> Matches:
+        """The longest matches in the own text and the frozen corpus, longest first; of equal ones the own text's come first."""
+        own = own_matches(context, last, longest, count, depth, latest)
+        frozen = self.frozen_matches(context, last, longest, count, depth)
+        return own if frozen is None else longest_first(own, frozen, count)
 
     def look(self, past: Past) -> Any:
         """Look at the past, once per cycle; what was found is handed to :meth:`propose`."""
@@ -81,15 +106,17 @@ def is_rule(spec: str) -> bool:
 
 
 def load_rule(spec: str) -> Rule:
-    """The training-free drafter that ``spec`` names.
+    """The training-free drafter that ``spec`` names, its corpus read.
 
-    :raises UserError: when there is none such, or a parameter is wrong.
+    :raises UserError: when there is none such, a parameter is wrong, or the corpus cannot be read.
     """
     head, parameters = split_spec(spec.strip(), "drafter")
     known = all_rules()
     if head not in known:
         raise UserError(f"unknown training-free drafter '{head}': {hint(head, known)}")
-    return build(known[head], parameters)
+    made = build(known[head], parameters)
+    _ = made.frozen  # what is wrong with it shows here, before models load
+    return made
 
 
 def at_least(rule: Rule, least: int, *names: str) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from policies.errors import UserError
-from policies.lookup.matching import best_matches, match_lengths
+from policies.lookup.matching import Matches, deepened, own_matches
 from policies.lookup.past import Past
 from policies.lookup.rule import Candidates, Rule, at_least, rule
 from policies.lookup.trie import Paths, Trie, follow, rooted
@@ -15,20 +15,22 @@ from policies.order import best
 
 @rule("suffix", paper="https://arxiv.org/abs/2411.04975")
 class Suffix(Rule):
-    """SuffixDecoding (Oliaro et al. 2024) over the sequence's own prompt and output, by the rule of its implementation in
-    ArcticInference.
+    """SuffixDecoding (Oliaro et al. 2024) over the sequence's own prompt and output, and over a frozen corpus where one is given,
+    by the rule of its implementation in ArcticInference.
 
     For every length of match there is a tree of what followed, in which a node's probability is its count over that of the
     match (the end of the text is an occurrence of itself, with nothing behind it: one match alone gives 1/2). The
     ``factor * length + offset`` most probable nodes are proposed, ``tokens`` at most, none below ``least``; of all lengths,
-    the one whose nodes have the largest sum of probabilities is taken, the longest of equals.
+    the one whose nodes have the largest sum of probabilities is taken, the longest of equals. The corpus has a tree of its own
+    (in which one match alone gives 1); its proposal is taken instead where that sum is larger still.
 
     longest  longest match to look for, tokens
     depth    tokens to follow a match
     tokens   most nodes to propose
     factor, offset   nodes to propose = factor * length of the match + offset
     least    path probability below which a node is not proposed
-    matches  places to look at: the longest matches, the latest first (ArcticInference counts all)
+    matches  places to look at: the longest matches, the latest first, in the corpus a sample (ArcticInference counts all)
+    corpus   file of a frozen corpus to look into as well
     """
 
     longest: int = 24
@@ -38,6 +40,7 @@ class Suffix(Rule):
     offset: float = 0.0
     least: float = 0.1
     matches: int = 32
+    corpus: str | None = None
 
     def __post_init__(self):
         at_least(self, 1, "longest", "depth", "tokens", "matches")
@@ -46,24 +49,37 @@ class Suffix(Rule):
 
     def look(self, past: Past) -> Trie:
         context, last = past.context()
-        match, length = best_matches(match_lengths(context, last, self.longest), self.matches)
-        paths = follow(context, last, match, self.depth)
-        weight, score = torch.zeros_like(paths.group), torch.zeros(len(last), dtype=torch.float64, device=last.device)
+        where = context, last, self.longest, self.matches, self.depth
+        found, score = self._likeliest(own_matches(*where), itself=1)
+        frozen = self.frozen_matches(*where)
+        if frozen is None:
+            return found
+        other, other_score = self._likeliest(frozen, itself=0)
+        return either(found, other, other_score > score)
+
+    def _likeliest(self, matches: Matches, itself: int) -> tuple[Trie, Tensor]:
+        """The proposal of the best length of match, and the sum of its path probabilities float64 [B].
+
+        :param itself: 1 where the end of the text is an occurrence of itself.
+        """
+        length = matches.length
+        paths = follow(matches.behind, length > 0)
+        weight, score = torch.zeros_like(paths.group), torch.zeros(len(length), dtype=torch.float64, device=length.device)
         for long in range(1, int(length.max()) + 1):
             row = (length == long).any(1).nonzero()[:, 0]  # elsewhere a longer match counts the same places
             nodes = min(self.tokens, int(self.factor * long + self.offset))
             if nodes < 1 or not len(row):
                 continue
             counted = (length[row] >= long).long()
-            own, own_score = self._proposal(Paths(paths.token[row], paths.group[row]), counted, nodes)
+            total = counted.sum(1) + itself
+            own, own_score = self._proposal(Paths(paths.token[row], paths.group[row]), counted, total, nodes)
             better = own_score >= score[row]
             weight[row[better]], score[row[better]] = own[better], own_score[better]
-        return Trie(paths, weight)
+        return Trie(paths, weight), score
 
-    def _proposal(self, paths: Paths, counted: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
+    def _proposal(self, paths: Paths, counted: Tensor, total: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
         """The tree of the counted matches, int64 [B, S] of 0 and 1, cut down to so many nodes: (weight as in :class:`Trie`,
-        sum of path probabilities float64 [B])."""
-        total = counted.sum(1) + 1
+        sum of path probabilities float64 [B]). :param total: int64 [B] occurrences, of which a path probability is a share."""
         followers = paths.followers(counted)
         followers[:, 0] = 0
         likely = followers.to(torch.float64) >= self.least * total[:, None, None]
@@ -76,3 +92,14 @@ class Suffix(Rule):
 
     def propose(self, found: Trie, place: Tensor, token: Tensor) -> Candidates:
         return Candidates(*found.children(place))
+
+
+def either(one: Trie, other: Trie, take: Tensor) -> Trie:
+    """``other`` in the rows of ``take`` bool [B], ``one`` elsewhere; both of as many continuations."""
+    depth = max(one.weight.shape[1], other.weight.shape[1])
+
+    def chosen(ours: Tensor, theirs: Tensor) -> Tensor:
+        return torch.where(take[:, None, None], deepened(theirs, depth), deepened(ours, depth))
+
+    paths = Paths(chosen(one.paths.token, other.paths.token), chosen(one.paths.group, other.paths.group))
+    return Trie(paths, chosen(one.weight, other.weight).clamp(min=0))

@@ -29,24 +29,19 @@ class Paths(NamedTuple):
         return torch.zeros_like(self.group).scatter_add(2, self.group.clamp(min=0), passing)
 
 
-def follow(context: Tensor, last: Tensor, match: Tensor, depth: int) -> Paths:
-    """What came behind the matches, committed tokens only.
+def follow(behind: Tensor, matched: Tensor) -> Paths:
+    """What came behind the matches, as one tree.
 
-    :param context: int64 [B, L]. :param last: int64 [B] column of the text's end. :param match: int64 [B, S] columns where
-        the matches end, -1 = none. :param depth: tokens to follow at most.
+    :param behind: int64 [B, D, S] the tokens behind each match, -1 where its text has ended. :param matched: bool [B, S]
     """
-    matched = match >= 0
-    deepest = int((last[:, None] - match).masked_fill(~matched, 0).amax()) if match.numel() else 0
-    number = torch.arange(match.shape[1], device=match.device)
-    tokens = [torch.full_like(match, NONE)]
-    groups = [torch.zeros_like(match).masked_fill(~matched, NONE)]
-    for step in range(1, min(depth, deepest) + 1):
-        place = match + step
-        going = matched & (place <= last[:, None])
-        token = context.gather(1, place.clamp(max=context.shape[1] - 1)).masked_fill(~going, NONE)
+    number = torch.arange(matched.shape[1], device=matched.device)
+    tokens = [torch.full_like(number, NONE).expand(matched.shape)]
+    groups = [torch.zeros_like(matched, dtype=torch.int64).masked_fill(~matched, NONE)]
+    for token in behind.unbind(1):
+        going = matched & (token >= 0)
         above = groups[-1]
         together = (above[:, :, None] == above[:, None, :]) & (token[:, :, None] == token[:, None, :])
-        leader = torch.where(together, number, match.shape[1]).amin(2)
+        leader = torch.where(together, number, matched.shape[1]).amin(2)
         tokens.append(token)
         groups.append(leader.masked_fill(~going, NONE))
     return Paths(torch.stack(tokens, 1), torch.stack(groups, 1))

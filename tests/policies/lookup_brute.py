@@ -5,8 +5,12 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
+from fractions import Fraction
 
 Path = tuple[int, ...]
+Texts = list[list[int]]
+Match = tuple[int, list[int]]
+"""Its length, and what stands behind it."""
 
 
 def match_length(text: list[int], place: int, longest: int) -> int:
@@ -17,57 +21,101 @@ def match_length(text: list[int], place: int, longest: int) -> int:
     return length
 
 
-def prompt_lookup(text: list[int], ngram: int, tokens: int) -> list[int]:
-    for size in range(min(ngram, len(text) - 1), 0, -1):
-        for start in range(len(text) - size):
-            if text[start : start + size] == text[-size:]:
-                return text[start + size : start + size + tokens]
+def own_matches(text: list[int], longest: int) -> list[Match]:
+    places = [(match_length(text, place, longest), place) for place in range(len(text) - 1)]
+    return [(length, text[place + 1 :]) for length, place in places if length]
+
+
+def frozen_places(texts: Texts, text: list[int], longest: int, count: int) -> list[tuple[int, int, int]]:
+    """(length, number of the text, place in it) of the matches in a corpus: the longest; of the shortest length among them, every
+    so manieth in the order of the texts read backwards."""
+    places = [(texts[number][place::-1], number, place) for number in range(len(texts)) for place in range(len(texts[number]))]
+    known = []
+    for backwards, number, place in sorted(places):
+        agree = [a == b for a, b in zip(backwards, text[::-1][:longest], strict=False)]
+        known.append((([*agree, False]).index(False), number, place))
+    for shortest in range(longest, 0, -1):
+        longer = [entry for entry in known if entry[0] > shortest]
+        equal = [entry for entry in known if entry[0] == shortest]
+        if len(longer) + len(equal) >= count or shortest == 1:
+            room = min(count - len(longer), len(equal))
+            return longer + [equal[(2 * seat + 1) * len(equal) // (2 * room)] for seat in range(room)]
     return []
 
 
-def counts(text: list[int], places: list[int], depth: int) -> Counter[Path]:
+def frozen_matches(texts: Texts, text: list[int], longest: int, count: int) -> list[Match]:
+    found = frozen_places(texts, text, longest, count)
+    return [(length, texts[number][place + 1 :]) for length, number, place in found]
+
+
+def prompt_lookup(text: list[int], ngram: int, tokens: int, texts: Texts = ()) -> list[int]:
+    """By whole runs of tokens; the earliest place of the text, the middle one of the corpus."""
+    for size in range(min(ngram, len(text) - 1 if not texts else len(text)), 0, -1):
+        for start in range(len(text) - size):
+            if text[start : start + size] == text[-size:]:
+                return text[start + size : start + size + tokens]
+        if any(one[start : start + size] == text[-size:] for one in texts for start in range(len(one) - size + 1)):
+            return frozen_matches(texts, text, ngram, 1)[0][1][:tokens]
+    return []
+
+
+def counts(behind: list[list[int]], depth: int) -> Counter[Path]:
     """How many continuations pass through each path."""
     found: Counter[Path] = Counter()
-    for place in places:
-        behind = text[place + 1 : place + 1 + depth]
-        found.update(tuple(behind[:size]) for size in range(1, len(behind) + 1))
+    for tokens in behind:
+        found.update(tuple(tokens[:size]) for size in range(1, min(depth, len(tokens)) + 1))
     return found
 
 
-def suffix(text: list[int], longest: int, depth: int, tokens: int, factor: float, least: float) -> dict[Path, float]:
+def suffix(
+    text: list[int], longest: int, depth: int, tokens: int, factor: float, least: float, texts: Texts = ()
+) -> dict[Path, float]:
     """Path probabilities of the proposed nodes; by a heap, as the paper grows its trees."""
-    best_score, best_tree = 0.0, {}
+    score, tree = likeliest(own_matches(text, longest), longest, depth, tokens, factor, least, 1)
+    if texts:
+        other = likeliest(frozen_matches(texts, text, longest, 10**6), longest, depth, tokens, factor, least, 0)
+        if other[0] > score:
+            score, tree = other
+    return {path: float(value) for path, value in tree.items()}
+
+
+def likeliest(
+    matches: list[Match], longest: int, depth: int, tokens: int, factor: float, least: float, itself: int
+) -> tuple[Fraction, dict[Path, Fraction]]:
+    """The tree of the length of match whose probabilities have the largest sum, and that sum."""
+    best_score, best_tree = Fraction(0), {}
     for length in range(1, longest + 1):
-        places = [p for p in range(len(text) - 1) if match_length(text, p, longest) >= length]
-        if not places:
+        behind = [tokens_ for long, tokens_ in matches if long >= length]
+        if not behind:
             break
-        found, total = counts(text, places, depth), len(places) + 1
-        tree: dict[Path, float] = {}
-        heap = [(-found[path] / total, path) for path in found if len(path) == 1]
+        found, total = counts(behind, depth), len(behind) + itself
+        tree: dict[Path, Fraction] = {}
+        heap = [(-Fraction(found[path], total), path) for path in found if len(path) == 1]
         heapq.heapify(heap)
         while heap and len(tree) < min(tokens, int(factor * length)):
             negative, path = heapq.heappop(heap)
-            if -negative < least:
+            if float(-negative) < least:
                 break
             tree[path] = -negative
             for child in found:
                 if child[:-1] == path:
-                    heapq.heappush(heap, (-found[child] / total, child))
-        score = sum(tree.values())
-        if score >= best_score - 1e-12:
+                    heapq.heappush(heap, (-Fraction(found[child], total), child))
+        score = sum(tree.values(), Fraction(0))
+        if score >= best_score:
             best_score, best_tree = score, tree
-    return best_tree
+    return best_score, best_tree
 
 
 def racer(
-    text: list[int], path: Path, told: dict[int, list[tuple[int, float]]], longest: int, shortest: int, depth: int, weight: float
-) -> dict[int, float]:
+    text: list[int], path: Path, told: dict[int, list[tuple[int, float]]], longest: int, shortest: int, depth: int, weight: float,
+    texts: Texts = (),
+) -> dict[int, float]:  # fmt: skip
     """Probabilities of the tokens behind a path. ``told[i]``: the target's (token, log-probability) list that gave token i."""
-    lengths = [match_length(text, p, longest) for p in range(len(text) - 1)]
-    most = max(lengths, default=0)
-    places = [p for p, length in enumerate(lengths) if length == most >= shortest]
-    found = counts(text, places, depth)
-    above = found[path] if path else len(places)
+    matches = own_matches(text, longest) + frozen_matches(texts, text, longest, 10**6)
+    most = max((length for length, _ in matches), default=0)
+    behind = [tokens for length, tokens in matches if length == most >= shortest]
+    found = counts(behind, depth)
+    above = found[path] if path else len(behind)
     retrieved = {p[-1]: n / above for p, n in found.items() if p[:-1] == path}
     token = path[-1] if path else text[-1]
     last = max((p for p in range(len(text) - 1) if text[p] == token and p + 1 in told), default=None)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from policies.errors import UserError
+from policies.lookup.corpus import read_corpus, write_corpus
 from policies.registry import load_policy
 from sim.family import replay_family
 from sim.looked_up import RecordedPast, replayed_drafter
@@ -78,3 +80,36 @@ def test_refusals(recording):
         replayed_drafter(recording, f"racer(top={held + 1})", RecordedText(recording))
     with pytest.raises(UserError, match="holds no drafter 'sufix'"):
         replayed_drafter(recording, "sufix", RecordedText(recording))
+
+
+def test_a_frozen_corpus(recording, tmp_path, capsys, refused):
+    """Results say what was looked into; a corpus of another tokenizer, or of answers to the same prompts, is refused."""
+    from sim.contest import main
+
+    folder, corpus = shutil.copytree(recording.folder, tmp_path / "trace"), tmp_path / "c.safetensors"
+    drafter = f"suffix(least=0, corpus='{corpus}')"
+    options = ["--policy", "chain(k=2)", "--resamples", "100", "--json", str(tmp_path / "out.json")]
+    said = [recording.token[first : first + 14].tolist() for first in recording.offset[:-1].tolist()]
+
+    def frozen(tokenizer: str, prompts: list[list[int]]) -> None:
+        write_corpus(corpus, said, tokenizer, [{"name": "made-up"}], prompts)
+
+    frozen("t", [])
+    assert "does not say which tokenizer" in refused(lambda: main([str(folder), *options, "--drafter", drafter]))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["target"]["tokenizer_sha256"] = "t"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    main([str(folder), *options, "--drafter", drafter])
+    assert f"looks into the frozen corpus {corpus} as well (10 texts, 140 tokens, sha256" in capsys.readouterr().out
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert content["about"]["corpus"] == read_corpus(corpus).facts()
+    alone = replay(recording, load_policy("chain(k=2)"), "suffix(least=0)")
+    mean = content["rows"][-1]["tau"]
+    assert mean > float(alone.emitted.sum()) / len(alone.emitted)
+    frozen("u", [])
+    with_corpus = [str(folder), *options, "--drafter", drafter]
+    assert "another tokenizer (sha256 u) than the recording (t)" in refused(lambda: main(with_corpus))
+    frozen("t", [[1]])
+    assert "10 of the recording's 10 prompts" in refused(lambda: main(with_corpus))
+    main([str(folder), *options, "--drafter", "suffix(least=0)"])
+    assert "corpus" not in json.loads((tmp_path / "out.json").read_text())["about"]
