@@ -17,9 +17,9 @@ def sees_ancestors(kept: Kept) -> Tensor:
     """bool [B, V, V]: which kept nodes each kept node attends to, itself and its ancestors."""
     rows, count = kept.token.shape
     sees = torch.eye(count, dtype=torch.bool, device=kept.token.device).expand(rows, -1, -1)
-    own, parent = sees, kept.parent.clamp(min=0)
+    own, parent = sees, kept.parent.clamp(min=0)[:, :, None].expand(-1, -1, count)
     for _ in range(int(kept.depth.max())):
-        sees = own | sees.gather(1, parent[:, :, None].expand(-1, -1, count))
+        sees = own | sees.gather(1, parent)
     return sees
 
 

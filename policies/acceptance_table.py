@@ -6,7 +6,8 @@ log-probability of it, and the entropy of the distribution it was taken from. Ce
 regression of the same numbers. Two slopes correct the table, one pair for first choices and one for the others: by depth (a
 draft that feeds on its own features wears out), and by how the draft has been doing lately in this text.
 
-Look-ups and elementwise float64: the same bits at every batch shape, and cheap.
+Look-ups and elementwise float64: the same bits at every batch shape, and cheap. In NumPy, on the host: a small operation takes a
+fraction there of what it takes in torch, and deciding consists of small operations.
 
 It is for trees, where rank matters and thousands of nodes are asked about at once (goodput). Chains make do with the four
 weights of the logistic estimate in policies/acceptance.py.
@@ -15,12 +16,10 @@ weights of the logistic estimate in policies/acceptance.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from policies.errors import UserError
 
@@ -53,68 +52,70 @@ class Acceptance:
     def __post_init__(self):
         shape = (len(RANK_EDGES) + 1, len(self.logprob_edges) + 1, len(self.entropy_edges) + 1)
         try:
-            values = torch.tensor(self.table, dtype=torch.float64)
-            slopes = torch.tensor(self.slopes, dtype=torch.float64)
+            values, slopes = np.array(self.table, dtype=np.float64), np.array(self.slopes, dtype=np.float64)
         except (TypeError, ValueError):
-            values, slopes = torch.empty(0), torch.empty(0)
-        if tuple(values.shape) != shape or tuple(slopes.shape) != (2, 2) or not bool(values.isfinite().all()):
+            values, slopes = np.empty(0), np.empty(0)
+        if values.shape != shape or slopes.shape != (2, 2) or not np.isfinite(values).all():
             raise UserError(f"an acceptance table must hold log-odds in the shape {shape} and 2 x 2 slopes: write it with sim.fit")
-        edges = [torch.tensor(edges, dtype=torch.float32) for edges in (self.logprob_edges, self.entropy_edges)]
+        edges = [np.array(edges, dtype=np.float32) for edges in (self.logprob_edges, self.entropy_edges)]
         kinds = [min(group, 1) for group in range(len(RANK_EDGES) + 1)]
-        object.__setattr__(self, "_held", (values.reshape(-1), slopes[kinds], torch.tensor(RANK_EDGES), *edges))
+        object.__setattr__(self, "_held", (values.reshape(len(RANK_EDGES) + 1, -1), slopes[kinds], *edges))
         object.__setattr__(self, "_levels", {})
 
-    def __call__(self, rank: Tensor, depth: Tensor, logprob: Tensor, entropy: Tensor, history: Tensor) -> Tensor:
-        """Probability float64 [...] of nodes with these ranks and depths (int64), log-probabilities and entropies (float32,
-        nats), in a text with this ``history`` (float64, see :func:`remember`)."""
-        values, slopes, rank_edges, logprob_edges, entropy_edges = (part.to(rank.device) for part in self._held)
-        group = torch.bucketize(rank.contiguous(), rank_edges, right=True)
-        row = torch.bucketize(logprob.contiguous(), logprob_edges)
-        column = torch.bucketize(entropy.contiguous(), entropy_edges)
-        odds = values[(group * (len(logprob_edges) + 1) + row) * (len(entropy_edges) + 1) + column]
+    def __call__(
+        self, rank: np.ndarray, depth: np.ndarray, logprob: np.ndarray, entropy: np.ndarray, history: np.ndarray
+    ) -> np.ndarray:
+        """Probability float64 [n] of nodes with these ranks and depths (int64), log-probabilities and entropies (float32, nats),
+        in a text with this ``history`` (float64, see :func:`remember`)."""
+        values, slopes, logprob_edges, entropy_edges = self._held
+        group = np.searchsorted(RANK_EDGES, rank, side="right")
+        cell = logprob_edges.searchsorted(logprob) * (len(entropy_edges) + 1) + entropy_edges.searchsorted(entropy)
         slope = slopes[group]
-        odds = odds + slope[..., 0] * depth + slope[..., 1] * history
-        return 1 / (1 + torch.exp(-odds.contiguous()))
+        return 1 / (np.exp(-(values[group, cell] + slope[:, 0] * depth)) * np.exp(history * -slope[:, 1]) + 1)
 
-    def of_level(self, depth: int, logprob: Tensor, entropy: Tensor, history: Tensor) -> Tensor:
+    def by_history(self, history: np.ndarray, fanout: int) -> np.ndarray:
+        """What ``history`` float64 [B] does to the odds against each of ``fanout`` siblings: factors float64 [B, 1, fanout]."""
+        return np.exp(history[:, None, None] * -self._held[1][_groups(fanout), 1])
+
+    def of_level(self, depth: int, logprob: np.ndarray, entropy: np.ndarray, by_history: np.ndarray) -> np.ndarray:
         """The same float64 [B, W, K], to the bit, for the families of one level: ``logprob`` float32 [B, W, K], ``entropy``
-        float32 [B, W], ``history`` float64 [B]."""
+        float32 [B, W], ``by_history`` float64 [B, 1, K or more]."""
         fanout = logprob.shape[2]
-        key = depth, fanout, logprob.device
-        if key not in self._levels:
-            self._levels[key] = self._level(depth, fanout, logprob.device)
-        odds, first, slope, columns, logprob_edges, entropy_edges = self._levels[key]
-        column = torch.bucketize(entropy.contiguous(), entropy_edges)
-        cell = torch.bucketize(logprob.contiguous(), logprob_edges) * columns + column[:, :, None]
-        minus = odds[cell.add_(first)] + slope * history[:, None, None]
-        return minus.exp_().add_(1).reciprocal_()
+        if (depth, fanout) not in self._levels:
+            self._levels[depth, fanout] = self._level(depth, fanout)
+        against, first, columns, logprob_edges, entropy_edges = self._levels[depth, fanout]
+        cell = logprob_edges.searchsorted(logprob)
+        cell *= columns
+        cell += first.take(entropy_edges.searchsorted(entropy), 0)
+        chance = against.take(cell)
+        chance *= by_history[:, :, :fanout]
+        chance += 1
+        return np.reciprocal(chance, out=chance)
 
-    def _level(self, depth: int, fanout: int, device: torch.device) -> tuple:
-        """For a level: log-odds by cell, where each rank's cells begin [K], and its slope by history [K]; signs turned."""
-        values, slopes, rank_edges, logprob_edges, entropy_edges = (part.to(device) for part in self._held)
+    def _level(self, depth: int, fanout: int) -> tuple:
+        """For a level: odds against a node by cell, where the cells of each rank begin by entropy bin, and the bins."""
+        values, slopes, logprob_edges, entropy_edges = self._held
         columns = len(entropy_edges) + 1
-        cells = (len(logprob_edges) + 1) * columns
-        group = torch.bucketize(torch.arange(fanout, device=device), rank_edges, right=True)
-        odds = values.view(-1, cells) + slopes[:, :1] * depth
-        return -odds.view(-1), group * cells, -slopes[group, 1], columns, logprob_edges, entropy_edges
+        first = np.arange(columns)[:, None] + _groups(fanout) * values.shape[1]
+        return np.exp(-(values + slopes[:, :1] * depth)).ravel(), first, columns, logprob_edges, entropy_edges
 
 
-def remember(history: Tensor, surprise: Tensor, tested: Tensor) -> Tensor:
+@lru_cache(maxsize=64)
+def _groups(fanout: int) -> np.ndarray:
+    """The rank group int64 [fanout] of each of so many siblings."""
+    return np.searchsorted(RANK_EDGES, np.arange(fanout), side="right")
+
+
+def remember(history: np.ndarray, surprise: np.ndarray, tested: np.ndarray) -> np.ndarray:
     """The history float64 [B] after a cycle: a moving average of accepted (0 or 1) less expected, over first choices.
 
     :param surprise: float64 [B], their sum over the ``tested`` (int64 [B]) first choices of the cycle.
     """
-    return fading(MEMORY, tested) * history + (1 - MEMORY) * surprise
+    return _FADED.take(tested, mode="clip") * history + (1 - MEMORY) * surprise
 
 
-def fading(base: float, exponent: Tensor) -> Tensor:
-    """base ** exponent float64, for exponents int64 from 0 to 99: looked up, so the same bits at every batch shape."""
-    return _powers(base).to(exponent.device)[exponent.clamp(max=99)]
-
-
-@cache
-def _powers(base: float) -> Tensor:
-    return torch.tensor([base**power for power in range(100)], dtype=torch.float64)
+_FADED = np.array([MEMORY**power for power in range(100)])
+"""What so many tested first choices leave: looked up, so the same bits at every batch shape."""
 
 
 def fit_acceptance(nodes: Any, sequence: np.ndarray, bins: int = BINS, prior: float = PRIOR) -> Acceptance:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -14,7 +16,8 @@ from policies.errors import UserError
 from policies.tree import DraftTree
 
 State = dict[str, Tensor]
-"""What changes while decoding: tensors whose first axis is the row (scope cycle, sequence) or is 1 (stream, batch)."""
+"""What changes while decoding: tensors whose first axis is the row (scope cycle, sequence) or is 1 (stream, batch). What
+:meth:`Policy.begin` puts there for one cycle alone may be anything, if :meth:`Policy.observe` takes it out again."""
 
 
 @dataclass(frozen=True)
@@ -76,23 +79,37 @@ class Cycle:
     cost: Cost | None = None
 
 
-class Outcome(NamedTuple):
+@dataclass(frozen=True)
+class Outcome:
     """What verification taught: only what replay and live decoding both know.
 
     accepted     int64   [B]     kept nodes on the true path
     bonus        int64   [B]     the target's own token behind them, -1 after an end-of-sequence token
     status       int8    [B, N]  per tree node: 1 accepted, 0 rejected, -1 untested or not kept
+    tree         the draft tree the statuses refer to
+    ask_top      what the target is asked by when ``top_tokens`` or ``top_logprobs`` are read for the first time: they take a
+                 pass over the vocabulary, and a live target knows them until its next cycle
     top_tokens   int64   [B, A, M] the target's most probable tokens at the root and each accepted node, -1 padding
     top_logprobs float32 [B, A, M] their raw log-probabilities (nats)
-    tree         the draft tree the statuses refer to
     """
 
     accepted: Tensor
     bonus: Tensor
     status: Tensor
-    top_tokens: Tensor
-    top_logprobs: Tensor
     tree: DraftTree
+    ask_top: Callable[[], tuple[Tensor, Tensor]]
+
+    @cached_property
+    def _top(self) -> tuple[Tensor, Tensor]:
+        return self.ask_top()
+
+    @property
+    def top_tokens(self) -> Tensor:
+        return self._top[0]
+
+    @property
+    def top_logprobs(self) -> Tensor:
+        return self._top[1]
 
 
 class Expansion(NamedTuple):

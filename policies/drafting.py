@@ -50,19 +50,21 @@ def draft(policy: Policy, drafter: Drafter, cycle: Cycle, state: State) -> Draft
         if reach <= tree.levels or not everyone:  # else no node is too deep, as none is deeper than there are levels
             fits = tree.at("depth", nodes) < cycle.reach[:, None]
             nodes = nodes.masked_fill(~(fits & drafting[:, None]), NONE)
-        wanted = nodes >= 0
-        drafting = wanted.any(1)
-        everyone = bool(drafting.all())
-        if not (everyone or bool(drafting.any())):
-            break
+        if nodes.numel() and int(nodes.min()) >= 0:  # mostly: no place in any row is empty
+            count = torch.full_like(tree.size, nodes.shape[1])
+        else:
+            count = (nodes >= 0).sum(1)
+            drafting = count > 0
+            everyone = bool(drafting.all())
+            if not (everyone or bool(drafting.any())):
+                break
         children = drafter.expand(tree, nodes, branching if isinstance(branching, int) else int(branching.max()))
         children = _only_asked(children, nodes, branching)
         tree.append(nodes, children)
-        widths.append(wanted.sum(1))
+        widths.append(count)
         if children.missing is not None:
             missing = missing + children.missing.sum(1)
-    kept = policy.select(tree, cycle, state) & tree.exists
-    kept = kept & cycle.active[:, None]
+    kept = policy.select(tree, cycle, state) & tree.exists & cycle.active[:, None]
     kept[:, 0] = True
     empty = torch.zeros((tree.rows, 0), dtype=torch.int64, device=tree.device)
     return Draft(tree, kept, torch.stack(widths, dim=1) if widths else empty, missing)
@@ -70,7 +72,7 @@ def draft(policy: Policy, drafter: Drafter, cycle: Cycle, state: State) -> Draft
 
 def canonical(tree: DraftTree, nodes: Tensor, branching: int | Tensor) -> tuple[Tensor, int | Tensor]:
     """The frontier in canonical order (score descending, index ascending), whatever order the policy named it in."""
-    if nodes.shape[1] == 1 or tree.is_frontier(nodes):
+    if tree.is_frontier(nodes) or nodes.shape[1] == 1:
         return nodes, branching
     score = tree.at("score", nodes).masked_fill(nodes < 0, -torch.inf)
     tie = (score[:, 1:] == score[:, :-1]) & (nodes[:, 1:] > nodes[:, :-1])

@@ -32,14 +32,15 @@ from torch import Tensor
 
 from policies.acceptance_table import Acceptance, fit_acceptance, histories, remember
 from policies.contract import Cycle, Expansion, Outcome, Policy, State, require
+from policies.cost import Cost
 from policies.eagle3 import Eagle3
 from policies.errors import UserError
-from policies.families import Families
-from policies.lookahead import LEAST, LookAhead, Plan, fit_look_ahead, plan_of
+from policies.grown import Grown, on_host
+from policies.lookahead import LookAhead, Plan, fit_look_ahead, plan_of
 from policies.order import NONE
 from policies.prices import Prices, prices_at
 from policies.registry import policy
-from policies.sums import exact_cumsum
+from policies.sums import UNIT
 from policies.tree import DraftTree
 
 
@@ -89,101 +90,69 @@ class Goodput(Policy):
     def _look_ahead(self) -> LookAhead:
         return LookAhead(self.ahead_)
 
-    def _plan(self, cycle: Cycle) -> Plan:
-        """What time costs under the cycle's cost model; without one, as it was when fitted."""
-        device = cycle.sequence.device
-        if cycle.cost is not None:
-            return plan_of(cycle.cost, self._look_ahead, self.depth, self.top_k, self.total_tokens, device)
-        if device not in self._fitted_plan:
-            self._fitted_plan[device] = Plan.made(self._fitted_prices, self._look_ahead, device)
-        return self._fitted_plan[device]
+    def _plan(self, cost: Cost | None) -> Plan:
+        """What time costs under a cost model; without one, as it was when fitted."""
+        if cost is None:
+            return self._fitted_plan
+        sizes = self.depth, self.top_k, self.total_tokens
+        return plan_of(cost, self._look_ahead, self.markup_, self.patience_, *sizes)
 
     @cached_property
-    def _fitted_plan(self) -> dict[torch.device, Plan]:
-        return {}
-
-    @property
-    def _fitted_prices(self) -> Prices:
+    def _fitted_plan(self) -> Plan:
         plain = torch.tensor([self.plain_ms_], dtype=torch.float64)
         verify = torch.tensor([(0.0, *self.verify_ms_)], dtype=torch.float64)
         level = tuple(torch.tensor([(0.0, *level)], dtype=torch.float64) for level in self.level_ms_)
-        return Prices(torch.zeros(1, dtype=torch.int64), plain, verify, level)
+        prices = Prices(torch.zeros(1, dtype=torch.int64), plain, verify, level)
+        return Plan(prices, self._look_ahead, self.markup_, self.patience_)
 
     def init(self, rows: int, key: Tensor) -> State:
         """``history`` float64 [B] as in `policies.acceptance_table`."""
         return {"history": torch.zeros(rows, dtype=torch.float64, device=key.device)}
 
     def begin(self, cycle: Cycle, state: State) -> State:
-        """``chance`` float64 [B, slots]: P of each node so far; ``passed`` float32 [B]: the best score that was passed over;
-        ``place`` int64 [B]: which prices hold; ``value`` float64 [B]: ms that a token is worth."""
-        plan = self._plan(cycle)
-        place = torch.bucketize(cycle.context_length, plan.context, right=True) - 1
-        value = self.markup_ * plan.rate[place]
-        passed = torch.full_like(cycle.root_entropy, -torch.inf)
-        return state | {"place": place, "value": value, "chance": torch.ones_like(value)[:, None], "passed": passed}
+        """For the cycle: ``plan``, what it is decided by; ``place`` int64 [B], at which of its contexts; and the trees as they
+        have ``grown``."""
+        plan, history = self._plan(cycle.cost), state["history"]
+        grown = Grown(self._acceptance, on_host(history), self.top_k)
+        return {"history": history, "plan": plan, "place": plan.at(on_host(cycle.context_length)), "grown": grown}
 
     def expand(self, tree: DraftTree, cycle: Cycle, state: State) -> Expansion | None:
         if tree.levels == self.depth:
             return None
+        plan, place, grown = state["plan"], state["place"], state["grown"]
         if tree.levels == 0:
-            width = self._width(state["chance"], tree, cycle, state)
-            return Expansion(tree.root_nodes().masked_fill(width == 0, NONE), self.top_k)
-        families = tree.newest_families()
-        own = self._chances(tree, families, state)
-        score, slot = families.score.sort(dim=1, descending=True, stable=True)  # the total order
-        score, slot = score[:, : self.top_k], slot[:, : self.top_k]
-        passed = state["passed"][:, None]
-        width = self._width(own.gather(1, slot).masked_fill(score <= passed, 0.0), tree, cycle, state)
-        most = int(width.max())
-        if most == 0:
-            return None
-        best = torch.maximum(passed, torch.cat([score, passed], 1).gather(1, width))
-        state["passed"] = torch.where(width > 0, best, passed)[:, 0]  # a row that stopped stays as it would alone
-        nodes = families.nodes_in(slot[:, :most])
-        return Expansion(nodes.masked_fill(torch.arange(most, device=nodes.device) >= width, NONE), self.top_k)
-
-    def _width(self, chance: Tensor, tree: DraftTree, cycle: Cycle, state: State) -> Tensor:
-        """How many of the frontier's nodes, P float64 [B, M] each, are worth a level: int64 [B, 1], 0 = stop here."""
-        plan, value = self._plan(cycle), state["value"][:, None]
-        share = plan.price[state["place"]][:, None] / (value * chance).clamp(min=LEAST)
-        tokens = self.patience_ * (chance[:, :, None] * self._look_ahead(share))
-        gain = value[:, :, None] * exact_cumsum(tokens, 1) - plan.level[tree.levels][state["place"]][:, : chance.shape[1]]
-        gain, place = gain.view(len(gain), -1), gain.shape[2]
-        first = gain.argmax(1, keepdim=True)
-        return (first // place + 1).masked_fill(gain.gather(1, first) <= 0, 0)
+            slot = np.where(plan.opens[place], 0, NONE)[:, None]
+        else:
+            slot, score, chance = grown.frontier(tree, self.top_k)
+            width = plan.width(tree.levels, place, chance)
+            most = width.max()
+            if most == 0:
+                return None
+            grown.expanded(score, chance, width)
+            slot = np.where(np.arange(most) < width[:, None], slot[:, :most], NONE)
+        return Expansion(tree.frontier_in(torch.from_numpy(slot).to(tree.device)), self.top_k)
 
     def select(self, tree: DraftTree, cycle: Cycle, state: State) -> Tensor:
-        if state["chance"].shape[1] < tree.slots:  # drafting ended with a level that expand never looked at
-            self._chances(tree, tree.newest_families(), state)
-        ms = self._plan(cycle).verify[state["place"]]
-        chance = state["chance"][:, 1 : tree.width].to(torch.float32)
-        likely, place = chance.sort(dim=1, descending=True, stable=True)
-        likely, place = likely[:, : self.total_tokens - 1], place[:, : self.total_tokens - 1]
-        count = most_worth(state["value"], likely.clamp(min=0).to(torch.float64), ms)[:, None]
-        kept = torch.arange(place.shape[1], device=place.device) < count
-        return torch.zeros_like(tree.exists).scatter_(1, place + 1, kept)
+        if tree.levels == 0:
+            return tree.exists
+        plan, place, grown = state["plan"], state["place"], state["grown"]
+        grown.look_at_all(tree)
+        node, chance = grown.likeliest(self.total_tokens - 1)
+        count = most_worth(plan.value[place], chance, plan.verify[place])
+        kept = grown.marked(node, np.arange(node.shape[1]) < count[:, None], tree.width)
+        return torch.from_numpy(kept).to(tree.device)
 
     def observe(self, outcome: Outcome, cycle: Cycle, state: State) -> State:
-        tree, active = outcome.tree, cycle.active
-        tested = (outcome.status >= 0) & (tree.rank == 0) & active[:, None]
-        chance = state["chance"][:, : tree.width]
-        expected = chance / chance.gather(1, tree.parent.clamp(min=0))
-        surprise = ((outcome.status == 1).to(torch.float64) - expected).masked_fill(~tested, 0.0)
-        history = remember(state["history"], exact_cumsum(surprise)[:, -1], tested.sum(1))
-        return state | {"history": torch.where(active, history, state["history"])}
-
-    def _chances(self, tree: DraftTree, families: Families, state: State) -> Tensor:
-        """P float64 [B, slots of the level] of the newest level's nodes; also put among the others in ``state["chance"]``."""
-        known = state["chance"]
-        own = self._acceptance.of_level(tree.levels, families.logprob, families.entropy, state["history"])
-        chance = (known.gather(1, families.parent.clamp(min=0))[:, :, None] * own).view(tree.rows, -1)
-        if families.node is None:
-            state["chance"] = torch.cat([known, chance], dim=1)
-        else:  # the last column catches the empty slots
-            column = torch.nn.functional.pad(known, (0, tree.slots + 1 - known.shape[1]), value=NONE)
-            node = families.node.masked_fill(families.node < 0, tree.slots)
-            state["chance"] = column.scatter_(1, node, chance)[:, :-1]
-        return chance
+        """The history, from the first choices that were tested; what was for the cycle alone is dropped."""
+        history = state["history"]
+        if outcome.tree.levels == 0:
+            return {"history": history}
+        node, expected = state["grown"].first_choices()
+        status = on_host(outcome.status)[np.arange(len(node))[:, None], node]
+        tested = (status >= 0) & (node >= 0) & on_host(cycle.active)[:, None]
+        surprise = np.rint(UNIT * tested * (status - expected)).sum(1) / UNIT  # whole numbers: any order of adding is exact
+        new = remember(on_host(history), surprise, tested.sum(1))
+        return {"history": torch.from_numpy(new).to(history.device)}
 
     def fit_base(self) -> Policy:
         return BaseTree(depth=min(self.depth, 10), top_k=self.top_k)
@@ -225,24 +194,22 @@ class BaseTree(Eagle3):
     needs = frozenset({"entropy"})
 
 
-def most_worth(value: Tensor, chance: Tensor, ms: Tensor) -> Tensor:
+def most_worth(value: np.ndarray, chance: np.ndarray, ms: np.ndarray) -> np.ndarray:
     """The n int64 [B] that maximises value * (sum of the first n chances) - ms[n], the least of equal ones.
 
     :param value: float64 [B]. :param chance: float64 [B, M], each at most 1. :param ms: float64 [B, M + 1 or more], from 0 up.
     """
-    count = chance.shape[1]
-    gain = torch.zeros((len(chance), count + 1), dtype=torch.float64, device=chance.device)
-    torch.mul(value[:, None], exact_cumsum(chance), out=gain[:, 1:])
-    return gain.sub_(ms[..., : count + 1]).argmax(1)
+    gain = -ms[:, : chance.shape[1] + 1]
+    gain[:, 1:] += np.rint(UNIT * chance).cumsum(1) * (value / UNIT)[:, None]
+    return gain.argmax(1)
 
 
 def _expected(acceptance: Acceptance, samples: Any) -> np.ndarray:
     """float64 [n]: the chance of each tested node as decided on, had each position before been a cycle of one level."""
     nodes = samples.nodes
-    columns = [torch.from_numpy(getattr(nodes, name)) for name in ("rank", "depth", "logprob", "entropy")]
 
     def chance(history: np.ndarray) -> np.ndarray:
-        return acceptance(*columns, torch.from_numpy(history)).numpy()
+        return acceptance(nodes.rank, nodes.depth, nodes.logprob, nodes.entropy, history)
 
     unknowing = chance(np.zeros(len(nodes.rank)))
     return chance(histories(unknowing, nodes, samples.sequence)[nodes.sample])

@@ -159,11 +159,8 @@ def meta_path(tree: DraftTree, depth: int, confidence: str) -> tuple[Tensor, Ten
     distributions that its tokens were taken from, the root's among them.
     """
     end = best(confidence_of(tree, confidence).masked_fill(tree.depth != depth, -torch.inf), 1)[:, 0]
-    path = [end.clamp(min=0)[:, None]]
-    for _ in range(depth):
-        path.append(tree.at("parent", path[-1]).clamp(min=0))
-    own = tree.topk_entropy_at(torch.cat(path[1:], dim=1))
+    own = tree.topk_entropy_at(tree.path_to(end.clamp(min=0), depth)[:, 1:])
     entropy = torch.zeros_like(end, dtype=torch.float64)
-    for place in range(depth):  # from the end to the root, one by one: the same bits at every batch shape
-        entropy = entropy + own[:, place]
+    for one in own.unbind(1):  # from the end to the root, one by one: the same bits at every batch shape
+        entropy = entropy + one
     return end, entropy.to(torch.float32)

@@ -16,15 +16,15 @@ r being the children's conditional chances (`policies.acceptance_table`).
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from policies.cost import Cost
 from policies.errors import UserError
 from policies.prices import CONTEXTS, Prices, prices_at
+from policies.sums import UNIT
 
 LEVELS = 8
 """How far ahead f_m looks: m = 1 .. LEVELS."""
@@ -39,84 +39,106 @@ LEAST = 1e-9
 
 
 class LookAhead:
-    """f_m as a function, from its values: ``table`` [LEVELS, len(GRID)]."""
+    """f_m as a function, from its values: ``table`` [LEVELS, len(GRID)]. Between the points it is a straight line:
+    ``start`` + ``slope`` * u, float64 [len(GRID) - 1, LEVELS] each."""
 
     def __init__(self, table: tuple[tuple[float, ...], ...]):
         try:
-            values = torch.tensor(table, dtype=torch.float64)
+            values = np.array(table, dtype=np.float64)
         except (TypeError, ValueError):
-            values = torch.empty(0)
-        if values.dim() != 2 or values.shape[1] != len(GRID) or not bool(values.isfinite().all()):
+            values = np.empty(0)
+        if values.ndim != 2 or values.shape[1] != len(GRID) or not np.isfinite(values).all():
             raise UserError(f"a look-ahead must hold rows of {len(GRID)} numbers: write it with sim.fit")
-        grid = torch.tensor(GRID, dtype=torch.float64)
-        slope = values.diff(dim=1) / grid.diff()
-        self.levels = len(values)
-        start = values[:, :-1] - slope * grid[:-1]
-        self._held = {torch.device("cpu"): (grid[1:-1].contiguous(), start.T.contiguous(), slope.T.contiguous())}
+        grid = np.array(GRID)
+        slope = np.diff(values) / np.diff(grid)
+        self.levels, self._inner = len(values), grid[1:-1]
+        self.start, self.slope = (values[:, :-1] - slope * grid[:-1]).T.copy(), slope.T.copy()
 
-    def __call__(self, share: Tensor) -> Tensor:
+    def __call__(self, share: np.ndarray) -> np.ndarray:
         """f_m float64 [..., LEVELS] of ``share`` u float64 [...]; 0 from u = 1 on. Elementwise."""
-        device = share.device
-        if device not in self._held:
-            self._held[device] = tuple(part.to(device) for part in self._held[torch.device("cpu")])
-        inner, start, slope = self._held[device]
-        share = share.clamp(max=1)
-        place = torch.bucketize(share, inner)
-        return (start[place] + slope[place] * share[..., None]).clamp_(min=0)
+        share = share.clip(max=1)
+        place = self._inner.searchsorted(share)
+        return (self.start[place] + self.slope[place] * share[..., None]).clip(min=0)
 
-    def rate(self, prices: Prices) -> Tensor:
+    def rate(self, prices: Prices) -> np.ndarray:
         """What a token costs, ms float64 [C], where prices are typical: at that value a cycle is worth just what it takes."""
-        ahead = torch.arange(self.levels)
-        next_one = prices.level[min(1, len(prices.level) - 1)]
-        drafting = prices.level[0][:, 1:2] + ahead * next_one[:, _at(NARROW, next_one), None]
-        price, low, high = price_of(prices), torch.zeros_like(prices.plain), prices.plain.clone()
+        ahead, plain, level = np.arange(self.levels), prices.plain.numpy(), [level.numpy() for level in prices.level]
+        next_one = level[min(1, len(level) - 1)]
+        drafting = level[0][:, 1:2] + ahead * next_one[:, _at(NARROW, next_one), None]
+        price, low, high = price_of(prices), np.zeros_like(plain), plain.copy()
         for _ in range(60):
             middle = (low + high) / 2
-            gain = middle[:, None] * self(price / middle.clamp(min=LEAST)) - drafting
-            enough = middle + gain.amax(1).clamp(min=0) > prices.plain
-            low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+            gain = middle[:, None] * self(price / middle.clip(min=LEAST)) - drafting
+            enough = middle + gain.max(1).clip(min=0) > plain
+            low, high = np.where(enough, low, middle), np.where(enough, middle, high)
         return high
 
 
-class Plan(NamedTuple):
-    """Prices at C contexts as decisions ask for them, ms float64.
+STEEP = np.array([1 / u for u in GRID[:0:-1]])
+"""The points of f_m as P * value / price = 1 / u, ascending: no division is needed to find the line that holds."""
 
-    context  int64 [C]
-    rate     [C]              what a token costs
-    price    [C]              what one more verified token costs
-    verify   [C, V]           see :class:`policies.prices.Prices`
-    level    [depth, C, W, M] a level of each width from 1, with 0 .. M - 1 further ones planned behind it
+
+class Plan:
+    """Which frontiers are worth a level, at C contexts: prices, values and f_m in the form in which decisions ask for them.
+
+    With f_m(u) = start + slope * u in a bin of u, ``patience`` * value * P * f_m(price / (value * P)) is a straight line in P:
+    all that is left to do for a node is to find its bin. Milliseconds are counted in whole multiples of ``1 / UNIT``, whose
+    sums are exact.
+
+    value   float64 [C]     ms that a token is worth
+    verify  float64 [C, V]  ms of n further verified tokens
     """
 
-    context: Tensor
-    rate: Tensor
-    price: Tensor
-    verify: Tensor
-    level: tuple[Tensor, ...]
+    def __init__(self, prices: Prices, ahead: LookAhead, markup: float, patience: float):
+        self._context, self.verify, price = prices.context.numpy(), prices.verify.numpy(), price_of(prices)
+        self.value = markup * ahead.rate(prices)
+        self._steep = self.value / price
+        flat = np.maximum(ahead.start[-1:] + ahead.slope[-1:], 0)  # from u = 1 on
+        start, slope = np.concatenate([flat, ahead.start[::-1]]), np.concatenate([0 * flat, ahead.slope[::-1]])
+        by_chance, fixed = self.value[:, None, None] * start, price[:, None, None] * slope
+        lines = patience * UNIT * np.stack([by_chance, fixed], 2)  # [C, bins, 2, LEVELS]
+        self._bins, self._lines, self._ahead = len(start), lines.reshape(-1, 2, ahead.levels), ahead.levels
+        level, further = [level.numpy() for level in prices.level], np.arange(ahead.levels)
+        behind = [level[min(place + 1, len(level) - 1)][:, 1:, None] * further for place in range(len(level))]
+        self._level = [np.rint(UNIT * (own[:, 1:, None] + more)) for own, more in zip(level, behind, strict=True)]
+        every = np.arange(len(self.value))
+        self.opens = self.width(0, every, np.ones((len(every), 1))) > 0
+        """bool [C]: whether drafting is worth it at all."""
 
-    @classmethod
-    def made(cls, prices: Prices, ahead: LookAhead, device: torch.device) -> Plan:
-        further = torch.arange(ahead.levels)
-        last = len(prices.level) - 1
-        behind = [prices.level[min(level + 1, last)][:, 1:, None] * further for level in range(last + 1)]
-        level = tuple((own[:, 1:, None] + more).to(device) for own, more in zip(prices.level, behind, strict=True))
-        flat = (prices.context, ahead.rate(prices), price_of(prices), prices.verify)
-        return cls(*(part.to(device) for part in flat), level)
+    def at(self, context: np.ndarray) -> np.ndarray:
+        """Which of the C contexts int64 [B] holds behind so many tokens int64 [B]."""
+        return self._context.searchsorted(context, side="right") - 1
+
+    def width(self, level: int, place: np.ndarray, chance: np.ndarray) -> np.ndarray:
+        """How many of a frontier's nodes are worth a level: int64 [B], 0 = none; the fewest of equally good ones.
+
+        :param level: how many levels there are. :param place: int64 [B], see :meth:`at`. :param chance: float64 [B, M], P of each.
+        """
+        line = STEEP.searchsorted(chance * self._steep[place, None])
+        line += place[:, None] * self._bins
+        lines = self._lines.take(line, 0)
+        gain = chance[:, :, None] * lines[:, :, 0]
+        gain += lines[:, :, 1]
+        gain = np.rint(gain, out=gain).cumsum(1)
+        gain -= self._level[level][place, : chance.shape[1]]
+        gain = gain.reshape(len(gain), -1)
+        first = gain.argmax(1)
+        return (first // self._ahead + 1) * (gain[np.arange(len(gain)), first] > 0)
 
 
 @lru_cache(maxsize=64)
-def plan_of(cost: Cost, ahead: LookAhead, depth: int, widest: int, tokens: int, device: torch.device) -> Plan:
+def plan_of(cost: Cost, ahead: LookAhead, markup: float, patience: float, depth: int, widest: int, tokens: int) -> Plan:
     """The plan under a cost model, made once for each."""
-    return Plan.made(prices_at(cost, torch.tensor(CONTEXTS), depth, widest, tokens), ahead, device)
+    return Plan(prices_at(cost, torch.tensor(CONTEXTS), depth, widest, tokens), ahead, markup, patience)
 
 
-def price_of(prices: Prices) -> Tensor:
+def price_of(prices: Prices) -> np.ndarray:
     """What one more verified token costs, ms float64 [C]."""
     count = _at(TYPICAL, prices.verify)
-    return (prices.verify[:, count] / max(count, 1)).clamp(min=LEAST)
+    return (prices.verify[:, count] / max(count, 1)).clamp(min=LEAST).numpy()
 
 
-def _at(place: int, table: Tensor) -> int:
+def _at(place: int, table: Any) -> int:
     return min(place, table.shape[1] - 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -44,9 +45,9 @@ def run_cycle(policy: Policy, drafter: Drafter, verifier: Verifier, cycle: Cycle
     kept = pack(drafted.tree, drafted.kept, f"policy '{policy.name}'")
     walk = verifier.accept(cycle, kept)
     if type(policy).observe is not Policy.observe:
-        tokens, logprobs = verifier.target_top(cycle, kept, walk)
         status = node_status(drafted.tree, kept, walk)
-        outcome = Outcome(walk.accepted, walk.bonus, status, tokens, logprobs, drafted.tree)
+        ask_top = partial(verifier.target_top, cycle, kept, walk)
+        outcome = Outcome(walk.accepted, walk.bonus, status, drafted.tree, ask_top)
         state = policy.observe(outcome, cycle, state)
     return Cycled(drafted, kept, walk, state)
 

@@ -72,6 +72,6 @@ def frontier_mass(tree: DraftTree, frontier: Tensor) -> Tensor:
     score = tree.score.gather(1, frontier.clamp(min=0)).masked_fill(frontier < 0, -torch.inf)
     probability = torch.exp(score.to(torch.float64))
     mass = probability.new_zeros(tree.rows)  # the frontier may be empty
-    for place in range(frontier.shape[1]):  # a sum of fixed order: the same bits at every batch shape
-        mass = mass + probability[:, place]
+    for one in probability.unbind(1):  # a sum of fixed order: the same bits at every batch shape
+        mass = mass + one
     return mass

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from policies.children import Children, ChildTable, StoredChildren, stacked, topk_entropy
-from policies.families import Families
+from policies.families import Expanded, Families, answered, layout
 from policies.order import NONE, best
 
 
@@ -55,8 +52,9 @@ class DraftTree:
         self._parts = {name: [part] for name, part in self._newest.items()}
         self._table: ChildTable | None = None  # answers for tokens and handles, while all levels lie in it
         self._shapes = [(1, 1)]
-        self._expansions: list[_Expanded] = []
+        self._expansions: list[Expanded] = []
         self._start, self._slots, self._fanout = 0, 1, 1
+        self._even = True  # all nodes of the newest level are as deep as there are levels
         self._slot: Tensor | None = None  # int64 [B, N]: slot of each node, -1 padding; None while no slot is empty
         self._newest_node: Tensor | None = None  # int64 [B, M]: node in each slot of the newest level, -1 = empty
         self._forget()
@@ -65,11 +63,6 @@ class DraftTree:
     def width(self) -> int:
         """Columns N: the size of the largest row."""
         return self._slots if self._slot is None else self._slot.shape[1]
-
-    @property
-    def slots(self) -> int:
-        """Places that the levels so far have in memory, 1 for the root: at least :attr:`width`, and more with every level."""
-        return self._slots
 
     @property
     def token(self) -> Tensor:
@@ -170,10 +163,13 @@ class DraftTree:
 
     def frontier(self, count: int) -> Tensor:
         """The ``count`` best nodes of the last level in total order: int64 [B, count'], -1 where a row has fewer."""
-        place = best(self._newest["score"], count)
-        known = place.clamp(min=0)
+        return self.frontier_in(best(self._newest["score"], count))
+
+    def frontier_in(self, slot: Tensor) -> Tensor:
+        """The nodes int64 [B, W] in slots int64 [B, W] of the last level, -1 = none; the caller vouches for the total order."""
+        known = slot.clamp(min=0)
         node = known + self._start if self._newest_node is None else self._newest_node.gather(1, known)
-        nodes = node.masked_fill(place < 0, NONE)
+        nodes = node.masked_fill(slot < 0, NONE)
         self._offered = nodes.clone(), known  # the policy may write into its own
         return nodes
 
@@ -202,32 +198,42 @@ class DraftTree:
             place = self._family(nodes)
         return (self._newest[name] if newest else self._joined(name)).gather(1, place)
 
+    def path_to(self, end: Tensor, count: int) -> Tensor:
+        """``end`` int64 [B] and the ``count`` nodes above it, upwards: int64 [B, count + 1]; the root also stands for what would be
+        above itself."""
+        path, parent, family = [end[:, None]], self._joined("parent"), self._layout()[0]
+        for _ in range(count):
+            slot = path[-1] if self._slot is None else self._slot.gather(1, path[-1])
+            path.append(parent.gather(1, family.take(slot)).clamp(min=0))
+        return torch.cat(path, dim=1)
+
     def append(self, nodes: Tensor, children: Children | StoredChildren) -> None:
         """Add the children of the expanded ``nodes`` int64 [B, W] (frontier order, -1 = none) as one level."""
         rows, frontier, fanout = children.logprob.shape
+        score = self.at("score", nodes)
+        self._even = self._even and self._locate(nodes)[1]
         new = {
             "logprob": children.logprob.reshape(rows, -1),
-            "score": (self.at("score", nodes)[:, :, None] + children.logprob).reshape(rows, -1),
+            "score": (score[:, :, None] + children.logprob).reshape(rows, -1),
             "parent": nodes,
-            "depth": self.at("depth", nodes) + 1,
+            "depth": torch.full_like(nodes, self.levels + 1) if self._even else self.at("depth", nodes) + 1,
         }
-        if isinstance(children, StoredChildren) and (self.levels == 0 or self._table is children.table):
+        stored = isinstance(children, StoredChildren) and (self.levels == 0 or self._table is children.table)
+        if stored:
             self._table = children.table
             new["row"] = children.row
-            families = children.row >= 0
-            exists = families[:, :, None]
         else:
             self._leave_table()
             new |= {"token": children.token.reshape(rows, -1), "handle": children.handle.reshape(rows, -1)}
-            exists = children.token >= 0
-            families = nodes >= 0  # an expansion recorded with too few children is missing, yet it is one
-            if children.missing is not None:
-                families = families & (~children.missing | (children.token[:, :, 0] >= 0))
-        self._expansions.append(_Expanded(nodes.masked_fill(~families, NONE), children))
         self.levels += 1
         self._start, self._slots, self._fanout = self._slots, self._slots + frontier * fanout, fanout
         self._shapes.append((frontier, fanout))
         self._newest = new
+        held, exists, place = children.row[:, :, None] if stored else children.token, None, nodes
+        if not held.numel() or int(held.min()) < 0:  # else all have all their children, as is the rule
+            exists, families = held >= 0, children.row >= 0 if stored else answered(nodes, children)
+            place = nodes.masked_fill(~families, NONE)
+        self._expansions.append(Expanded(place, children))
         self._number(exists)
         for name, part in new.items():
             self._parts[name].append(part)
@@ -239,17 +245,18 @@ class DraftTree:
             tokens, handles = self._joined("token"), self._joined("handle")
             self._parts["token"], self._parts["handle"], self._table = [tokens], [handles], None
 
-    def _number(self, exists: Tensor) -> None:
+    def _number(self, exists: Tensor | None) -> None:
         """Give the newest level's slots node indices: rows stay packed, whatever slots are empty.
 
-        :param exists: bool [B, W, K], or [B, W, 1] where whole families are empty or not.
+        :param exists: bool [B, W, K], or [B, W, 1] where whole families are empty or not; None: no slot is empty.
         """
         if self._slot is None:
-            if bool(exists.all()):
+            if exists is None or bool(exists.all()):
                 self.size = self.size + (self._slots - self._start)
                 return
             self._slot = torch.arange(self._start, device=self.device).expand(self.rows, -1)
-        exists = exists.expand(-1, -1, self._fanout).reshape(self.rows, -1)
+        every = torch.ones_like(self._newest["score"], dtype=torch.bool)
+        exists = every if exists is None else exists.expand(-1, -1, self._fanout).reshape(self.rows, -1)
         self._newest["score"] = self._newest["score"].masked_fill(~exists, -torch.inf)
         node = (self.size[:, None] + exists.cumsum(1) - 1).masked_fill(~exists, NONE)
         self.size = self.size + exists.sum(1)
@@ -271,7 +278,7 @@ class DraftTree:
         if self._located[0] is not nodes:
             known = nodes.clamp(min=0)
             slot = known if self._slot is None else self._slot.gather(1, known)
-            newest = bool(((slot >= self._start) | (nodes < 0)).all())
+            newest = self.levels == 0 or bool(((slot >= self._start) | (nodes < 0)).all())
             self._located = nodes, (slot - self._start).clamp(min=0) if newest else slot, newest
         return self._located[1:]
 
@@ -296,7 +303,7 @@ class DraftTree:
 
     def _layout(self) -> tuple[Tensor, Tensor]:
         """The family int64 [slots] and the rank int64 [slots] of every slot, the same in all rows."""
-        return _layout(tuple(self._shapes), self.device)
+        return layout(tuple(self._shapes), self.device)
 
     def _column(self, name: str) -> Tensor:
         """A public column [B, N], by node."""
@@ -323,20 +330,3 @@ class DraftTree:
                 column.scatter_(1, place.masked_fill(place < 0, self.width), torch.cat(values, dim=1))
             self._read[name] = column[:, : self.width]
         return self._read[name]
-
-
-class _Expanded(NamedTuple):
-    """One draft forward: the nodes int64 [B, W] that the drafter answered for (-1 = none), and its answer."""
-
-    place: Tensor
-    children: Children | StoredChildren
-
-
-@lru_cache(maxsize=256)
-def _layout(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Family and rank of every slot, int64 [slots] each, of levels with these (families, children of each)."""
-    fanout = torch.tensor([fanout for families, fanout in shapes for _ in range(families)], device=device)
-    family = torch.repeat_interleave(torch.arange(len(fanout), device=device), fanout)
-    rank = torch.arange(len(family), device=device) - (fanout.cumsum(0) - fanout)[family]
-    rank[0] = NONE
-    return family, rank

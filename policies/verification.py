@@ -59,24 +59,30 @@ def pack(tree: DraftTree, kept: Tensor, policy: str = "the policy") -> Kept:
         node = torch.arange(tree.width, device=kept.device).expand_as(kept)
         return Kept(node, tree.token, tree.parent, tree.depth, torch.full_like(tree.size, tree.width - 1))
     node = packed_columns(kept)
-    exists = node >= 0
-    parent = tree.at("parent", node).masked_fill(~exists, NONE)
-    ascending = node.masked_fill(~exists, tree.width)
-    place = torch.searchsorted(ascending, parent).clamp(max=node.shape[1] - 1)
-    if bool((exists & (parent >= 0) & (ascending.gather(1, place) != parent)).any()):
+    padding = node < 0 if int(node.min()) < 0 else None
+
+    def own(values: Tensor, empty: int) -> Tensor:
+        return values if padding is None else values.masked_fill(padding, empty)
+
+    parent, ascending = own(tree.at("parent", node), NONE), own(node, tree.width)
+    inner = parent >= 0
+    place = torch.searchsorted(ascending, parent)
+    if bool((inner & (ascending.gather(1, place) != parent)).any()):
         raise UserError(f"{policy} keeps a node whose parent it drops: `select` must return an ancestor-closed set")
     return Kept(
         node=node,
-        token=tree.at("token", node).masked_fill(~exists, NONE),
-        parent=place.masked_fill(parent < 0, NONE),
-        depth=tree.at("depth", node).masked_fill(~exists, NONE),
-        count=exists.sum(1) - 1,
+        token=own(tree.at("token", node), NONE),
+        parent=torch.where(inner, place, parent),
+        depth=own(tree.at("depth", node), NONE),
+        count=torch.full_like(tree.size, node.shape[1] - 1) if padding is None else (~padding).sum(1) - 1,
     )
 
 
 def packed_columns(chosen: Tensor) -> Tensor:
     """The chosen columns of each row of bool [B, N], ascending: int64 [B, V], -1 behind a row's last one."""
     row, column = chosen.nonzero(as_tuple=True)
+    if len(chosen) == 1:
+        return column[None]
     count = torch.bincount(row, minlength=len(chosen))
     width = int(count.max()) if len(chosen) else 0
     if len(column) == len(chosen) * width:
@@ -93,14 +99,14 @@ def walk(kept: Kept, choice: Tensor) -> Walk:
         uniform number); -1 where the sequence has ended. If it is among the kept children the walk goes on, else it is
         the bonus (Leviathan et al. 2023 for a deterministic proposal: lossless by construction at any temperature).
     """
-    chosen = (kept.token == choice.gather(1, kept.parent.clamp(min=0))) & (kept.parent >= 0) & (kept.token >= 0)
+    chosen = (kept.token == choice.gather(1, kept.parent.clamp(min=0))) & (kept.parent >= 0)
     candidate = packed_columns(chosen)  # the few nodes that are what the target says behind their own parent
     above = kept.parent.gather(1, candidate.clamp(min=0)).masked_fill(candidate < 0, NONE)
     current = torch.zeros_like(kept.count)
     accepted = torch.zeros_like(candidate, dtype=torch.bool)
-    for index in range(candidate.shape[1]):  # in node order, so that a parent comes before its children
-        accepted[:, index] = above[:, index] == current
-        current = torch.where(accepted[:, index], candidate[:, index], current)
+    for own, parent, taken in zip(candidate.unbind(1), above.unbind(1), accepted.unbind(1), strict=True):
+        torch.eq(parent, current, out=taken)  # in node order, so that a parent comes before its children
+        current = torch.where(taken, own, current)
     step = packed_columns(accepted)
     path = candidate.gather(1, step.clamp(min=0)).masked_fill(step < 0, NONE)
     return Walk(path, accepted.sum(1), choice.gather(1, current[:, None])[:, 0])
@@ -111,15 +117,16 @@ def node_status(tree: DraftTree, kept: Kept, outcome: Walk) -> Tensor:
 
     Behind an accepted end of sequence the target chooses nothing, so nothing is tested there.
     """
-    on_path = torch.zeros_like(kept.token, dtype=torch.bool)
+    rows, end = kept.token.shape
+    on_path = torch.zeros((rows, end + 1), dtype=torch.bool, device=tree.device)
+    on_path.scatter_(1, outcome.path.masked_fill(outcome.path < 0, end), True)  # the last column catches the padding
     on_path[:, 0] = True
-    path = outcome.path.clamp(min=0)
-    on_path = on_path.scatter(1, path, (outcome.path >= 0) | (path == 0))
     tested = on_path.gather(1, kept.parent.clamp(min=0)) & (kept.parent >= 0)
-    # places grow along the path, and the root's is 0
-    last = torch.nn.functional.pad(outcome.path, (1, 0)).clamp(min=0).amax(1)
-    tested = tested & ~((kept.parent == last[:, None]) & (outcome.bonus < 0)[:, None])
-    status = torch.where(tested, on_path.to(torch.int8), torch.full_like(kept.token, NONE, dtype=torch.int8))
-    column = torch.full((tree.rows, tree.width + 1), NONE, dtype=torch.int8, device=tree.device)
-    place = kept.node.masked_fill(kept.node < 1, tree.width)  # the root itself is not tested
-    return column.scatter(1, place, status)[:, : tree.width]
+    if bool((outcome.bonus < 0).any()):
+        # places grow along the path, and the root's is 0
+        last = torch.nn.functional.pad(outcome.path, (1, 0)).clamp(min=0).amax(1)
+        tested = tested & ~((kept.parent == last[:, None]) & (outcome.bonus < 0)[:, None])
+    status = on_path[:, :end].to(torch.int8).masked_fill_(~tested, NONE)
+    column = torch.full((rows, tree.width + 1), NONE, dtype=torch.int8, device=tree.device)
+    place = kept.node.masked_fill(kept.node < 0, tree.width)
+    return column.scatter_(1, place, status)[:, : tree.width]

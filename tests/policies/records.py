@@ -39,7 +39,8 @@ def decision(draft: Draft, row: int, state: State) -> Decision:
     widths = draft.widths[row].tolist()
     while widths and widths[-1] == 0:
         widths.pop()
-    carried = {name: value[row] for name, value in state.items() if value.shape[:1] == (tree.rows,)}
+    lasting = {name: value for name, value in state.items() if isinstance(value, Tensor)}  # not the scratch of the cycle
+    carried = {name: value[row] for name, value in lasting.items() if value.shape[:1] == (tree.rows,)}
     return Decision(
         nodes=tuple(zip(*(column[row, :size].tolist() for column in columns), strict=True)),
         expanded=tuple(tree.expanded[row, :size].tolist()),

@@ -108,7 +108,7 @@ def test_hf_heuristic_counts_rows_in_order(start, rows):
         length = {"all": length + 2, "some": max(1, length - 1)}.get(row, length)
     size = torch.tensor([1 if row == "none drafted" else 2 for row in rows])
     status = torch.tensor([[-1, {"all": 1, "some": 0}.get(row, -1)] for row in rows], dtype=torch.int8)
-    outcome = Outcome(None, None, status, None, None, SimpleNamespace(size=size))
+    outcome = Outcome(None, None, status, SimpleNamespace(size=size), None)
     cycle = SimpleNamespace(active=torch.tensor([row != "idle" for row in rows]))
     assert policy.observe(outcome, cycle, policy.init(len(rows), size))["length"].tolist() == [length]
 

@@ -12,7 +12,7 @@ import torch
 from policies.acceptance_table import MEMORY, RANK_EDGES, Acceptance, fit_acceptance, histories, remember
 from policies.drafting import draft
 from policies.errors import UserError
-from policies.goodput import Goodput, exact_cumsum, most_worth
+from policies.goodput import Goodput, most_worth
 from policies.lookahead import GRID, LookAhead, fit_look_ahead
 from tests.policies.cases import SETTINGS, make
 from tests.policies.synthetic import Language, SyntheticDrafter, cycle_at, fresh
@@ -35,10 +35,10 @@ def ahead_of(policy: Goodput, share: float) -> list[float]:
 def test_decisions_by_loops(spec, history):
     policy, language, rows = make(spec), Language(3, steps=5), 12
     cycle = cycle_at(list(range(rows)), [0] * rows)
-    state = fresh(policy, cycle) | {"history": torch.full((rows,), history, dtype=torch.float64)}
+    state = policy.begin(cycle, {"history": torch.full((rows,), history, dtype=torch.float64)})
     got = draft(policy, SyntheticDrafter(language, [language.truth(key, 3) for key in range(rows)]), cycle, state)
     tree, verify, depths = got.tree, (0.0, *policy.verify_ms_), set()
-    price, value = verify[8] / 8, float(state["value"][0])
+    price, value = verify[8] / 8, state["plan"].value[0]
     for row in range(rows):
         chance, level_of = [1.0], {0: [0]}
         for node in range(1, int(tree.size[row])):
@@ -73,8 +73,7 @@ def test_decisions_by_loops(spec, history):
 def test_a_token_is_worth_what_a_cycle_takes():
     """At the rate, the plain token and the best plan together are worth their milliseconds."""
     policy = make(SETTINGS["goodput"][0])
-    cycle = cycle_at([0], [0])
-    rate = float(fresh(policy, cycle)["value"][0]) / policy.markup_
+    rate = fresh(policy, cycle_at([0], [0]))["plan"].value[0] / policy.markup_
     price, first, further = policy.verify_ms_[7] / 8, policy.level_ms_[0][0], policy.level_ms_[1][2]
     gains = [rate * ahead - first - more * further for more, ahead in enumerate(ahead_of(policy, price / rate))]
     assert max(gains) > 0 and rate + max(gains) == pytest.approx(policy.plain_ms_)
@@ -141,20 +140,35 @@ def test_where_drafting_does_not_pay_it_decodes_plainly():
 
 
 def test_most_worth_takes_the_least_of_equal_ones():
-    chance = torch.tensor([[0.5, 0.5, 0.25], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
-    ms = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
-    ms = ms.expand(3, -1)
-    assert most_worth(torch.tensor([2.0, 2.0, 9.0], dtype=torch.float64), chance, ms).tolist() == [0, 0, 3]
-    values = torch.rand(5, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    padded = torch.nn.functional.pad(values[:2], (0, 9))
-    assert torch.equal(exact_cumsum(padded)[:, :40], exact_cumsum(values)[:2])
+    chance = np.array([[0.5, 0.5, 0.25], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    ms = np.broadcast_to(np.arange(5.0), (3, 5))
+    assert most_worth(np.array([2.0, 2.0, 9.0]), chance, ms).tolist() == [0, 0, 3]
 
 
 def test_memory_fades_by_tested_first_choices():
-    history = torch.tensor([0.8, 0.8, 0.8], dtype=torch.float64)
-    new = remember(history, torch.tensor([0.0, 0.5, -0.5], dtype=torch.float64), torch.tensor([0, 1, 3]))
+    new = remember(np.full(3, 0.8), np.array([0.0, 0.5, -0.5]), np.array([0, 1, 3]))
     wanted = [0.8, 0.8 * MEMORY + 0.5 / 8, 0.8 * MEMORY**3 - 0.5 / 8]
     assert new.tolist() == pytest.approx(wanted)
+
+
+def test_a_level_is_estimated_as_its_nodes_are():
+    """To the bit, at every batch shape: what is decided on is what was fitted and calibrated."""
+    policy, numbers = make(SETTINGS["goodput"][0]), np.random.default_rng(0)
+    estimate = Acceptance(policy.logprob_edges_, policy.entropy_edges_, policy.odds_, policy.slopes_)
+    rows, families, fanout, depth = 9, 4, 7, 3
+    logprob = -numbers.exponential(1.5, (rows, families, fanout)).astype(np.float32)
+    entropy, history = numbers.uniform(0, 90, (rows, families)).astype(np.float32), numbers.uniform(-1, 1, rows)
+
+    def of_level(*chosen):
+        return estimate.of_level(depth, logprob[chosen], entropy[chosen], estimate.by_history(history[chosen[0]], fanout + 3))
+
+    whole = of_level(slice(None))
+    rank, place = np.broadcast_to(np.arange(fanout), whole.shape).ravel(), np.full(whole.size, depth)
+    by_node = estimate(rank, place, logprob.ravel(), entropy.repeat(fanout), history.repeat(families * fanout))
+    assert np.array_equal(whole.ravel(), by_node) and len(np.unique(whole)) > whole.size / 2
+    for row in range(rows):
+        assert np.array_equal(of_level(slice(row, row + 1)), whole[row : row + 1])
+        assert np.array_equal(of_level(slice(row, row + 1), slice(1, 2)), whole[row : row + 1, 1:2])
 
 
 @dataclass
@@ -183,8 +197,8 @@ def test_the_estimate_finds_the_true_chances():
     nodes, sequence, _ = nodes_of_known_chance(60000, 0)
     estimate = fit_acceptance(nodes, sequence)
     fresh_nodes, _, true = nodes_of_known_chance(5000, 1)
-    columns = [torch.from_numpy(getattr(fresh_nodes, name)) for name in ("rank", "depth", "logprob", "entropy")]
-    found = estimate(*columns, torch.zeros(5000, dtype=torch.float64)).numpy()
+    columns = [getattr(fresh_nodes, name) for name in ("rank", "depth", "logprob", "entropy")]
+    found = estimate(*columns, np.zeros(5000))
     draft_error = np.abs(np.exp(fresh_nodes.logprob) - true).mean()
     assert np.abs(found - true).mean() < min(0.03, draft_error / 4)
     assert estimate.slopes[0][0] == pytest.approx(-0.2, abs=0.08)

@@ -19,7 +19,7 @@ from tests.policies.synthetic import Language, SyntheticDrafter, SyntheticVerifi
 
 SPECS = settings()
 KEYS = 64
-LEVEL_BY_LEVEL = {"eagle3", "heterospec", "chain", "static", "opt_tree", "ddd", "talon", "dyspec", "c2t", "sequoia"}
+LEVEL_BY_LEVEL = {"eagle3", "heterospec", "goodput", "chain", "static", "opt_tree", "ddd", "talon", "dyspec", "c2t", "sequoia"}
 """Policies whose trees grow level by level."""
 LANGUAGES = st.builds(
     Language,

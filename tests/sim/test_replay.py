@@ -12,6 +12,7 @@ from policies.contract import Expansion, State
 from policies.errors import UserError
 from policies.order import NONE
 from policies.registry import load_policy
+from sim.recorded import RecordedVerifier
 from sim.replay import replay
 from tests.sim.by_hand import write_by_hand
 from traces.recording import Recording, open_recording
@@ -84,15 +85,25 @@ def test_a_tree_that_outgrows_the_recorded_truth_is_missing(hand, tmp_path):
     assert log.missing.tolist() == [0, 1]
 
 
+def spying(seen: list) -> Chain:
+    class Spy(Chain):
+        def observe(self, outcome, cycle, state):
+            seen.append((cycle, outcome))
+            return state
+
+    return Spy(k=2)
+
+
+def test_the_target_is_asked_for_its_likeliest_tokens_by_those_who_read_them(hand, monkeypatch):
+    asked, seen, real = [], [], RecordedVerifier.target_top
+    monkeypatch.setattr(RecordedVerifier, "target_top", lambda *about: asked.append(about) or real(*about))
+    replay(hand, spying(seen), sequences=torch.tensor([0]))
+    assert len(seen) == 2 and not asked
+    (_, told), _ = seen
+    assert told.top_tokens.shape == told.top_logprobs.shape and len(asked) == 1
+
+
 def test_policies_see_positions_room_and_the_target(hand):
-    def spying(seen: list) -> Chain:
-        class Spy(Chain):
-            def observe(self, outcome, cycle, state):
-                seen.append((cycle, outcome))
-                return state
-
-        return Spy(k=2)
-
     seen = []
     replay(hand, spying(seen), sequences=torch.tensor([0]))
     (first, told), (second, _) = seen
