@@ -61,7 +61,7 @@ def record_half(setting: Setting, dtype: str, half: int, seconds: float) -> dict
     for number in range(recorders):
         log = (folder / f"recorder-{number}.log").open("w", encoding="utf-8")
         share = ["--shard", f"{number + 1}/{recorders}", "--resume"]
-        python = [sys.executable, "-m", "benchmarks.gpu.recording"]
+        python = [sys.executable, "-m", "benchmarks.gpu.recording", str(os.getpid())]
         threads = os.environ | {"OMP_NUM_THREADS": "2"}
         running.append(subprocess.Popen([*python, *words, *share], stdout=log, stderr=log, env=threads))
         log.close()
@@ -77,12 +77,15 @@ def record_half(setting: Setting, dtype: str, half: int, seconds: float) -> dict
     return summary(folder) | {"recording_seconds": round(time.perf_counter() - started, 2), "recorders": recorders}
 
 
-def recorder(arguments: list[str]) -> None:
-    """One of them: traces.record, which does not outlive the run that started it, however that ends (on Linux)."""
+def recorder(parent: int, arguments: list[str]) -> None:
+    """One of them: traces.record, which does not outlive the run ``parent`` that started it, however that ends (on Linux)."""
     from traces.record import main
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it has ended meanwhile
+        raise KeyboardInterrupt
     main(arguments)
 
 
@@ -197,4 +200,4 @@ def compared(setting: Setting, half: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_command(lambda: recorder(sys.argv[1:]), "What is finished is safe.")
+    run_command(lambda: recorder(int(sys.argv[1]), sys.argv[2:]), "What is finished is safe.")

@@ -61,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     from benchmarks.gpu.setting import Setting
     from live.loading import parse_device, steady_attention
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs in the background ignore it
     clock = Clock(args.budget)
     device = args.device or ("cpu" if args.rehearse else "cuda")
     steady_attention(parse_device(device))
