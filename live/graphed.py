@@ -9,8 +9,9 @@ On a CPU there are no graphs: the same code runs with the same fixed shapes, whi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from typing import TypeVar
 
 import torch
@@ -71,7 +72,7 @@ class StaticTreeCache(TreeCache):
     def gather(self, rows: Tensor) -> None:
         """Go on with these rows (int64 [R'], -1 = a new empty row), in the storage of so many rows; drops the tree."""
         chosen = rows.tolist()
-        kept = self._pools[self.rows].index_select(1, rows.clamp(min=0))
+        kept = self._pools[self.rows].index_select(1, rows.clamp(min=0).to(self.device))
         kept[:, [place for place, row in enumerate(chosen) if row < 0]] = 0
         self._take(len(chosen)).copy_(kept)
         self.rows = len(chosen)
@@ -123,7 +124,8 @@ class GraphedModel(CachedModel):
         cache, new = self.cache, tokens.shape[1]
         bucket = next((size for size in self.buckets if size >= new), None)
         used = cache.longest + cache.tree_size
-        if bucket is None or select is not None or used + bucket > cache.capacity:
+        prompt = select is not None or (mask is None and new > 1)  # causal attention that needs no mask
+        if bucket is None or prompt or used + bucket > cache.capacity:
             return super()._forward(tokens, positions, mask, select)
         cache.open(new)
         key = cache.rows, bucket
@@ -175,7 +177,8 @@ class _Fixed:
         else:
             self.mask[:, :, :new].copy_(F.pad(mask, (0, cache.capacity - mask.shape[-1]), value=hidden))
         if not self.owner.graphs:
-            self.output = self._compute(self.owner.run)
+            with updates_allowed():
+                self.output = self._compute(self.owner.run)
         else:
             if self.graph is None:
                 self._capture()
@@ -211,18 +214,36 @@ class _Fixed:
         self.graph, self.output = record(lambda: self._compute(run), self.owner.device, self.owner._memory)
 
 
+@contextmanager
+def updates_allowed() -> Iterator[None]:
+    """No gradients, and not inference mode, whatever the caller's: what is made inside may be written to in every mode. That
+    holds for a graph's outputs, and for what torch itself keeps with the first graph, the state of its random numbers."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@lru_cache
+def _aside(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all warm-ups and captures: one, so that the matrix library's workspace, which belongs to a stream, is
+    allocated by the first warm-up and never inside a capture."""
+    return torch.cuda.Stream(device)
+
+
 def record(compute: Callable[[], Result], device: torch.device, memory: tuple[int, int]) -> tuple[torch.cuda.CUDAGraph, Result]:
     """A CUDA graph of ``compute``, which reads and writes tensors at fixed addresses, and where its result will stand.
 
-    :param memory: of :func:`torch.cuda.graph_pool_handle`, shared by graphs whose results are read before the next replay.
+    :param memory: of :func:`torch.cuda.graph_pool_handle`, shared by graphs that never run at the same time. Results are kept, so
+        no later capture takes their memory; what is shared is what lies between inputs and results.
     """
-    aside = torch.cuda.Stream(device)
-    aside.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(aside):
-        for _ in range(_WARM_UP):
-            compute()
-    torch.cuda.current_stream(device).wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=memory):
-        result = compute()
+    stream = _aside(device)
+    with updates_allowed():
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                compute()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # other threads may allocate meanwhile: what they do is no part of the graph
+        with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
+            result = compute()
     return graph, result

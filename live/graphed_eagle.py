@@ -1,9 +1,8 @@
 """The EAGLE-3 head in fixed shapes, so that a GPU replays catch-ups and draft levels as CUDA graphs (see live/graphed.py).
 
-For live decoding of requests that begin together: one tree per row, and no row joins later. A row's cells lie in one buffer
-[R, kv heads, capacity + SLOTS, d]: the committed ones from the left, and the cell of tree slot s at capacity + s. Attention looks
-at the whole buffer under a mask. Frontier widths and numbers of tokens to catch up on are rounded up; what is computed beyond
-them is written over by what comes next.
+For live decoding: one tree per row. A row's cells lie in one buffer [R, kv heads, capacity + SLOTS, d]: the committed ones from
+the left, and the cell of tree slot s at capacity + s. Attention looks at the whole buffer under a mask. Frontier widths and
+numbers of tokens to catch up on are rounded up; what is computed beyond them is written over by what comes next.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from live.distribution import Ranked, ranked
 from live.eagle3 import Eagle3Head
-from live.graphed import record
+from live.graphed import record, updates_allowed
 
 SLOTS = 256
 """Tree slots of a row; a draft tree that expands more nodes is a crash of the draft, which decoding survives."""
@@ -59,6 +58,16 @@ class GraphedEagle:
         kept = [part[rows] for part in (old.key, old.value, old.length)]
         self._take(len(rows))
         for part, values in zip((self._room.key, self._room.value, self._room.length), kept, strict=True):
+            part.copy_(values)
+
+    def beside(self) -> GraphedEagle:
+        return GraphedEagle(self.head, self.name, self.capacity, self.graphs)
+
+    def join(self, other: GraphedEagle) -> None:
+        parts = [[room.key, room.value, room.length] for room in (self._room, other._room)]
+        joined = [torch.cat(both) for both in zip(*parts, strict=True)]
+        self._take(len(joined[-1]))
+        for part, values in zip((self._room.key, self._room.value, self._room.length), joined, strict=True):
             part.copy_(values)
 
     def _take(self, rows: int) -> None:
@@ -139,7 +148,8 @@ class _Room:
     def run(self, key: tuple[str, int], compute: Callable[..., Tensor], inputs: dict[str, Tensor], captured: bool) -> Tensor:
         """``compute`` of the inputs: the replay of its graph where it is to be captured and there is a GPU."""
         if not (captured and self.owner.graphs):
-            return compute(**{name: value.to(self.key.device) for name, value in inputs.items()})
+            with updates_allowed():
+                return compute(**{name: value.to(self.key.device) for name, value in inputs.items()})
         if key not in self._inputs:
             with torch.inference_mode(False):
                 self._inputs[key] = {

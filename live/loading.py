@@ -51,6 +51,14 @@ def parse_device(device: str | torch.device) -> torch.device:
     return parsed
 
 
+def steady_attention(device: torch.device) -> None:
+    """On a GPU, do without cuDNN's attention, which torch prefers on Hopper and later: it builds a plan for every new shape, in
+    some tenths of a second, and behind a text that grows every forward has a new one. Flash and memory-efficient kernels do not.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def load_model(
     name_or_folder: str | Path,
     dtype: str | torch.dtype = "float32",
@@ -73,6 +81,7 @@ def load_model(
         raise UserError(f"--device-map {device_map} needs the accelerate package: pip install accelerate, or leave it out")
     placed = {"device_map": device_map} if device_map else {}
     target = parse_device(device)
+    steady_attention(target)
     try:
         config = AutoConfig.from_pretrained(source, **hub)
         _check_before_loading(config)

@@ -101,7 +101,7 @@ def _generate(
 ) -> list[Text]:
     """Texts of one batch."""
     limit = settings.max_new_tokens + settings.overrun
-    target = CachedModel(pair.model, len(prompts))
+    target = pair.plain(len(prompts))
     broken: set[int] = set()
     said = plain_decode(
         target, list(prompts), limit, pair.end_tokens, sampling=sampling, text=numbers, on_nan=lambda row, _: broken.add(row)

@@ -3,9 +3,10 @@
     recording   the embedded pair records itself in bfloat16, greedy and at temperature 1
     profile     what its parts cost here, in fixed shapes (CUDA graphs on a GPU)
     fitted      HeteroSpec and goodput learn, and the best static setting is chosen, on half of the texts
-    live        all of them decode the other half, in turns, beside plain decoding: batch 1, 4, 16; temperature 0 and 1
+    live        all of them decode the other half, in turns, beside plain decoding: batch 1 and 4; temperature 0 and 1
     breakdown   where the time of their cycles goes
     random      the same forwards with all weights random: what the embedded pair's many zero activations save
+    no graphs   EAGLE-3 and plain decoding in ordinary forwards, beside both in fixed shapes
 
 Predictions are replays of the very texts that are decoded, priced with the profile.
 """
@@ -16,12 +17,14 @@ import argparse
 import json
 import random
 import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from benchmarks.gpu.contest_live import across_domains, capacity_for, decode_live
-from benchmarks.gpu.embedding import embedded_pair
 from benchmarks.gpu.results import Job
 from benchmarks.gpu.setting import Setting
 from live.graphed_pair import graphed
@@ -36,46 +39,53 @@ if TYPE_CHECKING:
 
 OPPONENTS = ("chain(k=3)", "eagle3", "talon", "opt_tree")
 FITTED = ("heterospec", "goodput")
-BATCHES, TEMPERATURES = (1, 4, 16), (0.0, 1.0)
+BATCHES, TEMPERATURES = (1, 4), (0.0, 1.0)
+"""A larger batch: benchmarks/gpu/contest16.py."""
+COVER = ("eagle3(top_k=10, depth=10)", "eagle3(top_k=8, depth=10)", "eagle3(top_k=4, depth=10)", "chain(k=16)")
+"""What the contest's policies draft."""
 SEED, SHARE = 0, 0.5
 """Of the split into texts to learn from and texts to decode; as sim.fit draws it."""
 
 
 def jobs(setting: Setting) -> list[Job]:
-    found = [
-        Job("recording", lambda left: recorded(setting), 100, 240),
-        Job("profile", lambda left: profiled(setting, left), 60, 130),
-        Job("fitted", lambda left: fitted(setting), 30, 150),
+    batches = setting.pick(BATCHES, (1, 2))
+    return [
+        Job("recording", lambda _: recorded(setting), 40, 90),
+        profile_job(setting, "profile", batches),
+        Job("fitted", lambda _: fitted(setting), 15, 50),
+        *(live_job(setting, batches[0], heat) for heat in TEMPERATURES),
+        Job("breakdown", lambda _: breakdown(setting), 20, 45),
+        *(live_job(setting, batch, heat) for batch in batches[1:] for heat in TEMPERATURES),
+        Job("random", lambda _: against_random(setting), 10, 25),
+        Job("no graphs", lambda left: without_graphs(setting, left), 20, 50),
     ]
-    for batch in setting.pick(BATCHES, (1, 2)):
-        for heat in TEMPERATURES:
-            name = f"live, batch {batch}, temperature {heat:g}"
-            found.append(Job(name, lambda left, b=batch, t=heat: live(setting, b, t, left), 40, 110))
-    found.append(Job("breakdown", lambda left: breakdown(setting), 30, 90))
-    return [*found, Job("random", lambda left: against_random(setting), 25, 60)]
+
+
+def live_job(setting: Setting, batch: int, heat: float) -> Job:
+    return Job(f"live, batch {batch}, temperature {heat:g}", lambda left: live(setting, batch, heat, left), 35, 70)
+
+
+def profile_job(setting: Setting, name: str, batches: tuple[int, ...]) -> Job:
+    return Job(name, lambda left: profiled(setting, batches, left), 25, 60)
 
 
 # ---- preparations ----------------------------------------------------------------------------------------------------
 
 
-def contest_pair(setting: Setting) -> Pair:
-    """The embedded pair in bfloat16; made anew by every job, which takes seconds where it is to run."""
-    small = setting.small_pair("float32", ("reference/eagle3",))
-    return embedded_pair(small, setting.true_shape, torch.bfloat16, setting.device)
-
-
 def recorded(setting: Setting) -> dict[str, Any]:
-    """Record the embedded pair."""
+    """Record the embedded pair; its texts are generated in fixed shapes, as they will be decoded."""
     from benchmarks.gpu.recording import TOY_COVER, covering, summary
     from traces.record import parser
 
     folder = setting.work / "contest"
-    limit, new, batch = setting.pick(("8", "128", "8"), ("2", "6", "2"))
+    limit, new, batch = setting.pick(("4", "128", "4"), ("2", "6", "2"))
     options = ["--limit", limit, "--max-new-tokens", new, "--batch", batch]
     options += ["--temperature", "0", "--temperature", "1", "--positions", str(setting.pick(128, 16)), "--cut-loops"]
     options += ["--resume"] if (folder / "manifest.json").is_file() else []
-    cover = covering(setting.pick((), TOY_COVER))
-    record_pair(contest_pair(setting), parser().parse_args(["--out", str(folder), *options, *cover]))
+    pair = replace(setting.embedded())
+    fixed = graphed(pair, 1024, setting.graphs).plain(int(batch))
+    pair.plain = lambda rows=1: fixed  # one for all shards, so that its graphs are captured once
+    record_pair(pair, parser().parse_args(["--out", str(folder), *options, *covering(setting.pick(COVER, TOY_COVER))]))
     return summary(folder)
 
 
@@ -105,26 +115,34 @@ def opened(setting: Setting) -> Recording:
     return open_recording(folder)
 
 
-def profiled(setting: Setting, seconds: float) -> dict[str, Any]:
+def profiled(setting: Setting, batches: tuple[int, ...], seconds: float) -> dict[str, Any]:
     """The embedded pair's profile in fixed shapes."""
     from traces.campaign import Shapes
     from traces.profile import measure_pair, running_text
 
-    grid = Shapes(
-        (1, 2, 4, 8, 16, 24, 32, 48, 64, 96), (1, 2, 4, 8, 10, 16), (64, 320, 768), BATCHES, (0, 1, 2, 4, 9), (1, 2, 4, 9)
-    )
-    grid = setting.pick(grid, Shapes((1, 8), (1, 4), (48,), (1, 2), (0, 2), (1, 2)))
-    pair = graphed(contest_pair(setting), capacity_for(opened(setting)) if setting.rehearse else 1280)
-    profile = measure_pair(pair, running_text(pair, max(grid.batches), grid.text_length), grid, setting.pick(9, 1), 0.8 * seconds)
-    profile.content["method"]["cuda_graphs"] = pair.model.device.type == "cuda"
-    profile.save(setting.work / "contest-profile.json")
+    started = time.monotonic()
+    grid = Shapes((1, 4, 8, 16, 32, 64, 96), (1, 4, 8, 10, 16), (64, 320), batches, (0, 1, 2, 4, 9), (1, 4, 9))
+    grid = setting.pick(grid, Shapes((1, 8), (1, 4), (48,), batches, (0, 2), (1, 2)))
+    pair = graphed(setting.embedded(), grid.text_length + 256, setting.graphs)
+    text = running_text(pair, max(grid.batches), grid.text_length)
+    profile = measure_pair(pair, text, grid, setting.pick(9, 1), 0.75 * (seconds - (time.monotonic() - started)))
+    profile.content["method"]["cuda_graphs"] = setting.graphs
+    for batch in batches:
+        profile.save(priced(setting, batch))
     return {"profile": profile.content}
 
 
-def cost_of(setting: Setting) -> CostModel:
+def priced(setting: Setting, batch: int) -> Path:
+    """Where the profile that holds a batch is kept."""
+    return setting.work / f"contest-profile-{batch}.json"
+
+
+def cost_of(setting: Setting, batch: int = 1) -> CostModel:
     from traces.costs import load_profile
 
-    return load_profile(setting.work / "contest-profile.json").cost("eagle3")
+    if not priced(setting, batch).is_file():
+        raise UserError(f"batch {batch} has no profile yet: run --stage contest again with more --budget")
+    return load_profile(priced(setting, batch)).cost("eagle3")
 
 
 def fitted(setting: Setting) -> dict[str, Any]:
@@ -179,8 +197,21 @@ def live(setting: Setting, batch: int, heat: float, seconds: float) -> dict[str,
     recording = opened(setting)
     texts = [text for text in split(recording)[1] if recording.sampling(text)["temperature"] == heat and recording.length[text] > 1]
     texts, most = across_domains(recording, texts), setting.pick((max(5 // batch, 1), 5), (1, 1))
-    found = decode_live(contest_pair(setting), entrants(setting), recording, cost_of(setting), texts, batch, most, seconds)
+    pair = graphed(setting.embedded(), capacity_for(recording), setting.graphs)
+    cost = cost_of(setting, batch)
+    found = decode_live(pair, entrants(setting), recording, cost, texts, batch, most, seconds)
     return {"temperature": heat} | found
+
+
+def without_graphs(setting: Setting, seconds: float) -> dict[str, Any]:
+    """EAGLE-3 and plain decoding of greedy held-out texts: what fixed shapes and graphs are worth."""
+    recording, cost = opened(setting), cost_of(setting)
+    texts = [text for text in split(recording)[1] if recording.sampling(text)["temperature"] == 0 and recording.length[text] > 1]
+    texts = across_domains(recording, texts)
+    policies = {name: policy for name, policy in entrants(setting).items() if name.startswith("eagle3")}
+    pair = graphed(setting.embedded(), capacity_for(recording), setting.graphs)
+    found = decode_live(pair, policies, recording, cost, texts, 1, setting.pick((3, 3), (1, 1)), seconds, setting.embedded())
+    return {"temperature": 0.0} | found
 
 
 def breakdown(setting: Setting) -> dict[str, Any]:
@@ -189,8 +220,8 @@ def breakdown(setting: Setting) -> dict[str, Any]:
 
     recording, cost = opened(setting), cost_of(setting)
     texts = [text for text in split(recording)[1] if recording.sampling(text)["temperature"] == 0 and recording.length[text] > 1]
-    texts = across_domains(recording, texts)[: setting.pick(5, 1)]
-    pair = graphed(contest_pair(setting), capacity_for(recording))
+    texts = across_domains(recording, texts)[: setting.pick(2, 1)]
+    pair = graphed(setting.embedded(), capacity_for(recording), setting.graphs)
     policies = list({policy.spec(): policy for policy in entrants(setting).values()}.values())
     found = break_down(recording, pair, policies, "eagle3", cost, texts)
     return {
@@ -207,10 +238,11 @@ def against_random(setting: Setting) -> dict[str, Any]:
     from live.graphed import GraphedModel
     from traces.profile import running_text
 
-    pair, context = contest_pair(setting), setting.pick(512, 32)
+    pair, context = setting.embedded(), setting.pick(512, 32)
     other = random_target(setting.true_shape, torch.bfloat16, setting.device, seed=5)
     text = running_text(pair, 1, context)
-    models = {"embedded": GraphedModel(pair.model, 1, context + 256), "random": GraphedModel(other, 1, context + 256)}
+    networks = {"embedded": pair.model, "random": other}
+    models = {name: GraphedModel(network, 1, context + 256, graphs=setting.graphs) for name, network in networks.items()}
     samples: dict[tuple[str, int], list[float]] = {}
     for model in models.values():
         model.reset(1)

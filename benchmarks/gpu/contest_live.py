@@ -11,7 +11,6 @@ import torch
 from benchmarks.gpu.results import Clock
 from live.decode import SpeculativeDecoder
 from live.decoding_plain import plain_decode
-from live.graphed_pair import graphed
 from live.model import CachedModel
 from live.pair import Pair
 from policies.contract import Policy, Sampling
@@ -30,9 +29,11 @@ def decode_live(
     batch: int,
     most: tuple[int, int],
     seconds: float,
+    ordinary: Pair | None = None,
 ) -> dict[str, Any]:
     """Decode groups of ``batch`` texts with everyone in turns; one entry per contender, group and round.
 
+    :param pair: in fixed shapes.   :param ordinary: the same pair as it is, where that is to take part, too.
     :param texts: at one temperature, in the order in which they form groups.   :param most: groups and rounds, at most.
     """
     clock = Clock(seconds)
@@ -40,6 +41,8 @@ def decode_live(
     if not groups:
         return {"left_out": f"{len(texts)} texts make no batch of {batch}"}
     runs = contenders(pair, policies, recording, cost, batch)
+    if ordinary:
+        runs |= {f"{name}, no graphs": run for name, run in contenders(ordinary, policies, recording, cost, batch).items()}
     entries: list[dict[str, Any]] = []
     for run in runs.values():  # captures graphs, and warms every shape, before anything is timed
         for group in groups:
@@ -73,14 +76,12 @@ def across_domains(recording: Recording, texts: list[int]) -> list[int]:
 def contenders(pair: Pair, policies: dict[str, Policy], recording: Recording, cost: CostModel, batch: int) -> dict[str, Any]:
     """Everyone by name: decodes a group of texts; tokens after the first ones, cycles, milliseconds without prefill.
 
-    All share two targets, one in fixed shapes and one as it is: their caches would not fit side by side.
+    All policies share one target: several caches would not fit side by side.
     """
-    fixed = graphed(pair, capacity_for(recording))
-    fast, eager = fixed.target(batch), pair.target(batch)
-    limit = recording.manifest["context_limit"]
+    target, limit = pair.target(batch), recording.manifest["context_limit"]
 
-    def speculative(policy: Policy, own: Pair, target: CachedModel) -> Any:
-        decoder = SpeculativeDecoder(target, own.draft("eagle3"), policy, pair.end_tokens, cost, limit)
+    def speculative(policy: Policy) -> Any:
+        decoder = SpeculativeDecoder(target, pair.draft("eagle3"), policy, pair.end_tokens, cost, limit)
 
         def run(group: list[int]) -> dict[str, Any]:
             done = decoder.generate(
@@ -109,11 +110,7 @@ def contenders(pair: Pair, policies: dict[str, Policy], recording: Recording, co
 
         return run
 
-    found = {name: speculative(policy, fixed, fast) for name, policy in policies.items()}
-    for name in ("eagle3", "heterospec"):
-        if name in policies:
-            found[f"{name}, no graphs"] = speculative(policies[name], pair, eager)
-    return found | {"plain": plain(fixed.plain(batch)), "plain, no graphs": plain(pair.plain(batch))}
+    return {name: speculative(policy) for name, policy in policies.items()} | {"plain": plain(pair.plain(batch))}
 
 
 def asked(recording: Recording, group: list[int]) -> tuple[list[list[int]], list[int]]:

@@ -20,13 +20,12 @@ from live.pair import Pair, encode_prompt
 
 
 def jobs(setting: Setting) -> list[Job]:
-    batches = setting.pick((8, 40), (2,))
+    batch = setting.pick(8, 2)
     found = [
-        Job(f"shipped pair, {dtype}, batch {batch}", lambda left, d=dtype, b=batch: shipped(setting, d, b, left), 40, 120)
-        for batch in batches
+        Job(f"shipped pair, {dtype}, batch {batch}", lambda left, d=dtype: shipped(setting, d, batch, left), 15, 30)
         for dtype in setting.pick(("float32", "bfloat16"), ("float32",))
     ]
-    return [*found, Job("true size, bfloat16, batch 8", lambda left: true_size(setting, left), 60, 150)]
+    return [*found, Job(f"true size, bfloat16, batch {batch}", lambda left: true_size(setting, left), 50, 80)]
 
 
 def shipped(setting: Setting, dtype: str, batch: int, seconds: float) -> dict[str, Any]:
@@ -35,10 +34,7 @@ def shipped(setting: Setting, dtype: str, batch: int, seconds: float) -> dict[st
 
 def true_size(setting: Setting, seconds: float) -> dict[str, Any]:
     """The same texts at the price of LLaMA-3.1-8B, with its EAGLE-3 head."""
-    from benchmarks.gpu.embedding import embedded_pair
-
-    pair = embedded_pair(setting.small_pair("float32"), setting.true_shape, torch.bfloat16, setting.device)
-    return measured(setting, pair, setting.pick(8, 2), seconds)
+    return measured(setting, setting.embedded(), setting.pick(8, 2), seconds)
 
 
 def measured(setting: Setting, pair: Pair, batch: int, seconds: float) -> dict[str, Any]:
@@ -52,8 +48,8 @@ def measured(setting: Setting, pair: Pair, batch: int, seconds: float) -> dict[s
     asked = capture_settings(parser().parse_args(options))
     prompts = load_prompts(sample_specs()[:1], limit=batch)
     rounds: list[dict[str, float]] = []
-    for number in range(setting.pick(4, 2)):
-        if number > 1 and clock.left < 1.5 * (seconds - clock.left) / number:
+    for number in range(setting.pick(5, 2)):
+        if number > 1 and clock.left < 1.3 * (seconds - clock.left) / number:
             break
         found = record_once(pair, prompts, asked)
         found["generate()"] = generate_once(pair, prompts, new + asked.overrun)

@@ -61,17 +61,17 @@ def measure(setting: Setting, shape: Shape, seconds: float) -> dict[str, Any]:
                 {"batch": batch, "context": context, "why": f"its cache takes {needed >> 30} GiB, {free >> 30} are free"}
             )
             continue
-        rows += timed_cell(model, batch, context, setting.pick(TOKENS, (1, 8)), setting.pick(ROUNDS, 2), clock)
+        rows += timed_cell(model, batch, context, setting.pick(TOKENS, (1, 8)), setting.pick(ROUNDS, 2), clock, setting.graphs)
         done.append((batch, context))
         free_memory()
     return {"shape": shape.name, "layers": shape.layers, "dtype": "bfloat16", "cells": rows, "left_out": left_out}
 
 
 def timed_cell(
-    model: torch.nn.Module, batch: int, context: int, tokens: tuple[int, ...], rounds: int, clock: Clock
+    model: torch.nn.Module, batch: int, context: int, tokens: tuple[int, ...], rounds: int, clock: Clock, graphs: bool
 ) -> list[dict[str, Any]]:
     """One row per number of new tokens and way of running, behind ``context`` tokens in ``batch`` rows."""
-    fixed = {True: GraphedModel(model, batch, context + 256), False: GraphedModel(model, batch, 1, graphs=False)}
+    fixed = {True: GraphedModel(model, batch, context + 256, graphs=graphs), False: GraphedModel(model, batch, 1, graphs=False)}
     fixed[False].cache = fixed[True].cache  # one for both: they never run at the same time, and two might not fit
     fixed[True].cache._pools[batch].normal_()  # never zeros: they are multiplied faster
     ways = [(True, count) for count in tokens]

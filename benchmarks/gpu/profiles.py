@@ -1,11 +1,11 @@
 """Profiles of the live classes at true size, by the same campaign as ``python -m traces.profile``, in the profile format.
 
-Random weights cost what trained ones cost. Two grids, as a profile is rectangular and memory is not: many requests behind
-short contexts, one request behind long ones.
+Random weights cost what trained ones cost. Other grids and shapes: benchmarks/gpu/others.py.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -22,32 +22,24 @@ from live.graphed_pair import graphed
 from live.pair import Pair, device_name
 from traces.campaign import Shapes
 
-WIDE = Shapes((1, 4, 8, 16, 32, 48, 64, 96, 128), (1, 4, 8, 10, 16), (512, 2048), (1, 4, 16), (0, 1, 4, 9), (1, 4, 9))
-LONG = Shapes((1, 16, 64, 128), (1, 10), (512, 4096, 16384), (1,), (0, 4, 9), (1, 9))
-SHORT = Shapes((1, 16, 64, 128), (1, 10), (512, 1536), (1, 4, 16), (0, 4, 9), (1, 9))
-"""Of Vicuna-13B, whose context ends at 2,048."""
+WIDE = Shapes((1, 8, 16, 32, 64, 128), (1, 4, 8, 10, 16), (128, 512, 2048), (1, 4), (0, 1, 4, 9), (1, 4, 9))
 TOY = Shapes((1, 8), (1, 4), (32,), (1,), (0, 2), (1, 2))
 
 
 def jobs(setting: Setting) -> list[Job]:
-    wanted = (
-        ("llama-3.1-8b", "", WIDE, True),
-        ("llama-3.1-8b", ", long", LONG, True),
-        ("llama-3.1-8b", ", no graphs", WIDE, False),
-        ("vicuna-13b", "", SHORT, True),
-    )
-    return [job_of(setting, *one) for one in wanted]
+    return [job_of(setting, "llama-3.1-8b", "", WIDE, True, 50)]
 
 
-def job_of(setting: Setting, name: str, told: str, grid: Shapes, graphs: bool) -> Job:
+def job_of(setting: Setting, name: str, told: str, grid: Shapes, graphs: bool, least: float) -> Job:
     shape, points = setting.shape(name), setting.pick(grid, TOY)
-    return Job(shape.name + told, lambda left: profiled(setting, shape, points, graphs, left), 60, 130)
+    return Job(shape.name + told, lambda left: profiled(setting, shape, points, graphs, left), least, 100)
 
 
 def profiled(setting: Setting, shape: Shape, grid: Shapes, graphs: bool, seconds: float) -> dict[str, Any]:
     """A profile, as its JSON document. Batches whose cache does not fit are left out and named."""
     from traces.profile import measure_pair
 
+    started = time.monotonic()
     pair = random_pair(setting, shape)
     free = memory_for_cache(setting.device, pair.model)
     per_token = shape.layers * 2 * shape.groups * shape.head_dim * 2
@@ -58,10 +50,10 @@ def profiled(setting: Setting, shape: Shape, grid: Shapes, graphs: bool, seconds
     grid = replace(grid, batches=tuple(fits))
     rows = running_tokens(setting, max(grid.batches), length)
     if graphs:
-        pair = graphed(pair, length + 256)
-    profile = measure_pair(pair, rows, grid, setting.pick(7, 1), 0.7 * seconds)
+        pair = graphed(pair, length + 256, setting.graphs)
+    profile = measure_pair(pair, rows, grid, setting.pick(7, 1), 0.75 * (seconds - (time.monotonic() - started)))
     profile.content["method"]["text"] = "shipped prompts, repeated; random weights"
-    profile.content["method"]["cuda_graphs"] = graphs and pair.model.device.type == "cuda"
+    profile.content["method"]["cuda_graphs"] = graphs and setting.graphs
     return {"profile": profile.content, "left_out_batches": left_out}
 
 

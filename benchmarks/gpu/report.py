@@ -9,6 +9,11 @@ from typing import Any
 
 from policies.errors import UserError, run_command
 
+ORDER = (
+    "check", "contest", "contest16", "passes", "profiles", "others", "fidelity", "sample", "recording", "cost", "sibling",
+)  # fmt: skip
+"""Of the sections: stages whose results there may be."""
+
 
 def parser() -> argparse.ArgumentParser:
     parse = argparse.ArgumentParser(prog="python -m benchmarks.gpu.report", description=__doc__.split(";")[0])
@@ -43,9 +48,9 @@ def render(found: dict[str, dict[str, Any]]) -> str:
     from benchmarks.gpu import tables
     from benchmarks.gpu.contest_tables import contest_section
 
-    sections = {"contest": contest_section} | tables.SECTIONS
+    sections = {"contest": contest_section, "contest16": contest_section} | tables.SECTIONS
     parts = [heading(found)]
-    for stage in ("check", "contest", "passes", "profiles", "fidelity", "recording", "cost", "sibling"):
+    for stage in ORDER:
         if stage in found:
             done = {name: job for name, job in found[stage]["jobs"].items() if "error" not in job}
             parts += [f"## {stage.capitalize()}", *sections[stage](done)]
@@ -79,7 +84,7 @@ def write_profiles(found: dict[str, dict[str, Any]], folder: Path) -> list[Path]
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: make it first")
     paths = []
-    for stage in ("profiles", "contest"):
+    for stage in ("profiles", "others", "contest", "contest16"):
         for name, job in found.get(stage, {"jobs": {}})["jobs"].items():
             if "profile" in job:
                 gpu = job["profile"]["machine"].get("gpu", job["profile"]["device"])

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,13 +24,16 @@ if TYPE_CHECKING:
     from benchmarks.gpu.setting import Setting
 
 STAGES = {
-    "check": "the machine; the embedded pair against the small one; CUDA graphs against plain calls",
-    "passes": "a target's forward at true size by tokens, context and batch, with and without CUDA graphs",
-    "contest": "policies at true cost: the small pair's text at LLaMA-3.1-8B's price",
-    "profiles": "profiles of the live classes at true size, random weights",
-    "fidelity": "replay against decoding on this device: float64, float32, bfloat16",
-    "recording": "recordings of the shipped pair, and the sample that is brought home",
+    "check": "the machine; CUDA graphs against plain calls; the embedded pair against the small one",
+    "sample": "the recordings of the shipped pair that are brought home",
+    "profiles": "a profile of the live classes at LLaMA-3.1-8B's size, random weights",
     "cost": "what recording costs, beside model.generate",
+    "fidelity": "replay against decoding on this device: float64, float32, bfloat16",
+    "recording": "recordings of the shipped pair, all of them",
+    "contest": "policies at true cost: the small pair's text at LLaMA-3.1-8B's price",
+    "contest16": "the same with sixteen requests side by side; needs the contest's recording",
+    "passes": "a target's forward at true size by tokens, context and batch, with and without CUDA graphs",
+    "others": "profiles behind long contexts, of larger batches, without CUDA graphs, and of Vicuna-13B",
     "sibling": "a larger target and its EAGLE-3 head, trained here",
 }
 """In the order in which they run: what is most wanted comes first."""
@@ -53,11 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"--budget is {args.budget:g}: give the seconds that may be spent")
     from benchmarks.gpu.results import Clock, Results
     from benchmarks.gpu.setting import Setting
-    from live.loading import parse_device
+    from live.loading import parse_device, steady_attention
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs in the background ignore it
     clock = Clock(args.budget)
     device = args.device or ("cpu" if args.rehearse else "cuda")
-    parse_device(device)
+    steady_attention(parse_device(device))
     setting = Setting(device, args.out, args.rehearse, args.corpus)
     setting.work.mkdir(parents=True, exist_ok=True)
     about = setting.about()
@@ -79,11 +86,13 @@ def run_stage(stage: str, setting: Setting, results: Results, clock: Clock) -> i
         if clock.left < setting.pick(job.least, 0.0):
             say(f"{stage}: {job.name} needs {job.least:.0f} s, {clock.left:.0f} are left: next time")
             continue
-        started = time.monotonic()
+        started, limit = time.monotonic(), min(clock.left, job.most)
         try:
-            result = job.run(min(clock.left, job.most))
-        except KeyboardInterrupt:
-            raise
+            with no_longer_than(setting.pick(limit, 0.0)):
+                result = job.run(limit)
+        except OutOfTime:
+            result = {"error": f"took longer than {limit:.0f} s"}
+            failed += 1
         except Exception as error:  # one job's failure must not cost the minutes of the others
             result = {"error": f"{type(error).__name__}: {error}"[:2000]}
             failed += 1
@@ -92,6 +101,26 @@ def run_stage(stage: str, setting: Setting, results: Results, clock: Clock) -> i
         results.keep(job.name, result | {"seconds": round(took, 1)})
         say(f"{stage}: {job.name} {result.get('error', 'done')} ({took:.1f} s, {clock.left:.0f} left)")
     return failed
+
+
+class OutOfTime(BaseException):
+    """Raised in a job that overruns; no Exception, as decoding survives those of a draft."""
+
+
+@contextmanager
+def no_longer_than(seconds: float) -> Iterator[None]:
+    """Raise OutOfTime within the block once it has taken ``seconds`` (0: never)."""
+
+    def ring(number: int, frame: object) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def say(line: str) -> None:

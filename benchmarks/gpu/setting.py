@@ -29,6 +29,7 @@ class Setting:
     rehearse: bool = False
     corpus: Path | None = None
     _small: dict[tuple[str, tuple[str, ...]], Pair] = field(default_factory=dict)
+    _embedded: Pair | None = None
 
     @property
     def work(self) -> Path:
@@ -59,6 +60,34 @@ class Setting:
             self._small[dtype, drafts] = load_pair("reference", list(drafts), dtype, self.device)
         return self._small[dtype, drafts]
 
+    def embedded(self) -> Pair:
+        """The shipped pair at the true shape in bfloat16, made once."""
+        from benchmarks.gpu.embedding import embedded_pair
+
+        if self._embedded is None:
+            import torch
+
+            small = self.small_pair("float32", ("reference/eagle3",))
+            self._embedded = embedded_pair(small, self.true_shape, torch.bfloat16, self.device)
+        return self._embedded
+
+    @cached_property
+    def graphs(self) -> bool:
+        """Whether CUDA graphs are captured here and give what plain calls give, tried once on the small pair. Where they do not,
+        the same fixed shapes run kernel by kernel, and results say so."""
+        import sys
+
+        import torch
+
+        from benchmarks.gpu.check import why_no_graphs
+
+        if torch.device(self.device).type != "cuda":
+            return False
+        why = why_no_graphs(self.small_pair("float32", ("reference/eagle3",)))
+        if why:
+            print(f"CUDA graphs are left out: {why}", file=sys.stderr, flush=True)
+        return not why
+
     def about(self) -> dict[str, Any]:
         """What results must share to stand in one file."""
         import numpy
@@ -76,6 +105,7 @@ class Setting:
             "machine": describe_machine(self.device),
             "libraries": {"python": platform.python_version()} | {module.__name__: module.__version__ for module in modules},
             "tf32": torch.backends.cuda.matmul.allow_tf32,
+            "cudnn_attention": torch.backends.cuda.cudnn_sdp_enabled(),
         }
 
 

@@ -25,8 +25,8 @@ def jobs(setting: Setting) -> list[Job]:
     if setting.corpus is None and not setting.rehearse:
         return []
     return [
-        Job("target", lambda left: target(setting, left), 200, 420),
-        Job("eagle3", lambda left: head(setting, left), 120, 300),
+        Job("target", lambda left: target(setting, left), 200, 340),
+        Job("eagle3", lambda left: head(setting, left), 120, 250),
     ]
 
 

@@ -38,12 +38,12 @@ def check_section(jobs: Jobs) -> list[str]:
     parts = [markdown(header, rows)]
     for job in jobs.values():
         if "identical" in job:
-            how = "captured as graphs" if job["captured"] else "without a GPU, so without graphs"
+            how = "captured as graphs" if job["captured"] else "not captured as graphs"
             parts.append(
                 f"Small pair in float32, fixed shapes {how}: {job['identical']} of {job['texts']} texts the same, cycle for cycle."
             )
         if "graph_same_argmax" in job:
-            kind = "CUDA graphs" if job["graphs"] else "fixed shapes (no GPU, no graphs)"
+            kind = "CUDA graphs" if job["graphs"] else "fixed shapes, no graphs"
             parts.append(
                 f"{kind} against plain calls: same argmax {job['graph_same_argmax']:.3g}, largest difference "
                 f"{job['graph_largest_difference_nats']:.3g} nats."
@@ -166,6 +166,12 @@ def recording_section(jobs: Jobs) -> list[str]:
     return parts + tau_by_precision(whole)
 
 
+def sample_section(jobs: Jobs) -> list[str]:
+    parts = [f"- {job['packed']}: {job['packed_bytes'] / 1e6:.1f} MB" for job in jobs.values()]
+    inside = {f"{name}, {drafter}": one for name, job in jobs.items() for drafter, one in job["recordings"].items()}
+    return ["\n".join(parts), *recording_section(inside)]
+
+
 def averaged(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The chunks' rows, tau averaged over them."""
     groups: dict[tuple, list[float]] = {}
@@ -177,14 +183,14 @@ def averaged(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def cost_section(jobs: Jobs) -> list[str]:
-    parts = [part for part in next(iter(jobs.values()))["parts_seconds"]] if jobs else []
+    parts = list(dict.fromkeys(part for job in jobs.values() for part in job["parts_seconds"]))  # not all have both drafters
     rows = [
         [
             name,
             job["target"],
             job["new_tokens"],
             job["rounds"],
-            *(job["parts_seconds"][part] for part in parts),
+            *(job["parts_seconds"].get(part) for part in parts),
             job["ratio"],
             job["ratio"] <= 1.5,
         ]
@@ -207,6 +213,8 @@ SECTIONS: dict[str, Callable[[Jobs], list[str]]] = {
     "check": check_section,
     "passes": passes_section,
     "profiles": profiles_section,
+    "others": profiles_section,
+    "sample": sample_section,
     "fidelity": fidelity_section,
     "recording": recording_section,
     "cost": cost_section,

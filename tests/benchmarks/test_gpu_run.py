@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,6 +56,37 @@ def test_a_job_that_does_not_fit_is_left_for_the_next_run(tmp_path, monkeypatch)
     stage_of(monkeypatch, [Job("large", lambda _: {}, 500, 900), Job("small", lambda left: given.append(left) or {}, 1, 7)])
     assert list(run_once(tmp_path)) == ["small"] and given == [7]
     assert list(run_once(tmp_path, 1000)) == ["small", "large"] and len(given) == 1
+
+
+def test_a_job_that_overruns_is_stopped_and_the_next_one_runs(tmp_path, monkeypatch):
+    def endless(_: float) -> dict:
+        while True:
+            with suppress(Exception):  # as decoding does, which survives what its draft does
+                time.sleep(5)
+
+    stage_of(monkeypatch, [Job("endless", endless, 0, 0.2), Job("next", lambda _: {}, 0, 9)])
+    found = run_once(tmp_path)
+    assert "took longer" in found["endless"]["error"] and "error" not in found["next"]
+
+
+def planned(tmp_path, stage: str) -> list[Job]:
+    """The stage's jobs at true size."""
+    return importlib.import_module(f"benchmarks.gpu.{stage}").jobs(Setting("cuda", tmp_path, corpus=tmp_path))
+
+
+def test_stages_keep_to_the_times_that_the_commands_of_the_readme_give_them(tmp_path):
+    for stage in run.STAGES:
+        assert sum(job.most for job in planned(tmp_path, stage)) <= 600, stage
+        assert len({job.name for job in planned(tmp_path, stage)}) == len(planned(tmp_path, stage))
+    text = (ROOT / "benchmarks" / "gpu" / "README.md").read_text()
+    commands = [line for line in text.splitlines() if "benchmarks.gpu.run" in line and "--stage" in line and "--budget" in line]
+    first = next(line for line in commands if "--stage check" in line)
+    stages, budget = re.findall(r"--stage (\w+)", first), int(re.search(r"--budget (\d+)", first)[1])
+    assert {"check", "sample", "cost", "profiles"} == set(stages)
+    assert sum(job.least for stage in stages for job in planned(tmp_path, stage)) <= budget
+    live = next(line for line in commands if "--stage contest" in line)
+    wanted = [job for job in planned(tmp_path, "contest") if "batch 4" not in job.name and job.name not in ("random", "no graphs")]
+    assert sum(job.least for job in wanted) <= int(re.search(r"--budget (\d+)", live)[1]) <= 300
 
 
 def test_results_of_another_machine_are_not_mixed(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from live.batcher import Batcher
 from live.decode import SpeculativeDecoder
 from live.decoding_plain import plain_decode
 from live.graphed import GraphedModel, StaticTreeCache
@@ -15,6 +16,7 @@ from live.sampling import GREEDY
 from policies.contract import Sampling
 from policies.errors import UserError
 from policies.registry import load_policy
+from tests.live.host_watch import HostWatch
 
 PROMPTS = [[5, 17, 40, 3, 77], [90, 12, 12, 61, 8, 30, 2], [4, 4, 9]]
 
@@ -95,6 +97,35 @@ def test_numbers_are_the_same_to_the_last_bits(pair64):
         found.append(model.forward_tree(torch.tensor([[8, 9, 10]]), None, torch.tensor([[5, 5, 6]]), sees))
     for ours, theirs in zip(*found, strict=True):
         assert ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=0, atol=1e-11)
+
+
+def test_requests_that_join(pair64):
+    said = []
+    for pair in (pair64, graphed(pair64, 128)):
+        decoder = SpeculativeDecoder(pair.target(), pair.draft("eagle3"), load_policy("eagle3(total_tokens=9, depth=3, top_k=3)"))
+        batcher = Batcher(decoder, batch=2)
+        requests = [batcher.submit(prompt, limit) for prompt, limit in zip([*PROMPTS, PROMPTS[0]], (6, 14, 9, 11), strict=True)]
+        with HostWatch() as watch:
+            for _ in batcher.stream():
+                pass
+        assert not watch.faults and not batcher.crashes
+        said.append([(request.tokens, request.cycles, request.finish) for request in requests])
+    assert said[0] == said[1]
+
+
+def test_a_prompt_with_all_its_logits_is_no_tree(pair64):
+    tokens = torch.tensor([PROMPTS[0]])
+    found = [model.prefill(tokens, logits="all").logits for model in (GraphedModel(pair64.model, 1, 64), CachedModel(pair64.model))]
+    assert torch.allclose(*found, rtol=0, atol=1e-11)
+
+
+def test_what_a_graph_leaves_may_be_written_to_in_every_mode(pair64):
+    with torch.inference_mode():
+        fixed = GraphedModel(pair64.model, 1, 64, pair64.captured)
+        fixed.prefill(torch.tensor([PROMPTS[0]]), logits="none")
+        fixed.forward_tree(torch.tensor([[8, 9]]), None, torch.tensor([[5, 5]]), torch.eye(2, dtype=torch.bool)[None])
+    for part in next(iter(fixed._fixed.values())).output:
+        part.zero_()  # as a replay does from outside
 
 
 def test_a_tree_beyond_the_largest_bucket_runs_as_it_is(pair64):
