@@ -18,7 +18,7 @@ from tests.policies.synthetic import Language, SyntheticDrafter, SyntheticVerifi
 from tests.policies.test_properties import rows_of, world
 
 SPECS = [spec for spec in settings() if make(spec).batch_wide]
-few = hypothesis_settings(max_examples=4, deadline=None)
+few = hypothesis_settings(max_examples=3, deadline=None)
 KEYS = 24
 
 

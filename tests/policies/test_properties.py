@@ -28,7 +28,7 @@ LANGUAGES = st.builds(
     holes=st.sampled_from([0, 5]),
     narrow=st.sampled_from([0, 4]),
 )
-few = hypothesis_settings(max_examples=8, deadline=None)
+few = hypothesis_settings(max_examples=5, deadline=None)
 
 
 def world(language: Language, **options) -> SyntheticDrafter:
