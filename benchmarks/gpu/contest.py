@@ -127,8 +127,9 @@ def profiled(setting: Setting, batches: tuple[int, ...], seconds: float) -> dict
     text = running_text(pair, max(grid.batches), grid.text_length)
     profile = measure_pair(pair, text, grid, setting.pick(9, 1), 0.75 * (seconds - (time.monotonic() - started)))
     profile.content["method"]["cuda_graphs"] = setting.graphs
-    for batch in batches:
-        profile.save(priced(setting, batch))
+    for path in [priced(setting, batch) for batch in batches]:
+        if not path.exists():
+            profile.save(path)
     return {"profile": profile.content}
 
 

@@ -9,4 +9,5 @@ from benchmarks.gpu.setting import Setting
 
 def jobs(setting: Setting) -> list[Job]:
     batch = setting.pick(16, 3)
-    return [profile_job(setting, f"profile, batch {batch}", (batch,)), *(live_job(setting, batch, heat) for heat in TEMPERATURES)]
+    alone_too = (1, batch)  # the last of a group decode on by themselves
+    return [profile_job(setting, f"profile, batch {batch}", alone_too), *(live_job(setting, batch, heat) for heat in TEMPERATURES)]
