@@ -23,14 +23,26 @@ from traces.recording import Recording
 HERE = Path(__file__).parent
 SAMPLES, PROFILES = HERE / "traces" / "samples", HERE / "traces" / "profiles"
 USAGE = "start with `streamlit run app.py -- TRACE ... --profile FILE --sweep FILE --bench FILE`"
-PAGES = {  # file in dashboard/: title, icon
-    "recording": ("Recording", ":material/database:"),
-    "entropy": ("Entropy and acceptance", ":material/show_chart:"),
-    "lab": ("Policy lab", ":material/science:"),
-    "explorer": ("Token explorer", ":material/account_tree:"),
-    "compare": ("Compare", ":material/compare_arrows:"),
-    "pareto": ("Pareto", ":material/scatter_plot:"),
-    "cost": ("Cost", ":material/timer:"),
+PAGES = {  # file in dashboard/: title, icon, the question that the page answers
+    "recording": ("Recording", ":material/database:", "What was recorded, on what, and can it be trusted?"),
+    "entropy": ("Entropy and acceptance", ":material/show_chart:", "Does the draft know when it is right?"),
+    "lab": (
+        "Policy lab",
+        ":material/science:",
+        "What would each policy have done on these very texts? Every cycle replayed, none estimated.",
+    ),
+    "explorer": (
+        "Token explorer",
+        ":material/account_tree:",
+        "What does a policy draft here, what does it have verified, and what does the target take?",
+    ),
+    "compare": (
+        "Compare",
+        ":material/compare_arrows:",
+        "Where do two policies, or two recordings, differ, and is the difference more than chance?",
+    ),
+    "pareto": ("Pareto", ":material/scatter_plot:", "Which settings does no other setting beat?"),
+    "cost": ("Cost", ":material/timer:", "What does each part of a cycle take on this machine, and do predictions come true?"),
 }
 # a draft tree; drawn here, since an icon by name would be fetched from a server of others
 ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path d="M3 8h4l5-5M7 8l5 5M7 8h6" fill="none"
@@ -48,13 +60,14 @@ def main() -> None:
     st.html(NARROW_MARGINS)
     pages = [
         st.Page(HERE / "dashboard" / f"{name}.py", title=title, icon=icon, url_path=name, default=name == "recording")
-        for name, (title, icon) in PAGES.items()
+        for name, (title, icon, _) in PAGES.items()
     ]
     page = st.navigation(pages)
+    st.title(page.title, anchor=False)  # before anything that takes time
+    st.markdown(f"*{next(question for title, _, question in PAGES.values() if title == page.title)}*")
     with friendly():
         view = choose(arguments())
         if view is None:
-            st.title("SpecReplay")
             st.info(EMPTY)
             return
         remember(view)

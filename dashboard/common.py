@@ -53,12 +53,6 @@ def escaped(text: str) -> str:
     return "`".join(re.sub(r"([*_$\[\]~<>])", r"\\\1", part) if i % 2 == 0 else part for i, part in enumerate(parts))
 
 
-def title(name: str, question: str) -> None:
-    """A page's heading and, in one line, the question that it answers."""
-    st.title(name, anchor=False)
-    st.markdown(f"*{question}*")
-
-
 def nothing_drafted(view: View) -> bool:
     """Whether no text is long enough to draft on; says so."""
     if len(view.every_text) and view.recording.length[view.every_text].max() >= 2:

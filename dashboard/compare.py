@@ -20,7 +20,6 @@ from dashboard.common import (
     replayed,
     show_chart,
     show_table,
-    title,
     words,
 )
 from dashboard.view import View, current, says_which_texts
@@ -42,7 +41,6 @@ NUMBER = st.column_config.NumberColumn
 
 def page() -> None:
     view = current()
-    title("Compare", "Where do two policies, or two recordings, differ, and is the difference more than chance?")
     if nothing_drafted(view):
         return
     ways = ["two policies", "two recordings"]

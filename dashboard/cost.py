@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard.common import allowed, escaped, friendly, show_chart, show_table, title
+from dashboard.common import allowed, escaped, friendly, show_chart, show_table
 from dashboard.view import View, current
 from sim import cost_charts, surfaces
 from traces.costs import Profile
@@ -32,7 +32,6 @@ TOLD = {
 
 def page() -> None:
     view = current()
-    title("Cost", "What does each part of a cycle take on this machine, and do predictions come true?")
     st.subheader("Latency, measured and as the cost model reads it", anchor=False)
     if view.profile is None:
         st.info(NO_PROFILE)

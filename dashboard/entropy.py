@@ -17,7 +17,6 @@ from dashboard.common import (
     policy_of,
     samples_of,
     show_chart,
-    title,
     words,
 )
 from dashboard.view import View, current, says_which_texts
@@ -35,7 +34,6 @@ NUMBER = st.column_config.NumberColumn
 
 def page() -> None:
     view = current()
-    title("Entropy and acceptance", "Does the draft know when it is right?")
     if nothing_drafted(view):
         return
     table = samples_of(view.key, view)

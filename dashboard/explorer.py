@@ -14,7 +14,6 @@ from dashboard.common import (
     policy_key,
     policy_of,
     show_chart,
-    title,
     words,
 )
 from dashboard.view import View, current
@@ -29,7 +28,6 @@ LIMIT = 400  # cycles walked at most; a text has some four tokens per cycle
 
 def page() -> None:
     view = current()
-    title("Token explorer", "What does a policy draft here, what does it have verified, and what does the target take?")
     if nothing_drafted(view):
         return
     text = choose_text(view)

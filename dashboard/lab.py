@@ -23,7 +23,6 @@ from dashboard.common import (
     rows_of,
     show_chart,
     show_table,
-    title,
 )
 from dashboard.view import View, current, says_which_texts
 from policies.contract import Policy
@@ -67,7 +66,6 @@ PLACES = {
 
 def page() -> None:
     view = current()
-    title("Policy lab", "What would each policy have done on these very texts? Every cycle replayed, none estimated.")
     if nothing_drafted(view):
         return
     left, right = st.columns([1, 3], gap="medium")

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import streamlit as st
 
-from dashboard.common import allowed, friendly, show_chart, show_table, title
+from dashboard.common import allowed, friendly, show_chart, show_table
 from dashboard.view import View, current
 from policies.errors import UserError
 from sim import charts, lab, sweeps
@@ -25,7 +25,6 @@ TITLES = {"tokens_per_second": "predicted tokens per second", "verified": "token
 
 def page() -> None:
     view = current()
-    title("Pareto", "Which settings does no other setting beat?")
     with friendly():
         path = choose(view)
         if path is None:

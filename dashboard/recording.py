@@ -16,7 +16,6 @@ from dashboard.common import (
     rows_of,
     show_chart,
     show_table,
-    title,
     words,
 )
 from dashboard.view import View, current, says_which_texts
@@ -28,7 +27,6 @@ NUMBER = st.column_config.NumberColumn
 
 def page() -> None:
     view = current()
-    title("Recording", "What was recorded, on what, and can it be trusted?")
     by_domain = glance.overview(view.recording)
     facts(view, by_domain)
     with friendly():
