@@ -127,9 +127,9 @@ def profiled(setting: Setting, batches: tuple[int, ...], seconds: float) -> dict
     text = running_text(pair, max(grid.batches), grid.text_length)
     profile = measure_pair(pair, text, grid, setting.pick(9, 1), 0.75 * (seconds - (time.monotonic() - started)))
     profile.content["method"]["cuda_graphs"] = setting.graphs
-    for path in [priced(setting, batch) for batch in batches]:
-        if not path.exists():
-            profile.save(path)
+    for batch in batches:
+        if batch == max(batches) or not priced(setting, batch).exists():
+            profile.save(priced(setting, batch))
     return {"profile": profile.content}
 
 
