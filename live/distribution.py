@@ -29,10 +29,11 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
 def entropy_of(logprob: Tensor) -> Tensor:
     """Entropy float32 [...] in nats of log-probabilities [..., V]."""
-    total = logprob.exp().mul_(logprob).sum(-1)
-    if logprob.device.type != "cpu" or bool(total.isnan().any()):  # a token that cannot be: 0 * -inf counts as 0
-        total = logprob.exp().mul_(logprob.nan_to_num(neginf=0.0)).sum(-1)
-    return -total.float()
+    if logprob.device.type == "cpu":  # looking at the sum would wait for a GPU
+        total = logprob.exp().mul_(logprob).sum(-1)
+        if not bool(total.isnan().any()):
+            return -total.float()
+    return -logprob.exp().mul_(logprob.nan_to_num(neginf=0.0)).sum(-1).float()  # a token that cannot be: 0 * -inf counts as 0
 
 
 def ranked(logits: Tensor, count: int, entropy: bool = True) -> Ranked:

@@ -34,20 +34,24 @@ def split_texts(recording: Recording, texts: np.ndarray | None = None, share: fl
 def prompt_index(recording: Recording) -> np.ndarray:
     """Which prompt each text answers, int64 [S]: the index of the first text that answers it.
 
-    A prompt goes by domain and id in every sampling group. A later turn of a conversation follows the turn before it, and begins
-    with all that turn's prompt; this is not seen where prompts are hashed (``--no-text``).
+    A prompt goes by domain and id in every sampling group. A later turn of a conversation has the id ``ID/2``, ``ID/3``, ..., and
+    its prompt begins with that of a turn before (which cannot be seen where prompts are hashed, ``--no-text``).
     """
     rows = recording.sequences()
-    first: dict[tuple[str, str], int] = {}
-    found = np.arange(len(rows))
+    same = {(row["domain"], row["prompt_id"]): text for text, row in reversed(list(enumerate(rows)))}
+    found = np.array([same[row["domain"], row["prompt_id"]] for row in rows], dtype=np.int64)
     for text, row in enumerate(rows):
-        found[text] = first.setdefault((row["domain"], row["prompt_id"]), text)
-        before = rows[text - 1] if text else None
-        if before and before["sequence"] == row["sequence"] - 1 and before["domain"] == row["domain"] and before["prompt_tokens"]:
-            size = len(before["prompt_tokens"])
-            if size < len(row["prompt_tokens"]) and row["prompt_tokens"][:size] == before["prompt_tokens"]:
-                found[text] = found[text - 1]
+        talk, _, turn = row["prompt_id"].rpartition("/")
+        for before in range(1, int(turn)) if turn.isdecimal() else ():
+            earlier = same.get((row["domain"], f"{talk}/{before}"))
+            if earlier is not None and _continues(row["prompt_tokens"], rows[earlier]["prompt_tokens"]):
+                ours, theirs = sorted((found[text], found[earlier]))
+                found[found == theirs] = ours
     return found
+
+
+def _continues(prompt: list[int], earlier: list[int]) -> bool:
+    return 0 < len(earlier) < len(prompt) and prompt[: len(earlier)] == earlier
 
 
 def split_sequences(

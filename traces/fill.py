@@ -42,10 +42,11 @@ def fill(folder: Path, specs: list[str], device: str = "cpu", positions: int = 3
     pair = load_pair(about["target"]["id"], [drafter["id"] for drafter in about["drafters"]], about["dtype"], device)
     check_same_models(pair, about)
     texts = {row["sequence"]: row for row in open_recording(folder).sequences()}
-    trees = Halving(positions, "positions", "give it a larger device; what is filled stays, run it again", tqdm.write)
+    cure = "give it a larger device; what is filled stays, run it again"
     added = 0
     with torch.inference_mode(), tqdm(total=len(texts), desc="filling", unit="text", file=sys.stderr) as bar:
         for plan in finished(about):
+            trees = Halving(positions, "positions", cure, tqdm.write)  # each shard begins with the full size: it may be run again
             nodes = writer.read_nodes(plan.index)
             parts = [nodes]
             for number in plan.sequences:
@@ -98,6 +99,7 @@ class _Lacking:
 
     def begin(self) -> None:
         """Run the draft over the text; anew where memory ran out, which may leave it between two states."""
+        self.sources = None  # lets go of the pass before
         self.network.reset(0)
         self.sources = committed_sources(self.network, self.capture)
 

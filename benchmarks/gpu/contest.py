@@ -196,12 +196,18 @@ def entrants(setting: Setting) -> dict[str, Policy]:
 def live(setting: Setting, batch: int, heat: float, seconds: float) -> dict[str, Any]:
     """Everyone decodes the held-out texts of a temperature."""
     recording = opened(setting)
-    texts = [text for text in split(recording)[1] if recording.sampling(text)["temperature"] == heat and recording.length[text] > 1]
+    at = [text for text in range(len(recording.length)) if recording.sampling(text)["temperature"] == heat]
+    at = [text for text in at if recording.length[text] > 1]
+    held_out = set(split(recording)[1])
+    texts = [text for text in at if text in held_out]
+    whose = "held-out texts"
+    if len(texts) < batch:  # for want of others; the results say so
+        texts, whose = at, "all texts, those that policies were fitted on among them"
     texts, most = across_domains(recording, texts), setting.pick((max(5 // batch, 1), 5), (1, 1))
     pair = graphed(setting.embedded(), capacity_for(recording), setting.graphs)
     cost = cost_of(setting, batch)
     found = decode_live(pair, entrants(setting), recording, cost, texts, batch, most, seconds)
-    return {"temperature": heat} | found
+    return {"temperature": heat, "decoded": whose} | found
 
 
 def without_graphs(setting: Setting, seconds: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from live.decoding_plain import plain_decode
 from live.model import CachedModel
 from live.pair import Pair
 from policies.contract import Policy, Sampling
+from policies.errors import UserError
 
 if TYPE_CHECKING:
     from traces.costs import CostModel
@@ -39,7 +40,7 @@ def decode_live(
     clock = Clock(seconds)
     groups = [texts[start : start + batch] for start in range(0, len(texts) - batch + 1, batch)][: most[0]]
     if not groups:
-        return {"left_out": f"{len(texts)} texts make no batch of {batch}"}
+        raise UserError(f"{len(texts)} texts make no batch of {batch}: record more for the contest")
     runs = contenders(pair, policies, recording, cost, batch)
     if ordinary:
         runs |= {f"{name}, no graphs": run for name, run in contenders(ordinary, policies, recording, cost, batch).items()}

@@ -19,9 +19,7 @@ DRAWS = 2000
 def contest_section(jobs: Jobs) -> list[str]:
     parts = []
     for name, job in jobs.items():
-        if "left_out" in job:
-            parts.append(f"- {name}: {job['left_out']}")
-        elif "measured" in job:
+        if "measured" in job:
             parts += [f"### {name.capitalize()}", live_table(job), *bars(job)]
     if "breakdown" in jobs:
         parts += ["### A cycle's time", breakdown_table(jobs["breakdown"]["per_cycle_ms"])]
@@ -72,9 +70,9 @@ def live_table(job: dict[str, Any]) -> str:
         rows.append([*row, told.get("kept"), told.get("levels"), told.get("coverage")])
     header = ["policy", "tau", "tau, replayed", "ms per token", "predicted", "off by", "times plain", "kept", "levels", "coverage"]
     count = len({entry["group"] for entry in job["measured"]})
-    return (
-        f"{count} groups of {job['batch']}, {job['rounds']} rounds; prefill excluded; groups resampled\n\n{markdown(header, rows)}"
-    )
+    decoded = job.get("decoded", "held-out texts")
+    how = f"{count} groups of {job['batch']}, {decoded}, {job['rounds']} rounds; prefill excluded; groups resampled"
+    return f"{how}\n\n{markdown(header, rows)}"
 
 
 def bars(job: dict[str, Any]) -> list[str]:

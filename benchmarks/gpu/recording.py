@@ -56,7 +56,7 @@ def record_half(setting: Setting, dtype: str, half: int, seconds: float) -> dict
     if (folder / "manifest.json").is_file():
         return summary(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    clock, started = Clock(setting.pick(0.8 * seconds, 1e9)), time.perf_counter()
+    clock, started = Clock(setting.pick(min(0.8 * seconds, seconds - FINISHING - 5), 1e9)), time.perf_counter()
     running = []
     for number in range(recorders):
         log = (folder / f"recorder-{number}.log").open("w", encoding="utf-8")

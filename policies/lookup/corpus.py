@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,21 @@ class Corpus:
 
     def check_unseen(self, prompts: Iterable[Sequence[int]]) -> None:
         """:raises UserError: when the corpus holds answers to any of these prompts (token ids), which no score may come from."""
-        digests = [prompt_digest(prompt) for prompt in prompts]
-        if seen := sum(digest in self.answered for digest in digests):
+        prompts = {tuple(map(int, prompt)) for prompt in prompts}
+        if seen := sum(prompt_digest(prompt) in self.answered or self._goes_on_from(prompt) for prompt in prompts):
             raise UserError(
-                f"the corpus {self.path} was made from answers to {seen} of the recording's {len(digests)} prompts, which would be "
-                "looked up instead of drafted: make it from other texts (traces.slice takes a recording apart)"
+                f"the corpus {self.path} was made from answers to {seen} of the recording's {len(prompts)} prompts, which would be "
+                "looked up instead of drafted: make it from other texts (traces.slice takes a recording apart by domain)"
             )
+
+    def _goes_on_from(self, prompt: Sequence[int]) -> bool:
+        """Whether a text begins with all of a prompt: a later turn of a conversation holds the answers to those before."""
+        token, wanted = self.index.token, torch.tensor(prompt, dtype=torch.int32)
+        place = (self.index.before == 0).nonzero()[:, 0]
+        place = place[self.index.after[place] >= len(prompt)] if prompt else place[:0]
+        for some in torch.arange(len(prompt)).split(16):  # few texts go on beyond the first
+            place = place[(token[place[:, None] + some] == wanted[some]).all(1)]
+        return len(place) > 0
 
 
 def prompt_digest(prompt: Sequence[int]) -> bytes:
@@ -116,28 +126,54 @@ def write_corpus(
 
 
 def read_corpus(path: str | Path) -> Corpus:
-    """Open what :func:`write_corpus` wrote.
+    """Open what :func:`write_corpus` wrote; a file that has not changed is read once.
 
     :raises UserError: when there is no such file, or it is no corpus, damaged, or of a newer version.
     """
-    if not Path(path).is_file():
+    try:
+        about = os.stat(path)
+    except OSError:
+        about = None
+    if about is None or not Path(path).is_file():
         raise UserError(f"the corpus {path} does not exist: check its name, or {MAKE_IT}")
+    return _read(str(path), about.st_mtime_ns, about.st_size)
+
+
+@lru_cache(maxsize=4)
+def _read(path: str, changed: int, size: int) -> Corpus:
+    """The corpus of a file that was last ``changed`` then."""
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("corpus", "{}"))
-            parts = {name: file.get_tensor(name) for name in _PARTS} if header.get("format") == FORMAT else None
+            _check_header(header, path)
+            parts = {name: file.get_tensor(name) for name in _PARTS}
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path} is no corpus ({error}): {MAKE_IT}") from None
-    if parts is None:
-        raise UserError(f"{path} is no corpus: {MAKE_IT}")
-    if header["version"] > VERSION:
-        raise UserError(f"the corpus {path} is of version {header['version']}, newer than {VERSION}: upgrade specreplay")
     about = {name: header[name] for name in ("tokenizer_sha256", "sources")}
-    if _checksum(parts, about) != header["sha256"]:
+    if not _sound(parts) or _checksum(parts, about) != header["sha256"]:
         raise UserError(f"the corpus {path} is damaged (its checksum differs): {MAKE_IT}")
     index = indexed(parts["token"], parts["length"], parts["order"])
     answered = frozenset(digest.tobytes() for digest in parts["answered"].numpy())
-    return Corpus(str(path), index, len(parts["length"]), about | {"sha256": header["sha256"]}, answered)
+    return Corpus(path, index, len(parts["length"]), about | {"sha256": header["sha256"]}, answered)
+
+
+def _check_header(header: Any, path: str) -> None:
+    """:raises UserError: when it is not that of a corpus which this version reads."""
+    known = isinstance(header, dict) and header.get("format") == FORMAT and isinstance(header.get("version"), int)
+    if known and header["version"] > VERSION:
+        raise UserError(f"the corpus {path} is of version {header['version']}, newer than {VERSION}: upgrade specreplay")
+    if not known or not {"sha256", "tokenizer_sha256", "sources"} <= header.keys():
+        raise UserError(f"{path} is no corpus: {MAKE_IT}")
+
+
+def _sound(parts: dict[str, Tensor]) -> bool:
+    """Whether the tensors are those of texts: what is looked up in them stays inside."""
+    token, length, order, answered = (parts[name] for name in _PARTS)
+    shapes = token.dim() == length.dim() == order.dim() == 1 and answered.dim() == 2 and answered.shape[1] == 32
+    kinds = [token.dtype, length.dtype, order.dtype, answered.dtype] == [torch.int32, torch.int64, torch.int32, torch.uint8]
+    if not shapes or not kinds or not len(length) or not len(token) == len(order) == int(length.sum()):
+        return False
+    return int(length.min()) > 0 and bool((order.sort().values == torch.arange(len(order))).all())
 
 
 def _checksum(parts: dict[str, Tensor], about: dict[str, Any]) -> str:

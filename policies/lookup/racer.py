@@ -36,7 +36,7 @@ class Racer(Rule):
     longest    longest match to look for, tokens
     shortest   shortest match whose continuations count
     depth      tokens to follow a match
-    matches    places to look at, the latest among the longest; those of the corpus take what seats the own text leaves
+    matches    places to look at, the latest among the longest, own text before the corpus among equals
     top        how many of the target's best tokens to reuse; the recording must hold as many
     retrieval  weight of the continuations where the target has a word as well
     corpus     file of a frozen corpus to look for continuations in as well

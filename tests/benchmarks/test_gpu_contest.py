@@ -7,6 +7,7 @@ import pytest
 from benchmarks.gpu.contest_live import across_domains, capacity_for, decode_live
 from benchmarks.gpu.contest_tables import bars, live_table, tau_of
 from live.graphed_pair import graphed
+from policies.errors import UserError
 from policies.registry import load_policy
 from traces.analytic import analytic_profile
 from traces.recording import open_recording
@@ -45,4 +46,5 @@ def test_everyone_takes_the_predicted_cycles(pair64, recording, batch):
 
 
 def test_too_few_texts_are_no_batch(pair64, recording):
-    assert "make no batch" in decode_live(pair64, {}, recording, None, [0], 2, (1, 1), 1.0)["left_out"]
+    with pytest.raises(UserError, match="make no batch"):  # so that the job is not taken for done
+        decode_live(pair64, {}, recording, None, [0], 2, (1, 1), 1.0)

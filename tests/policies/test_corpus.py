@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from policies.errors import UserError
 from policies.lookup.corpus import read_corpus, write_corpus
@@ -124,16 +125,20 @@ def test_the_file_says_what_is_in_it(corpus, earlier, tmp_path):
     assert write_corpus(again, earlier, "u", [{"name": "made-up"}], prompts=[[4], [1, 2]])["sha256"] != facts["sha256"]
 
 
-def test_what_may_be_scored_with_it(corpus):
+def test_what_may_be_scored_with_it(corpus, earlier):
     frozen = read_corpus(corpus)
     frozen.check_tokenizer("t", "the recording")
-    frozen.check_unseen([[1], [1, 2, 3], [2, 1]])
+    long = max(earlier, key=len)
+    frozen.check_unseen([[99], [1, 99, 3], [*long[:20], 99], long, [*long, 1]])  # a text that ends with the prompt answers nothing
     with pytest.raises(UserError, match="of another tokenizer .sha256 t. than the target .u."):
         frozen.check_tokenizer("u", "the target")
     with pytest.raises(UserError, match="does not say which tokenizer"):
         frozen.check_tokenizer(None, "the recording")
     with pytest.raises(UserError, match="answers to 1 of the recording's 2 prompts"):
-        frozen.check_unseen([[1, 2], [2, 1]])
+        frozen.check_unseen([[1, 2], [99, 1]])
+    for size in (1, 3, len(long) - 1):  # a text that goes on from a prompt may be a later turn of its conversation
+        with pytest.raises(UserError, match="answers to 1 of the recording's 2 prompts"):
+            frozen.check_unseen([long[:size], [99]])
 
 
 def test_what_is_none_is_refused(corpus, tmp_path):
@@ -143,6 +148,11 @@ def test_what_is_none_is_refused(corpus, tmp_path):
     damaged.write_bytes(content)
     other.write_text("no corpus")
     plain = "live/reference/eagle3/model.safetensors"
+    headers = ["[]", "3", '{"format": "specreplay-corpus"}', '{"format": "specreplay-corpus", "version": "x"}']
+    for header in [*headers, '{"format": "specreplay-corpus", "version": 1}']:
+        save_file({"token": torch.zeros(1)}, tmp_path / "odd.safetensors", {"corpus": header})
+        with pytest.raises(UserError, match="is no corpus"):
+            load_rule(f"suffix(corpus='{tmp_path / 'odd.safetensors'}')")
     told = {tmp_path / "none": "does not exist", damaged: "damaged", other: "is no corpus", plain: "is no corpus"}
     for path, sentence in told.items():
         with pytest.raises(UserError, match=sentence):

@@ -166,24 +166,19 @@ def test_split():
             split_sequences(ids, domain, share)
 
 
-def test_texts_of_one_prompt_stay_together():
-    rows = []
-
-    def add(prompt_id: str, *prompt: int) -> None:
-        rows.append({"sequence": len(rows), "domain": "math", "prompt_id": prompt_id, "prompt_tokens": list(prompt)})
-
-    for _ in ("greedy", "sampled"):
-        for talk in range(6):
-            add(f"{talk}/1", 1, talk)
-            add(f"{talk}/2", 1, talk, 7, 7, talk)
-        add("alone/1", 1, 8)
-        add("alone/2", 1, 9, 9)  # another prompt: it does not begin with the one before
-    recording = SimpleNamespace(
-        sequences=lambda: rows,
-        length=np.full(28, 5),
-        sequence_ids=np.arange(28),
-        domain_index=np.zeros(28, dtype=int),
+def answers(*rows: tuple[str, list[int]]) -> SimpleNamespace:
+    """A recording of texts that answer (prompt id, prompt)."""
+    told = [{"domain": "math", "prompt_id": name, "prompt_tokens": prompt} for name, prompt in rows]
+    count = len(rows)
+    return SimpleNamespace(
+        sequences=lambda: told, length=np.full(count, 5), sequence_ids=np.arange(count), domain_index=np.zeros(count, dtype=int)
     )
+
+
+def test_texts_of_one_prompt_stay_together():
+    talks = [(f"{talk}/{turn}", [1, talk, 7, 7, talk][: 3 * turn - 1]) for talk in range(6) for turn in (1, 2)]
+    alone = [("alone/1", [1, 8]), ("alone/2", [1, 9, 9])]  # other prompts: the second does not begin with the first
+    recording = answers(*2 * [*talks, *alone])  # greedy and sampled
     prompts = prompt_index(recording)
     assert prompts.tolist() == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 13] * 2
     for seed in range(5):
@@ -193,6 +188,15 @@ def test_texts_of_one_prompt_stay_together():
         assert len(set(prompts[split.train])) == 4
     some = split_texts(recording, np.arange(14, 28))
     assert min(some.train.min(), some.held_out.min()) >= 14 and len(some.train) + len(some.held_out) == 14
+
+
+def test_which_prompt_a_text_answers():
+    longer = [(f"p{size}", list(range(size))) for size in range(1, 6)]
+    assert prompt_index(answers(*longer)).tolist() == [0, 1, 2, 3, 4]  # each begins with the one before, and is another prompt
+    sliced = [("a/2", [1, 2, 3]), ("a/1", [1]), ("a/2", [1, 5, 3])]  # the greedy first turn was sliced away
+    assert prompt_index(answers(*sliced)).tolist() == [0, 0, 0]
+    gap = [("a/1", [1]), ("a/3", [1, 2, 3]), ("HumanEval/1", [4]), ("HumanEval/2", [5])]
+    assert prompt_index(answers(*gap)).tolist() == [0, 0, 2, 3]
 
 
 def test_the_split_of_a_seed_is_for_ever():
