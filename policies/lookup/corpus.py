@@ -27,6 +27,8 @@ from policies.lookup.index import Index, indexed
 FORMAT = "specreplay-corpus"
 VERSION = 1
 MAKE_IT = "make one with python -m live.corpus"
+TELLING = 4
+"""Tokens that a text must share with a prompt to be taken for its continuation: a begin token is everybody's."""
 _PARTS = ("token", "length", "order", "answered")
 
 
@@ -81,7 +83,7 @@ class Corpus:
         """Whether a text begins with all of a prompt: a later turn of a conversation holds the answers to those before."""
         token, wanted = self.index.token, torch.tensor(prompt, dtype=torch.int32)
         place = (self.index.before == 0).nonzero()[:, 0]
-        place = place[self.index.after[place] >= len(prompt)] if prompt else place[:0]
+        place = place[self.index.after[place] >= len(prompt)] if len(prompt) >= TELLING else place[:0]
         for some in torch.arange(len(prompt)).split(16):  # few texts go on beyond the first
             place = place[(token[place[:, None] + some] == wanted[some]).all(1)]
         return len(place) > 0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from policies.errors import UserError
-from policies.lookup.corpus import read_corpus, write_corpus
+from policies.lookup.corpus import TELLING, read_corpus, write_corpus
 from policies.lookup.index import indexed
 from policies.lookup.rule import load_rule
 from tests.policies import lookup_brute as brute
@@ -136,9 +136,10 @@ def test_what_may_be_scored_with_it(corpus, earlier):
         frozen.check_tokenizer(None, "the recording")
     with pytest.raises(UserError, match="answers to 1 of the recording's 2 prompts"):
         frozen.check_unseen([[1, 2], [99, 1]])
-    for size in (1, 3, len(long) - 1):  # a text that goes on from a prompt may be a later turn of its conversation
+    for size in (TELLING, len(long) - 1):  # a text that goes on from a prompt may be a later turn of its conversation
         with pytest.raises(UserError, match="answers to 1 of the recording's 2 prompts"):
             frozen.check_unseen([long[:size], [99]])
+    frozen.check_unseen([long[: TELLING - 1]])
 
 
 def test_what_is_none_is_refused(corpus, tmp_path):
