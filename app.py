@@ -62,9 +62,10 @@ def main() -> None:
         st.Page(HERE / "dashboard" / f"{name}.py", title=title, icon=icon, url_path=name, default=name == "recording")
         for name, (title, icon, _) in PAGES.items()
     ]
+    questions = {title: question for title, _, question in PAGES.values()}
     page = st.navigation(pages)
     st.title(page.title, anchor=False)  # before anything that takes time
-    st.markdown(f"*{next(question for title, _, question in PAGES.values() if title == page.title)}*")
+    st.markdown(f"*{questions[page.title]}*")
     with friendly():
         view = choose(arguments())
         if view is None:

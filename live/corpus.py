@@ -43,6 +43,7 @@ class Sources:
         if self.tokenizer_sha256 not in (None, tokenizer_sha256):
             raise UserError(f"{source} is of another tokenizer than the sources before it: freeze them in separate files")
         self.tokenizer_sha256 = tokenizer_sha256
+        texts = [text for text in texts if text]
         self.texts += texts
         self.about.append({"name": Path(source).name, "texts": len(texts), **about})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -40,13 +41,16 @@ def prompt_index(recording: Recording) -> np.ndarray:
     rows = recording.sequences()
     same = {(row["domain"], row["prompt_id"]): text for text, row in reversed(list(enumerate(rows)))}
     found = np.array([same[row["domain"], row["prompt_id"]] for row in rows], dtype=np.int64)
-    for text, row in enumerate(rows):
-        talk, _, turn = row["prompt_id"].rpartition("/")
-        for before in range(1, int(turn)) if turn.isdecimal() else ():
-            earlier = same.get((row["domain"], f"{talk}/{before}"))
-            if earlier is not None and _continues(row["prompt_tokens"], rows[earlier]["prompt_tokens"]):
-                ours, theirs = sorted((found[text], found[earlier]))
-                found[found == theirs] = ours
+    turns: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for (domain, prompt_id), text in same.items():
+        talk, _, turn = prompt_id.rpartition("/")
+        if turn.isdecimal():
+            turns.setdefault((domain, talk), []).append((int(turn), text))
+    for talk in map(sorted, turns.values()):
+        for (_, earlier), (_, text) in itertools.pairwise(talk):
+            if _continues(rows[text]["prompt_tokens"], rows[earlier]["prompt_tokens"]):
+                both = np.isin(found, [found[earlier], found[text]])
+                found[both] = found[both].min()
     return found
 
 

@@ -195,6 +195,8 @@ def test_which_prompt_a_text_answers():
     assert prompt_index(answers(*longer)).tolist() == [0, 1, 2, 3, 4]  # each begins with the one before, and is another prompt
     sliced = [("a/2", [1, 2, 3]), ("a/1", [1]), ("a/2", [1, 5, 3])]  # the greedy first turn was sliced away
     assert prompt_index(answers(*sliced)).tolist() == [0, 0, 0]
+    odd = [("run/20261129100500001", [1]), ("run/2", [2])]  # a number is not always a turn
+    assert prompt_index(answers(*odd)).tolist() == [0, 1]
     gap = [("a/1", [1]), ("a/3", [1, 2, 3]), ("HumanEval/1", [4]), ("HumanEval/2", [5])]
     assert prompt_index(answers(*gap)).tolist() == [0, 0, 2, 3]
 
