@@ -13,8 +13,16 @@ SLACK = 6
 """Candidates looked at beyond the K asked for, so that ties at the cut are settled by id without sorting the vocabulary."""
 
 
+DRAFT_STEP = 2.0**-16
+"""What a draft says is rounded to multiples of this, in nats (see ``on_grid``)."""
+
+_SHIFT = 1.5 * 2**23 * DRAFT_STEP
+"""Between _SHIFT - 64 and _SHIFT + 64 float32 numbers lie DRAFT_STEP apart: to add it and to take it away again rounds."""
+
+
 class Ranked(NamedTuple):
-    """The K most probable next tokens: index int64 [..., K], logprob float32 [..., K], entropy float32 [...] in nats."""
+    """The K most probable next tokens: index int64 [..., K], logprob float32 [..., K], entropy float32 [...] in nats, both
+    :func:`on_grid`."""
 
     index: Tensor
     logprob: Tensor
@@ -36,17 +44,26 @@ def entropy_of(logprob: Tensor) -> Tensor:
     return -logprob.exp().mul_(logprob.nan_to_num(neginf=0.0)).sum(-1).float()  # a token that cannot be: 0 * -inf counts as 0
 
 
+def on_grid(nats: Tensor) -> Tensor:
+    """Float32 numbers of a draft, rounded in place to multiples of DRAFT_STEP (1.5e-5 nats; half of that below -64).
+
+    Recorder and live decoding round alike, to a step near the noise of float32 forward passes: the sums along a path are
+    exact in any order, and a recording needs five bits less for each number.
+    """
+    return nats.add_(_SHIFT).sub_(_SHIFT)
+
+
 def ranked(logits: Tensor, count: int, entropy: bool = True) -> Ranked:
     """The ``count`` best entries by float32 log-probability, ties by lowest index, and the full entropy (-1 unless asked for)."""
     logprob = log_probabilities(logits)
-    spread = entropy_of(logprob) if entropy else logprob.new_full(logprob.shape[:-1], -1.0, dtype=torch.float32)
+    spread = on_grid(entropy_of(logprob)) if entropy else logprob.new_full(logprob.shape[:-1], -1.0, dtype=torch.float32)
     logprob = logprob.float()  # what policies see in every mode; ranking the rounded values keeps the modes alike
     count = min(count, logprob.shape[-1])
     value, index = logprob.topk(min(count + 1, logprob.shape[-1]), dim=-1)
     if bool((value[..., 1:] == value[..., :-1]).any()):
         index = _settled(logprob, count)
-        return Ranked(index, logprob.gather(-1, index), spread)
-    return Ranked(index[..., :count], value[..., :count], spread)  # all distinct, so this is the only order
+        return Ranked(index, on_grid(logprob.gather(-1, index)), spread)
+    return Ranked(index[..., :count], on_grid(value[..., :count]), spread)  # all distinct, so this is the only order
 
 
 def _settled(logprob: Tensor, count: int) -> Tensor:

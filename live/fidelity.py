@@ -171,7 +171,11 @@ def shipped(specs: Sequence[str]) -> list[str]:
 
 
 def check_same_models(pair: Pair, about: dict[str, Any]) -> None:
-    """Refuse to compare with other weights than those that were recorded."""
+    """Refuse to compare with other weights than those that were recorded, or with numbers rounded otherwise."""
+    from live.distribution import DRAFT_STEP
+
+    if about["drafters"] and about.get("draft_step") != DRAFT_STEP:
+        raise UserError("the recording holds a draft's numbers as an earlier version rounded them: record it again")
     pairs = [(pair.description["target"], about["target"]), *zip(pair.description["drafters"], about["drafters"], strict=True)]
     for ours, recorded in pairs:
         if ours["weights_sha256"] != recorded["weights_sha256"]:

@@ -17,7 +17,7 @@ from policies.errors import UserError, run_command
 if TYPE_CHECKING:
     from traces.manifest import Manifest
 
-SAME = ("dtype", "context_limit", "end_tokens", "max_new_tokens", "overrun", "top_m")
+SAME = ("dtype", "context_limit", "end_tokens", "max_new_tokens", "overrun", "top_m", "draft_step")
 """Settings that replay takes to hold for a whole recording. Others may differ, and are kept part by part under ``merged``."""
 
 

@@ -162,6 +162,7 @@ def manifest(args: argparse.Namespace, pair: Pair, settings: CaptureSettings, sa
     import torch
     import transformers
 
+    from live.distribution import DRAFT_STEP
     from traces.loops import REPEATS, WINDOW
 
     return {
@@ -177,6 +178,7 @@ def manifest(args: argparse.Namespace, pair: Pair, settings: CaptureSettings, sa
         "max_new_tokens": settings.max_new_tokens,
         "overrun": settings.overrun,
         "top_m": settings.top_m,
+        "draft_step": DRAFT_STEP,
         "end_tokens": pair.end_tokens,
         "batch": args.batch,
         "positions_side_by_side": settings.positions,

@@ -1,0 +1,31 @@
+"""What a draft says: ranked children, rounded to one step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from live.distribution import DRAFT_STEP, log_probabilities, on_grid, ranked
+
+
+def test_numbers_are_rounded_to_the_nearest_step():
+    numbers = torch.cat([-torch.rand(10_000, generator=torch.Generator().manual_seed(0)) * 60, torch.tensor([0.0, -63.9, 11.8])])
+    nearest = (numbers.double() / DRAFT_STEP).round() * DRAFT_STEP
+    assert torch.equal(on_grid(numbers.clone()).double(), nearest)
+    far = on_grid(torch.tensor([-torch.inf, -64.00001, -100.3]))
+    assert far[0] == -torch.inf and (far[1:].double() * 2**17 % 1 == 0).all()
+
+
+def test_sums_along_a_path_do_not_depend_on_their_order():
+    steps = on_grid(-torch.rand(1000, 24, generator=torch.Generator().manual_seed(1)) * 10)
+    forwards, backwards = steps.cumsum(1)[:, -1], steps.flip(1).cumsum(1)[:, -1]
+    assert torch.equal(forwards, backwards) and torch.equal(forwards.double(), steps.double().sum(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_children_are_ranked_before_they_are_rounded(dtype):
+    logits = torch.tensor([0.0, 1e-6, -1.0, -1.0], dtype=dtype)  # the first two fall on one step
+    found = ranked(logits, 4)
+    assert found.index.tolist() == [1, 0, 2, 3] and found.logprob[0] == found.logprob[1]
+    assert (found.logprob.double() / DRAFT_STEP % 1 == 0).all() and found.entropy.double() / DRAFT_STEP % 1 == 0
+    assert (found.logprob - log_probabilities(logits)[found.index].float()).abs().max() <= DRAFT_STEP / 2
