@@ -97,6 +97,11 @@ def load_model(
         raise UserError(
             f"the weights of {source} lack {missing[0]} and {len(missing) - 1} more tensors; download the model again"
         )
+    if any(weights.is_meta for weights in model.parameters()):  # accelerate keeps them elsewhere and brings them in one by one
+        raise UserError(
+            f"the devices together have too little memory for {source}, and weights fetched anew for every token would be far too "
+            "slow: use more GPUs, or a smaller --dtype"
+        )
     model = model.eval().requires_grad_(False)
     if not device_map:
         model = model.to(target)

@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from live import hub, loading
+from live.decode import SpeculativeDecoder
 from live.eagle3 import Eagle3Head
 from live.hub import Source, parse_source
 from live.pair import load_pair
 from policies.errors import UserError
+from policies.registry import load_policy
 from tests.live.tiny import build
 
 # ---- names -----------------------------------------------------------------------------------------------------------
@@ -180,6 +182,26 @@ def test_device_map_without_accelerate(tiny_pair, monkeypatch):
     monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install accelerate"):
         load_pair(tiny_pair.target, [tiny_pair.draft], device_map="auto")
+
+
+def test_device_map_spreads_the_target_by_hooks(tiny_pair):
+    from accelerate import dispatch_model
+
+    plain, placed = (load_pair(tiny_pair.target, [tiny_pair.draft], device_map=where) for where in (None, "auto"))
+    layers = {f"model.layers.{index}": "cpu" for index in range(len(placed.model.model.layers))}
+    rest = {name: "cpu" for name in ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")}
+    dispatch_model(placed.model, layers | rest, force_hooks=True)  # as on several devices: inputs are carried to every part
+    assert hasattr(placed.model.model.layers[0], "_hf_hook")
+    said = []
+    for pair in (plain, placed):
+        policy = load_policy("eagle3(total_tokens=8, depth=3, top_k=4)")
+        said.append(SpeculativeDecoder(pair.target(), pair.networks["draft"], policy).generate([[5, 9, 11], [7]], 12))
+    assert said[0].tokens == said[1].tokens and said[0].cycles == said[1].cycles
+
+
+def test_device_map_without_enough_memory(tiny_pair):
+    with pytest.raises(UserError, match="too little memory"):
+        load_pair(tiny_pair.target, [tiny_pair.draft], device_map="meta")
 
 
 @pytest.mark.parametrize(("family", "chosen"), [("llama", "sdpa"), ("gemma2", "eager")])
