@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from live.distribution import Ranked
+from live.distribution import Ranked, on_grid
 from live.network import Ancestry
 from live.pair import Pair
 from tests.live.dense import head_logprob, model_logprob
@@ -104,8 +104,8 @@ def test_shared_text_rows_and_scratch_agree(pair64, material, name):
             if name == "eagle3":  # the head numbers its own vocabulary
                 index = index + network.head.d2t[index]
             assert together.index[tree, node].tolist() == index.tolist()
-            assert torch.allclose(together.logprob[tree, node], best.values[:WIDTH], atol=1e-6)
-            assert abs(float(together.entropy[tree, node]) - float(-(dense.exp() * dense).sum())) < 1e-6
+            assert torch.equal(together.logprob[tree, node], on_grid(best.values[:WIDTH]))
+            assert together.entropy[tree, node] == on_grid(-(dense.exp() * dense).sum().float())
 
 
 @pytest.mark.parametrize("name", ["eagle3", "draft"])
