@@ -5,6 +5,7 @@ The same decisions as in `policies.verification`, which decides for many rows at
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,17 @@ from policies.order import NONE
 def alone(values: Tensor) -> bool:
     """Whether these are values of a single row that lies in the host's memory: [1, ...]."""
     return len(values) == 1 and values.device.type == "cpu"
+
+
+def nodes_in(slot: Tensor, node: Tensor | None, first: int) -> tuple[Tensor, Tensor]:
+    """(the nodes in slots int64 [1, W] of a level, -1 = none; those slots, 0 for none): int64 [1, W] each.
+
+    :param node: int64 [1, M], the node in each slot; None: they are numbered from ``first`` on.
+    """
+    own = slot.numpy()
+    known = np.maximum(own, 0)
+    found = known + first if node is None else node.numpy()[0][known]
+    return torch.from_numpy(np.where(own < 0, NONE, found)), torch.from_numpy(known)
 
 
 def accepted_path(token: list[int], parent: list[int], choice: list[int]) -> tuple[list[int], int]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from policies.children import Children, ChildTable, StoredChildren, stacked, topk_entropy
 from policies.families import Expanded, Families, answered, layout
-from policies.one_row import alone
+from policies.one_row import alone, nodes_in
 from policies.order import NONE, best
 
 
@@ -179,20 +178,13 @@ class DraftTree:
     def frontier_in(self, slot: Tensor) -> Tensor:
         """The nodes int64 [B, W] in slots int64 [B, W] of the last level, -1 = none; the caller vouches for the total order."""
         if alone(slot):
-            return self._single_frontier(slot.numpy())
-        known = slot.clamp(min=0)
-        node = known + self._start if self._newest_node is None else self._newest_node.gather(1, known)
-        nodes = node.masked_fill(slot < 0, NONE)
+            nodes, known = nodes_in(slot, self._newest_node, self._start)
+        else:
+            known = slot.clamp(min=0)
+            node = known + self._start if self._newest_node is None else self._newest_node.gather(1, known)
+            nodes = node.masked_fill(slot < 0, NONE)
         self._offered = nodes.clone(), known  # the policy may write into its own
         return nodes
-
-    def _single_frontier(self, slot: np.ndarray) -> Tensor:
-        """:meth:`frontier_in` of a single row, int64 [1, W], on the host."""
-        known = np.maximum(slot, 0)
-        node = known + self._start if self._newest_node is None else self._newest_node.numpy()[0][known]
-        nodes = np.where(slot < 0, NONE, node)
-        self._offered = torch.from_numpy(nodes.copy()), torch.from_numpy(known)  # the policy may write into its own
-        return torch.from_numpy(nodes)
 
     def is_frontier(self, nodes: Tensor) -> bool:
         """Whether these nodes int64 [B, W] are what :meth:`frontier` last gave: in canonical order, of the newest level."""
