@@ -89,7 +89,8 @@ class LiveVerifier:
     def bonus_distribution(self, outcome: Walk) -> tuple[Tensor, Tensor]:
         """(entropy float32 [B], raw log-prob of the bonus float32 [B]) of the target at the last accepted node."""
         last = self.walked.gather(1, outcome.accepted[:, None])[:, :, None].expand(-1, -1, self.logits.shape[-1])
-        logprob = log_probabilities(self.logits.gather(1, last)[:, 0])
+        logits = self.logits[:, int(last[0, 0, 0])] if alone(self.logits) else self.logits.gather(1, last)[:, 0]
+        logprob = log_probabilities(logits)
         return entropy_of(logprob), logprob.gather(1, outcome.bonus.clamp(min=0)[:, None])[:, 0].float()
 
     def target_top(self, cycle: Cycle, kept: Kept, outcome: Walk, count: int = 64) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,10 @@
-"""One request on a CPU: its kept tree is some dozen small integers, and plain Python walks it in less than one tensor operation takes.
+"""One request on a CPU: its tree is some dozen small integers, and plain Python is done before a few tensor operations start.
 
 The same decisions as in `policies.verification`, which decides for many rows at once; a test compares the two.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,10 +21,10 @@ def nodes_in(slot: Tensor, node: Tensor | None, first: int) -> tuple[Tensor, Ten
 
     :param node: int64 [1, M], the node in each slot; None: they are numbered from ``first`` on.
     """
-    own = slot.numpy()
-    known = np.maximum(own, 0)
-    found = known + first if node is None else node.numpy()[0][known]
-    return torch.from_numpy(np.where(own < 0, NONE, found)), torch.from_numpy(known)
+    own = slot[0].tolist()
+    held = range(first, first + max(own, default=0) + 1) if node is None else node[0].tolist()
+    found = [held[place] if place >= 0 else NONE for place in own]
+    return torch.tensor([found], dtype=torch.int64), torch.tensor([[max(place, 0) for place in own]], dtype=torch.int64)
 
 
 def accepted_path(token: list[int], parent: list[int], choice: list[int]) -> tuple[list[int], int]:
@@ -39,9 +38,9 @@ def accepted_path(token: list[int], parent: list[int], choice: list[int]) -> tup
 
 
 def status_of(node: list[int], parent: list[int], path: list[int], ended: bool, width: int) -> list[int]:
-    """Status of each of ``width`` tree nodes; ``node`` and ``parent`` are lists over the kept nodes, ``ended``: there is no bonus."""
+    """Status of each of ``width`` tree nodes. ``node`` and ``parent`` are lists over the kept nodes; ``ended``: no bonus."""
     status, on_path = [NONE] * width, {0, *path}
-    tested_below = on_path - {([0] + path)[-1]} if ended else on_path
+    tested_below = on_path - {[0, *path][-1]} if ended else on_path
     for place in range(1, len(node)):
         if parent[place] in tested_below:
             status[node[place]] = int(place in on_path)
