@@ -38,6 +38,7 @@ CONTENDERS = (
     f"{LM}: chain(k=2)",
     f"{LM}: chain(k=3)",
     "prompt_lookup: chain(k=4)",
+    "prompt_lookup: chain(k=10)",
     "suffix: chain(k=4)",
 )
 PLAIN = ("plain loop", "model.generate")

@@ -157,7 +157,7 @@ class EagleNetwork:
         """Keys and values [R, T, kv heads, d] from cell ``place`` on, or to the cells int64 [R, T] where rows differ in length."""
         count = key.shape[1]
         self._reserve((self._longest if isinstance(place, Tensor) else place) + count)
-        row = torch.arange(len(key), device=key.device)[:, None]
+        row = torch.arange(len(key), device=key.device)[:, None] if isinstance(place, Tensor) else None
         for cells, new in ((self._key, key), (self._value, value)):
             if isinstance(place, Tensor):
                 cells.transpose(1, 2)[row, place] = new

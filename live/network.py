@@ -55,24 +55,33 @@ class Ancestry:
     """Which slots each slot of B trees attends to: its ancestors and itself, but not the root, which lies in the committed part.
 
     size      int  slots so far, the root's included
-    depth     int64 [B, S]
     straight  whether every slot is known to be the child of the one before it, in all trees: then each sees all before it, and no
-        mask is needed. Only looked for where looking does not wait for a GPU.
+        mask is needed. Only looked for where looking does not wait for a GPU. Nothing is written down until a tree branches.
     """
 
     def __init__(self, trees: int, device: torch.device, room: int = 32):
         self.size, self.straight = 1, device.type == "cpu"
-        self._depth = torch.zeros((trees, room), dtype=torch.int64, device=device)
-        self._sees = torch.zeros((trees, room, room), dtype=torch.bool, device=device)
+        self._trees, self._room, self._device = trees, room, device
+        if not self.straight:
+            self._branch()
 
     @property
     def depth(self) -> Tensor:
+        """int64 [B, S]"""
+        if self.straight:
+            return torch.arange(self.size, device=self._device).expand(self._trees, -1)
         return self._depth[:, : self.size]
 
     def add(self, parent: Tensor) -> Tensor:
         """Add W children of the slots ``parent`` int64 [B, W]; what they see: bool [B, W, S]."""
         first, self.size = self.size, self.size + parent.shape[1]
-        self.straight = self.straight and parent.shape[1] == 1 and bool((parent == first - 1).all())
+        if self.straight:
+            if parent.shape[1] == 1 and bool((parent == first - 1).all()):
+                sees = torch.ones((self._trees, 1, self.size), dtype=torch.bool, device=self._device)
+                sees[:, :, 0] = False
+                return sees
+            self.straight = False
+            self._branch(first)
         if (more := self.size - self._sees.shape[2]) > 0:
             more = max(more, self._sees.shape[2])
             self._depth = torch.nn.functional.pad(self._depth, (0, more))
@@ -82,3 +91,12 @@ class Ancestry:
         self._sees[:, first : self.size] = sees
         self._depth[:, first : self.size] = self._depth.gather(1, parent) + 1
         return sees[:, :, : self.size]
+
+    def _branch(self, chain: int = 1) -> None:
+        """Write down what is known of ``chain`` slots one below the other, the root's included."""
+        room = max(self._room, chain)
+        self._depth = torch.zeros((self._trees, room), dtype=torch.int64, device=self._device)
+        self._sees = torch.zeros((self._trees, room, room), dtype=torch.bool, device=self._device)
+        if chain > 1:
+            self._depth[:, :chain] = torch.arange(chain, device=self._device)
+            self._sees[:, 1:chain, 1:chain] = torch.ones(chain - 1, chain - 1, dtype=torch.bool, device=self._device).tril()

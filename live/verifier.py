@@ -7,14 +7,17 @@ from torch import Tensor
 
 from live.distribution import entropy_of, log_probabilities
 from live.model import CachedModel
-from live.sampling import Sampler
+from live.sampling import Sampler, most_likely
 from policies.contract import Cycle
+from policies.one_row import alone, ancestors
 from policies.order import NONE
 from policies.verification import Kept, Walk, walk
 
 
 def sees_ancestors(kept: Kept) -> Tensor:
     """bool [B, V, V]: which kept nodes each kept node attends to, itself and its ancestors."""
+    if alone(kept.parent):
+        return ancestors(kept.parent[0].tolist())
     rows, count = kept.token.shape
     sees = torch.eye(count, dtype=torch.bool, device=kept.token.device).expand(rows, -1, -1)
     own, parent = sees, kept.parent.clamp(min=0)[:, :, None].expand(-1, -1, count)
@@ -37,17 +40,21 @@ class LiveVerifier:
 
     def ends(self, tokens: Tensor) -> Tensor:
         """bool, like ``tokens`` int64: which of them end a sequence."""
+        if len(self.end_tokens) == 1:
+            return tokens == self.end_tokens
         return (tokens[..., None] == self.end_tokens).any(-1)
 
     def accept(self, cycle: Cycle, kept: Kept) -> Walk:
-        exists = kept.token >= 0
-        positions = cycle.context_length[:, None] + kept.depth.clamp(min=0)
+        known = kept if alone(kept.token) else kept._replace(token=kept.token.clamp(min=0), depth=kept.depth.clamp(min=0))
         sees = sees_ancestors(kept)
-        output = self.target.forward_tree(kept.token.clamp(min=0), None, positions, sees)
+        output = self.target.forward_tree(known.token, None, cycle.context_length[:, None] + known.depth, sees)
         self.logits = output.logits
-        choice = self._choice(cycle, kept, sees)
+        choice = self._choice(cycle, known, sees)
+        self.chosen = None
+        if self.sampler is None or self.sampler.greedy:  # a best score is not a number where any score is not
+            self.chosen = self.logits.gather(2, choice[:, :, None])[:, :, 0]
         ended = self.ends(kept.token) & (kept.depth > 0)  # nothing follows an end of sequence
-        outcome = walk(kept, choice.masked_fill(ended | ~exists, NONE))
+        outcome = walk(kept, choice.masked_fill(ended if known is kept else ended | (kept.token < 0), NONE))
         self.walked = torch.nn.functional.pad(outcome.path, (1, 0))  # root and accepted path, as places in the kept list
         self.target.commit(self.walked, outcome.accepted + 1)
         self.features = None
@@ -57,27 +64,33 @@ class LiveVerifier:
         return outcome
 
     def _choice(self, cycle: Cycle, kept: Kept, sees: Tensor) -> Tensor:
-        """The target's token behind each kept node, int64 [B, V]: at depth d, the one of place ``position + d + 1``."""
+        """The target's token behind each kept node, int64 [B, V]: at depth d, the one of place ``position + d + 1``; no padding in
+        ``kept`` is below 0."""
         if self.sampler is None:
-            return self.logits.argmax(-1)
-        place = cycle.position[:, None] + kept.depth.clamp(min=0) + 1
-        return self.sampler.choose(self.logits, place, self.sampler.on_paths(kept.token.clamp(min=0), sees))
+            return most_likely(self.logits)
+        place = cycle.position[:, None] + kept.depth + 1
+        return self.sampler.choose(self.logits, place, self.sampler.on_paths(kept.token, sees))
 
     def broken(self) -> Tensor:
         """bool [B]: logits that the last walk followed are not numbers."""
+        if self.chosen is not None:
+            return self.chosen.gather(1, self.walked.clamp(min=0)).isnan().any(1)
         place = self.walked.clamp(min=0)[:, :, None].expand(-1, -1, self.logits.shape[-1])
         return self.logits.gather(1, place).amax((1, 2)).isnan()  # a maximum passes NaN on
 
     def committed(self, kept: Kept, outcome: Walk) -> tuple[Tensor, Tensor]:
         """The newly committed tokens int64 [B, A + 1]: accepted ones, then the bonus; and how many [B]."""
         accepted = kept.token.gather(1, outcome.path.clamp(min=0))
+        if len(accepted) == 1:
+            return torch.cat([accepted, outcome.bonus[:, None]], 1), outcome.accepted + (outcome.bonus >= 0)
         tokens = torch.nn.functional.pad(accepted, (0, 1)).scatter(1, outcome.accepted[:, None], outcome.bonus[:, None])
         return tokens, outcome.accepted + (outcome.bonus >= 0)
 
     def bonus_distribution(self, outcome: Walk) -> tuple[Tensor, Tensor]:
         """(entropy float32 [B], raw log-prob of the bonus float32 [B]) of the target at the last accepted node."""
         last = self.walked.gather(1, outcome.accepted[:, None])[:, :, None].expand(-1, -1, self.logits.shape[-1])
-        logprob = log_probabilities(self.logits.gather(1, last)[:, 0])
+        logits = self.logits[:, int(last[0, 0, 0])] if alone(self.logits) else self.logits.gather(1, last)[:, 0]
+        logprob = log_probabilities(logits)
         return entropy_of(logprob), logprob.gather(1, outcome.bonus.clamp(min=0)[:, None])[:, 0].float()
 
     def target_top(self, cycle: Cycle, kept: Kept, outcome: Walk, count: int = 64) -> tuple[Tensor, Tensor]:

@@ -47,6 +47,8 @@ def draft(policy: Policy, drafter: Drafter, cycle: Cycle, state: State) -> Draft
     missing = torch.zeros(tree.rows, dtype=torch.int64, device=tree.device)
     while (wish := policy.expand(tree, cycle, state)) is not None:
         nodes, branching = canonical(tree, wish.nodes, wish.branching)
+        if isinstance(branching, Tensor) and branching.numel() == 1:
+            branching = int(branching)
         if reach <= tree.levels or not everyone:  # else no node is too deep, as none is deeper than there are levels
             fits = tree.at("depth", nodes) < cycle.reach[:, None]
             nodes = nodes.masked_fill(~(fits & drafting[:, None]), NONE)
@@ -64,10 +66,14 @@ def draft(policy: Policy, drafter: Drafter, cycle: Cycle, state: State) -> Draft
         widths.append(count)
         if children.missing is not None:
             missing = missing + children.missing.sum(1)
-    kept = policy.select(tree, cycle, state) & tree.exists & cycle.active[:, None]
+    kept = policy.select(tree, cycle, state)
+    if tree.ragged or not everyone:
+        kept = kept & tree.exists & cycle.active[:, None]
+    else:
+        kept = kept.clone()  # it is the policy's own
     kept[:, 0] = True
-    empty = torch.zeros((tree.rows, 0), dtype=torch.int64, device=tree.device)
-    return Draft(tree, kept, torch.stack(widths, dim=1) if widths else empty, missing)
+    lengths = torch.stack(widths, dim=1) if widths else tree.size.new_zeros((tree.rows, 0))
+    return Draft(tree, kept, lengths, missing)
 
 
 def canonical(tree: DraftTree, nodes: Tensor, branching: int | Tensor) -> tuple[Tensor, int | Tensor]:

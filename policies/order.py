@@ -7,11 +7,16 @@ it from ``topk``; in the others the order key makes every score distinct, so any
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 NONE = -1
 """The one marker for "none": no token, no parent, no node."""
+
+FEW = 128
+"""Up to so many scores of a single row on a CPU are sorted by plain Python: that takes less than torch's operations to start."""
 
 
 def order_key(score: Tensor) -> Tensor:
@@ -28,6 +33,11 @@ def order_key(score: Tensor) -> Tensor:
 def best(score: Tensor, count: int) -> Tensor:
     """Indices int64 [..., min(count, M)] of the best scores in total order, best first; -1 where the score is -inf."""
     entries = score.shape[-1]
+    if score.numel() == entries <= FEW and score.device.type == "cpu":
+        flat = score.flatten().tolist()
+        order = sorted(range(entries), key=flat.__getitem__, reverse=True)[:count]  # equal ones keep their order
+        chosen = [NONE if flat[index] == -math.inf else index for index in order]
+        return torch.tensor(chosen, dtype=torch.int64).view(*score.shape[:-1], len(chosen))
     if entries == 1 and count > 0:
         return torch.zeros_like(score, dtype=torch.int64).masked_fill(score == -torch.inf, NONE)
     count = min(count, entries)

@@ -63,45 +63,46 @@ class Static(Policy):
         require(orphan is None, self.name, f"path {orphan} of tree has no parent {orphan and orphan[:-1]} in it")
 
     @cached_property
-    def _layout(self) -> tuple[Tensor, Tensor, list[int]]:
-        """(child place int64 [n+1, K], -1 = none; fanout int64 [n+1]; inner nodes per level). Place 0 is the root."""
+    def _layout(self) -> tuple[Tensor, Tensor, list[int], bool]:
+        """(child place int64 [n+2, K], -1 = none; fanout int64 [n+2]; inner nodes per level; whether siblings' ranks have no
+        gaps). Place 0 is the root, the last place none at all: -1."""
         given = PUBLISHED[self.tree] if isinstance(self.tree, str) else set(self.tree)
         paths: list[Path] = [()] + sorted(given, key=len)
         place = {path: index for index, path in enumerate(paths)}
-        child = torch.full((len(paths), max(path[-1] for path in paths[1:]) + 1), NONE)
+        child = torch.full((len(paths) + 1, max(path[-1] for path in paths[1:]) + 1), NONE)
         for path in paths[1:]:
             child[place[path[:-1]], path[-1]] = place[path]
-        fanout = torch.zeros(len(paths), dtype=torch.int64)
+        fanout = torch.zeros(len(paths) + 1, dtype=torch.int64)
         for path in paths[1:]:
             fanout[place[path[:-1]]] = max(int(fanout[place[path[:-1]]]), path[-1] + 1)
         inner = [0] * (len(paths[-1]) + 1)
         for path in paths:
             inner[len(path)] += int(fanout[place[path]] > 0)
-        return child, fanout, inner
+        return child, fanout, inner, int(fanout.sum()) == len(paths) - 1
 
     def begin(self, cycle: Cycle, state: State) -> State:
+        """``place`` int64 [B, W]: where in the fixed tree the nodes stand that were expanded last, -1 = none."""
         return {"place": torch.zeros((cycle.active.shape[0], 1), dtype=torch.int64, device=cycle.active.device)}
 
     def expand(self, tree: DraftTree, cycle: Cycle, state: State) -> Expansion | None:
-        child, fanout, inner = self._layout
+        child, fanout, inner, _ = self._layout
         if inner[tree.levels] == 0:
             return None
-        state["place"] = self._places(tree, state["place"], child)
-        fanout = fanout.to(tree.device)[state["place"].clamp(min=0)].masked_fill(state["place"] < 0, 0)
-        inner_node = (fanout > 0) & (tree.depth == tree.levels)
-        nodes = best(tree.score.masked_fill(~inner_node, -torch.inf), inner[tree.levels])
-        return Expansion(nodes, fanout.gather(1, nodes.clamp(min=0)).masked_fill(nodes < 0, 0))
+        if tree.levels == 0:
+            return Expansion(tree.root_nodes(), int(fanout[0]))
+        child, fanout, score = child.to(tree.device), fanout.to(tree.device), tree.newest_scores()
+        place = child[state["place"], : score.shape[2]]
+        slot = best(score.masked_fill(fanout[place] == 0, -torch.inf).flatten(1), inner[tree.levels])
+        state["place"] = place.flatten(1).gather(1, slot.clamp(min=0)).masked_fill(slot < 0, NONE)
+        return Expansion(tree.frontier_in(slot), fanout[state["place"]])
 
     def select(self, tree: DraftTree, cycle: Cycle, state: State) -> Tensor:
-        return self._places(tree, state["place"], self._layout[0]) >= 0
-
-    def _places(self, tree: DraftTree, known: Tensor, child: Tensor) -> Tensor:
-        """Place in the fixed tree of every drafted node, int64 [B, N]: parents' places are known one level earlier."""
-        place = torch.full_like(tree.parent, NONE)
-        place[:, : known.shape[1]] = known
-        of_parent = place.gather(1, tree.parent.clamp(min=0))
-        inside = (tree.parent >= 0) & (of_parent >= 0) & (tree.rank < child.shape[1])
-        found = child.to(tree.device)[of_parent.clamp(min=0), tree.rank.clamp(min=0, max=child.shape[1] - 1)]
-        place = torch.where(inside, found, NONE)
-        place[:, 0] = 0
-        return place
+        """All that was drafted, but for children that are there only for the sake of a later sibling."""
+        child, _, _, no_gaps = self._layout
+        if no_gaps:
+            return tree.exists
+        place = torch.zeros_like(tree.depth)
+        for level in range(1, tree.levels + 1):  # parents' places are known one level earlier
+            found = child.to(tree.device)[place.gather(1, tree.parent.clamp(min=0)), tree.rank.clamp(min=0)]
+            place = torch.where(tree.depth == level, found, place)
+        return place.masked_fill(~tree.exists, NONE) >= 0

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from policies.children import Children, ChildTable, StoredChildren, stacked, topk_entropy
 from policies.families import Expanded, Families, answered, layout
+from policies.one_row import alone, nodes_in
 from policies.order import NONE, best
 
 
@@ -63,6 +64,11 @@ class DraftTree:
     def width(self) -> int:
         """Columns N: the size of the largest row."""
         return self._slots if self._slot is None else self._slot.shape[1]
+
+    @property
+    def ragged(self) -> bool:
+        """Whether rows may have padding."""
+        return self._slot is not None
 
     @property
     def token(self) -> Tensor:
@@ -154,6 +160,10 @@ class DraftTree:
         first = torch.argsort((~exists).to(torch.int8), dim=1, stable=True)[:, :count]
         return self._newest_node.gather(1, first), self._newest["score"].gather(1, first)
 
+    def newest_scores(self) -> Tensor:
+        """Path log-probabilities float32 [B, W, K] of the last level, by parent and rank; -inf where there is no such node."""
+        return self._newest["score"].view(self.rows, -1, self._fanout)
+
     def newest_families(self) -> Families:
         """The last level, family by family, as it lies in memory: cheaper than :meth:`newest` and the columns."""
         self._must_be_asked("entropy")
@@ -167,9 +177,12 @@ class DraftTree:
 
     def frontier_in(self, slot: Tensor) -> Tensor:
         """The nodes int64 [B, W] in slots int64 [B, W] of the last level, -1 = none; the caller vouches for the total order."""
-        known = slot.clamp(min=0)
-        node = known + self._start if self._newest_node is None else self._newest_node.gather(1, known)
-        nodes = node.masked_fill(slot < 0, NONE)
+        if alone(slot):
+            nodes, known = nodes_in(slot, self._newest_node, self._start)
+        else:
+            known = slot.clamp(min=0)
+            node = known + self._start if self._newest_node is None else self._newest_node.gather(1, known)
+            nodes = node.masked_fill(slot < 0, NONE)
         self._offered = nodes.clone(), known  # the policy may write into its own
         return nodes
 

@@ -12,6 +12,7 @@ from policies.children import Children
 from policies.contract import Cycle
 from policies.lookup.past import Past
 from policies.lookup.rule import Rule
+from policies.lookup.trie import Trie
 from policies.order import NONE, best
 from policies.sums import ordered_sum
 from policies.tree import DraftTree
@@ -36,6 +37,9 @@ class LookupDrafter:
     def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children:
         if tree.levels == 0:
             self._found = self.rule.look(self._past)
+            self._chain = self._found.chain() if isinstance(self._found, Trie) else None
+        if self._chain is not None and nodes.numel() == 1 and branching > 0:
+            return self._next_of_chain(tree, nodes)
         place = torch.where(nodes == 0, 0, tree.at("handle", nodes)).masked_fill(nodes < 0, NONE)
         token = tree.at("token", nodes).masked_fill(nodes < 0, NONE)
         offered = self.rule.propose(self._found, place, token)
@@ -48,6 +52,18 @@ class LookupDrafter:
             logprob=logprob.gather(2, known).masked_fill(none, -torch.inf),
             entropy=entropy(probability).masked_fill(nodes < 0, -1.0),
             handle=offered.place.gather(2, known).masked_fill(none, NONE),
+        )
+
+    def _next_of_chain(self, tree: DraftTree, nodes: Tensor) -> Children:
+        """The one child of the one node, certain: where all that was found is a chain, it need not be worked out as a tree."""
+        node = int(nodes)
+        place = node if node <= 0 else int(tree.at("handle", nodes))
+        there = 0 <= place < len(self._chain)
+        return Children(
+            token=torch.full((1, 1, 1), self._chain[place] if there else NONE),
+            logprob=torch.full((1, 1, 1), 0.0 if there else -torch.inf),
+            entropy=torch.full((1, 1), 0.0 if node >= 0 else -1.0),
+            handle=torch.full((1, 1, 1), place + 1 if there else NONE),
         )
 
 

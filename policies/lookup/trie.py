@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from policies.one_row import alone
 from policies.order import NONE
 
 
@@ -34,6 +35,11 @@ def follow(behind: Tensor, matched: Tensor) -> Paths:
 
     :param behind: int64 [B, D, S] the tokens behind each match, -1 where its text has ended. :param matched: bool [B, S]
     """
+    if matched.shape[1] == 1:  # alone, it leads wherever it goes
+        token = torch.nn.functional.pad(behind, (0, 0, 1, 0), value=NONE)
+        going = matched[:, None] & (token >= 0)
+        going[:, 0] = matched
+        return Paths(token, going.to(torch.int64) - 1)
     number = torch.arange(matched.shape[1], device=matched.device)
     tokens = [torch.full_like(number, NONE).expand(matched.shape)]
     groups = [torch.zeros_like(matched, dtype=torch.int64).masked_fill(~matched, NONE)]
@@ -56,6 +62,16 @@ class Trie(NamedTuple):
 
     paths: Paths
     weight: Tensor
+
+    def chain(self) -> list[int] | None:
+        """The tokens below the root where there is but one continuation of one row, certain and in the host's memory; else None."""
+        if self.weight.shape[2] != 1 or not alone(self.weight):
+            return None
+        weight, group = self.weight.view(-1).tolist(), self.paths.group.view(-1).tolist()
+        if any(0 < count < weight[0] for count in weight):
+            return None
+        length = next((depth for depth in range(len(weight)) if weight[depth] <= 0 or group[depth] < 0), len(weight))
+        return self.paths.token.view(-1)[1 : max(length, 1)].tolist()
 
     def children(self, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The children of nodes by place int64 [B, W] (-1 = none): (token int64 [B, W, S], -1 = none; share of the node's

@@ -123,3 +123,12 @@ def test_names_and_parameters():
         assert told in str(error.value), spec
 
 
+
+
+@pytest.mark.parametrize("spec", [*SPECS[:2], "suffix(matches=1)"])
+@pytest.mark.parametrize("root", [59, 41, 30, 8, 1, 0])
+def test_a_chain_of_one_row_is_what_it_is_among_others(spec, root):
+    """A single row reads its chain off a list, several rows look at tensors."""
+    row = texts(4, rows=1, vocabulary=6)[0]
+    alone, among = tree_of(spec, past_of([row], [root], 1), 12), tree_of(spec, past_of([row, row], [root, root], 1), 12)
+    assert [alone[0], alone[0]] == among and (root < 30 or alone[0])
