@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from live.distribution import Ranked, ranked
+from live.distribution import IN_CACHE, Ranked, ranked
 from live.eagle3 import Eagle3Head
 from live.network import Ancestry
 
@@ -86,7 +86,7 @@ class EagleNetwork:
         self._ancestry = Ancestry(len(source), source.device)
         self._shared = len(source) != len(self._key)
         if self._shared:
-            nothing = self._key.new_zeros((len(source), self.head.num_kv_heads, 0, self.head.head_dim))
+            nothing = self._key.new_zeros((self.head.num_kv_heads, len(source), 0, self.head.head_dim))  # [g, B, room, d]
             self._tree_key, self._tree_value = nothing, nothing
             self._hidden, self._outputs = source, len(source)  # outputs of all trees, the roots' first, with room behind them
             self._place = torch.arange(len(source), device=source.device)[:, None]  # int64 [B, S]: where each slot's output lies
@@ -115,7 +115,7 @@ class EagleNetwork:
         first, cells = sees.shape[2] - token.shape[1], (self._tree_key, self._tree_value)
         self._tree_key, self._tree_value = (_with_room(part, 2, sees.shape[2]) for part in cells)
         for part, new in ((self._tree_key, key), (self._tree_value, value)):
-            part.transpose(1, 2)[real // token.shape[1], first + real % token.shape[1]] = new[0]
+            part[:, real // token.shape[1], first + real % token.shape[1]] = new[0].transpose(0, 1)
         attended = self._attend_shared(_spread(query[0], real, token.shape), sees)
         output = self.head.finish(hidden, attended.flatten(0, 1)[None, real])
         place, self._outputs = self._outputs, self._outputs + len(real)
@@ -142,25 +142,35 @@ class EagleNetwork:
         return attended.transpose(1, 2).flatten(2)
 
     def _attend_shared(self, query: Tensor, sees: Tensor) -> Tensor:
-        """The same for B trees over one text, whose committed keys and values are read once for all of them."""
+        """The same for B trees over one text; on a CPU head by head, and as many trees at a time as its cache holds the scores of."""
         trees, count, heads, size = query.shape
-        groups, span, cells = self.head.num_kv_heads, int(self._prefix.max()), sees.shape[2]
-        shared = heads // groups
-        query = query.reshape(trees, count, groups, shared, size).permute(0, 2, 1, 3, 4) * size**-0.5  # [B, g, W, n, d]
-        folded = query.transpose(0, 1).reshape(groups, -1, size)
-        far = (folded @ self._key[0, :, :span].transpose(1, 2)).reshape(groups, trees, count, shared, span).transpose(0, 1)
-        near = query.reshape(trees, groups, -1, size) @ self._tree_key[:, :, :cells].transpose(2, 3)
-        committed = (torch.arange(span, device=query.device) < self._prefix[:, None])[:, None, None, None]
-        scores = query.new_empty((trees, groups, count, shared, span + cells))
-        hidden = scores.new_tensor(-torch.inf)
-        torch.where(committed, far, hidden, out=scores[..., :span])
-        torch.where(sees[:, None, :, None], near.view(*scores.shape[:-1], cells), hidden, out=scores[..., span:])
+        groups, cells = self.head.num_kv_heads, sees.shape[2]
+        query = (query * size**-0.5).view(trees, count, groups, -1, size).permute(2, 0, 1, 3, 4).reshape(groups, trees, -1, size)
+        side_by_side = groups, trees
+        if query.device.type == "cpu":
+            side_by_side = 1, max(1, IN_CACHE // (query.shape[2] * (self._longest + cells)))
+        attended = torch.empty_like(query)  # [g, B, W * n, d], n query heads for each of keys and values
+        for first in range(0, trees, side_by_side[1]):
+            tree = slice(first, first + side_by_side[1])
+            for group in range(0, groups, side_by_side[0]):
+                some = slice(group, group + side_by_side[0]), tree
+                attended[some] = self._attend_some(query[some], sees[tree], *some)
+        return attended.view(groups, trees, count, -1, size).permute(1, 2, 0, 3, 4).reshape(trees, count, -1)
+
+    def _attend_some(self, query: Tensor, sees: Tensor, group: slice, tree: slice) -> Tensor:
+        """The same for some trees and heads; the committed keys and values are read once for all of the trees."""
+        prefix, (groups, trees, _, size) = self._prefix[tree], query.shape
+        seen, span = (int(end) for end in prefix.aminmax())  # all see the first ``seen`` committed cells, none one from ``span`` on
+        scores = query.new_empty((*query.shape[:3], span + sees.shape[2]))
+        torch.bmm(query.flatten(1, 2), self._key[0, group, :span].mT, out=scores.flatten(1, 2)[..., :span])
+        key, value = (part[group, tree, : sees.shape[2]].flatten(0, 1) for part in (self._tree_key, self._tree_value))
+        torch.bmm(query.flatten(0, 1), key.mT, out=scores.flatten(0, 1)[..., span:])
+        behind = torch.arange(seen, span, device=query.device) >= prefix[:, None]
+        scores[..., seen:span].masked_fill_(behind[:, None], -torch.inf)
+        scores[..., span:].unflatten(2, (sees.shape[1], -1)).masked_fill_(~sees[:, :, None], -torch.inf)
         weight = torch.softmax(scores if scores.dtype == torch.float64 else scores.float(), dim=-1).to(query.dtype)
-        far_weight = weight[..., :span].transpose(0, 1).reshape(groups, -1, span)
-        far_sum = (far_weight @ self._value[0, :, :span]).reshape(groups, trees, -1, size).transpose(0, 1)
-        near_weight = weight.view(trees, groups, -1, span + cells)[..., span:]
-        attended = far_sum + near_weight @ self._tree_value[:, :, :cells]
-        return attended.reshape(trees, groups, count, shared, size).permute(0, 2, 1, 3, 4).reshape(trees, count, -1)
+        far = torch.bmm(weight.flatten(1, 2)[..., :span], self._value[0, group, :span]).view(groups * trees, -1, size)
+        return torch.baddbmm(far, weight.flatten(0, 1)[..., span:], value).view_as(query)
 
     def _children(self, found: Ranked) -> Ranked:
         """From the draft vocabulary to the target's token ids (d2t holds offsets)."""

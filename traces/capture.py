@@ -55,7 +55,7 @@ class CaptureSettings:
     fanout: int
     cover: tuple[Policy, ...]
     cut_loops: bool
-    positions: int = 32
+    positions: int = 64
 
 
 @dataclass(frozen=True)
