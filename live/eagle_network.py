@@ -142,7 +142,7 @@ class EagleNetwork:
         return attended.transpose(1, 2).flatten(2)
 
     def _attend_shared(self, query: Tensor, sees: Tensor) -> Tensor:
-        """The same for B trees over one text; on a CPU head by head, and as many trees at a time as its cache holds the scores of."""
+        """The same for B trees over one text; on a CPU head by head, as many trees at a time as its cache holds the scores of."""
         trees, count, heads, size = query.shape
         groups, cells = self.head.num_kv_heads, sees.shape[2]
         query = (query * size**-0.5).view(trees, count, groups, -1, size).permute(2, 0, 1, 3, 4).reshape(groups, trees, -1, size)

@@ -87,7 +87,7 @@ class ForestDrafter:
         parent, rank = place // self.fanout, place % self.fanout
         token = self.child_token.flatten(1).gather(1, place).masked_fill(padding, NONE)
         found = self.network.grow(parent, token, self.fanout)
-        size, count = self.token.shape[1], token.shape[1]
+        size = self.token.shape[1]
         tree, column = (~padding).nonzero(as_tuple=True)
         self.child_row.flatten(1)[tree, handle[tree, column]] = size + column
         new = {
