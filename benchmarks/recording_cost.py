@@ -1,9 +1,10 @@
 """What recording costs beside plain generation: ``python -m benchmarks.recording_cost``.
 
 Each round records the same prompts anew (text, the target's distributions, the draft forest of the default cover list, files on
-disk) and has ``model.generate`` write the same tokens at the same batch size, in turns and in one process. The recorder draws
-some tokens beyond the limit, and so does ``model.generate`` here. Besides the wall clock it counts processor time, which other
-programs on the machine disturb less.
+disk) and has ``model.generate`` write the same tokens at the same batch size, in turns and in one process. Several batch sizes may
+be asked for: generation gets cheaper per token with the batch, the forest does not. The recorder draws some tokens beyond the
+limit, and so does ``model.generate`` here. Besides the wall clock it counts processor time, which other programs on the machine
+disturb less.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from policies.errors import run_command
+from policies.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from live.pair import Pair
@@ -28,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--draft", help="the one drafter to record (default: the shipped EAGLE-3 head)")
     parse.add_argument("--prompts", nargs="+", metavar="DOMAIN=FILE", help="default: the shipped held-out prompts")
     parse.add_argument("--limit", type=int, default=8, help="prompts per domain (default 8)")
-    parse.add_argument("--batch", type=int, default=8, help="prompts generated together (default 8)")
+    parse.add_argument("--batch", type=int, nargs="+", default=[8], help="prompts generated together, one line each (default 8)")
     parse.add_argument("--max-new-tokens", type=int, default=128)
     parse.add_argument("--dtype", default="float32")
     parse.add_argument("--device", default="cpu")
@@ -39,38 +40,62 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    if wrong := [size for size in args.batch if size < 1]:
+        raise UserError(f"--batch must be 1 or more, not {wrong[0]}")
     import torch
 
     from live.pair import load_pair
 
     torch.set_num_threads(args.threads or torch.get_num_threads())
     pair = load_pair(args.target, [args.draft or "reference/eagle3"], args.dtype, args.device)
-    record, texts = recorder(pair, args)
+    print(f"{pair.description['device']}, {args.dtype}; median of {args.rounds} rounds (lowest, highest)")
+    print(f"{'batch':>5}{'tokens':>8}{'record, s':>24}{'generate, s':>24}{'ratio':>22}{'of processor time':>22}  recording")
+    for batch in args.batch:
+        found = measured(pair, args, batch)
+        whole = sum(found.split.values())
+        split = ", ".join(f"{name} {value / whole:.0%}" for name, value in found.split.items())
+        print(
+            f"{batch:>5}{found.tokens:>8,}{spread(found.record):>24}{spread(found.generate):>24}{spread(found.ratio):>22}"
+            f"{spread(found.busy):>22}  {split}"
+        )
+
+
+class Found(NamedTuple):
+    """What the rounds at one batch size took: wall seconds of recording and generating, their ratio, that of processor time; tokens
+    in all, and what the recorder spent on what (seconds)."""
+
+    record: list[float]
+    generate: list[float]
+    ratio: list[float]
+    busy: list[float]
+    tokens: int
+    split: dict[str, float]
+
+
+def measured(pair: Pair, args: argparse.Namespace, batch: int) -> Found:
+    """Record and generate the same texts in turns, ``batch`` of them side by side."""
+    record, texts = recorder(pair, args, batch)
     split: dict[str, float] = {}
     tokens = record(split)  # warms up, and says how long each text is
     split.clear()
-    ratios, busy, took = [], [], {"record": [], "generate": []}
+    found = Found([], [], [], [], sum(map(sum, tokens)), split)
     for number in range(args.rounds):
         works: list[tuple[str, Callable[[], Any]]] = [
             ("record", lambda: record(split)),
-            ("generate", lambda: [generate(pair, batch, count) for batch, count in zip(texts, tokens, strict=True)]),
+            ("generate", lambda: [generate(pair, some, count) for some, count in zip(texts, tokens, strict=True)]),
         ]
         spent = {name: timed(work) for name, work in (works if number % 2 else works[::-1])}
-        ratios.append(spent["record"][0] / spent["generate"][0])
-        busy.append(spent["record"][1] / spent["generate"][1])
-        for name, (wall, _) in spent.items():
-            took[name].append(wall)
-    total = sum(sum(counts) for counts in tokens)
-    print(
-        f"{sum(map(len, texts))} texts, {total:,} tokens, batch {args.batch}, {pair.description['device']}, {args.dtype}; "
-        f"median of {args.rounds} rounds (lowest, highest)"
-    )
-    for name, values in took.items():
-        print(f"  {name:<10}{statistics.median(values):8.2f} s ({min(values):.2f}, {max(values):.2f})")
-    for name, values in (("ratio", ratios), ("of processor time", busy)):
-        print(f"  {name:<18}{statistics.median(values):6.2f} ({min(values):.2f}, {max(values):.2f})")
-    whole = sum(split.values())
-    print("  recording: " + ", ".join(f"{name} {value / whole:.0%}" for name, value in split.items()))
+        (recorded, record_busy), (generated, generate_busy) = spent["record"], spent["generate"]
+        found.record.append(recorded)
+        found.generate.append(generated)
+        found.ratio.append(recorded / generated)
+        found.busy.append(record_busy / generate_busy)
+    return found
+
+
+def spread(values: Sequence[float]) -> str:
+    """The median, and the lowest and highest in brackets."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f}, {max(values):.2f})"
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float]:
@@ -80,7 +105,9 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - worked
 
 
-def recorder(pair: Pair, args: argparse.Namespace) -> tuple[Callable[[dict[str, float]], list[list[int]]], list[list[list[int]]]]:
+def recorder(
+    pair: Pair, args: argparse.Namespace, batch: int
+) -> tuple[Callable[[dict[str, float]], list[list[int]]], list[list[list[int]]]]:
     """(a function that records everything into a folder of its own, adds what it spent on what to a dictionary, and returns how
     many tokens each text of each shard has; the token ids of the prompts of each shard)."""
     import torch
@@ -92,14 +119,14 @@ def recorder(pair: Pair, args: argparse.Namespace) -> tuple[Callable[[dict[str, 
     from traces.shard import ShardRecorder
     from traces.writer import RecordingWriter
 
-    size = ["--max-new-tokens", str(args.max_new_tokens), "--batch", str(args.batch), "--no-cut-loops"]
+    size = ["--max-new-tokens", str(args.max_new_tokens), "--batch", str(batch), "--no-cut-loops"]
     options = command.parser().parse_args(["--target", args.target, "--device", args.device, *size])
     settings = command.capture_settings(options)
     prompts = load_prompts(args.prompts or sample_specs(), limit=args.limit)
     encoded = command.encode(pair, prompts, settings, True)
     turns = [turn for turn in turns_of(prompts) if turn.turn == 0]
     ids = {turn.number: encoded[prompts.index(turn.prompt)] for turn in turns}
-    plan = shard_plan(turns, args.batch)
+    plan = shard_plan(turns, batch)
     about = command.manifest(options, pair, settings, [GREEDY])
     by_number = turns_of(prompts)
 

@@ -12,6 +12,8 @@ from policies.order import best
 SLACK = 6
 """Candidates looked at beyond the K asked for, so that ties at the cut are settled by id without sorting the vocabulary."""
 
+IN_CACHE = 2**18
+"""Logits looked at side by side on a CPU: every pass over them finds them in its cache."""
 
 DRAFT_STEP = 2.0**-16
 """What a draft says is rounded to multiples of this, in nats (see ``on_grid``)."""
@@ -55,6 +57,15 @@ def on_grid(nats: Tensor) -> Tensor:
 
 def ranked(logits: Tensor, count: int, entropy: bool = True) -> Ranked:
     """The ``count`` best entries by float32 log-probability, ties by lowest index, and the full entropy (-1 unless asked for)."""
+    if logits.device.type == "cpu" and logits.numel() > IN_CACHE:
+        rows = logits.reshape(-1, logits.shape[-1])
+        parts = [_ranked(part, count, entropy) for part in rows.split(max(1, IN_CACHE // logits.shape[-1]))]
+        return Ranked(*(torch.cat(column).unflatten(0, logits.shape[:-1]) for column in zip(*parts, strict=True)))
+    return _ranked(logits, count, entropy)
+
+
+def _ranked(logits: Tensor, count: int, entropy: bool) -> Ranked:
+    """The same, of all rows at once."""
     logprob = log_probabilities(logits)
     spread = on_grid(entropy_of(logprob)) if entropy else logprob.new_full(logprob.shape[:-1], -1.0, dtype=torch.float32)
     logprob = logprob.float()  # what policies see in every mode; ranking the rounded values keeps the modes alike

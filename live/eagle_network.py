@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from live.distribution import Ranked, ranked
+from live.distribution import IN_CACHE, Ranked, ranked
 from live.eagle3 import Eagle3Head
 from live.network import Ancestry
 
@@ -84,37 +84,50 @@ class EagleNetwork:
     def open(self, source: Tensor, context_length: Tensor, width: int) -> Ranked:
         self._prefix = context_length  # cells 0 .. context_length - 1
         self._ancestry = Ancestry(len(source), source.device)
-        self._hidden = source[:, None]  # each slot's output; the root's is the last committed cell's
         self._shared = len(source) != len(self._key)
         if self._shared:
-            nothing = self._key.new_zeros((len(source), self.head.num_kv_heads, 0, self.head.head_dim))
+            nothing = self._key.new_zeros((self.head.num_kv_heads, len(source), 0, self.head.head_dim))  # [g, B, room, d]
             self._tree_key, self._tree_value = nothing, nothing
+            self._hidden, self._outputs = source, len(source)  # outputs of all trees, the roots' first, with room behind them
+            self._place = torch.arange(len(source), device=source.device)[:, None]  # int64 [B, S]: where each slot's output lies
         else:
+            self._hidden = source[:, None]  # each slot's output; the root's is the last committed cell's
             self._all = bool((context_length == self._longest).all())
-        return self._children(ranked(self.head.logits(self._hidden)[:, 0], width, self.entropies))
+        return self._children(ranked(self.head.logits(source[:, None])[:, 0], width, self.entropies))
 
     def grow(self, parent: Tensor, token: Tensor, width: int) -> Ranked:
-        first = self._ancestry.size - 1  # the root has no cell in the tree
-        sees = self._ancestry.add(parent)[:, :, 1:]
-        depth = self._ancestry.depth[:, -parent.shape[1] :]
-        real = token >= 0 if self._shared else None  # many trees grow by different numbers of nodes: the padding is left out
-        level = _at(self._hidden, parent), token, self._prefix[:, None] + depth - 1
-        hidden, token, positions = (_packed(part, real) for part in level)
-        query, key, value = (_spread(part, real) for part in self.head.project(hidden, token.clamp(min=0), positions))
+        sees = self._ancestry.add(parent)[:, :, 1:]  # the root has no cell in the tree
+        position = self._prefix[:, None] + self._ancestry.depth[:, -parent.shape[1] :] - 1
         if self._shared:
-            self._tree_key = torch.cat([self._tree_key, key.transpose(1, 2)], dim=2)
-            self._tree_value = torch.cat([self._tree_value, value.transpose(1, 2)], dim=2)
-        else:
-            self._write(key, value, self._longest + first)
-        output = self.head.finish(hidden, _packed(self._attend(query, sees), real))
-        self._hidden = torch.cat([self._hidden, _spread(output, real)], dim=1)
-        found = self._children(ranked(self.head.logits(output), width, self.entropies))
-        return Ranked(*(_spread(part, real) for part in found))
+            return self._grow_shared(parent, token, position, sees, width)
+        hidden = _at(self._hidden, parent)
+        query, key, value = self.head.project(hidden, token.clamp(min=0), position)
+        self._write(key, value, self._longest + sees.shape[2] - parent.shape[1])
+        output = self.head.finish(hidden, self._attend(query, sees))
+        self._hidden = torch.cat([self._hidden, output], dim=1)
+        return self._children(ranked(self.head.logits(output), width, self.entropies))
+
+    def _grow_shared(self, parent: Tensor, token: Tensor, position: Tensor, sees: Tensor, width: int) -> Ranked:
+        """The same for B trees over one text. They grow by different numbers of nodes: the N real ones are run side by side."""
+        real = (token >= 0).flatten().nonzero()[:, 0]
+        hidden = self._hidden[self._place.gather(1, parent).take(real)][None]
+        query, key, value = self.head.project(hidden, token.take(real)[None], position.take(real)[None])
+        first, cells = sees.shape[2] - token.shape[1], (self._tree_key, self._tree_value)
+        self._tree_key, self._tree_value = (_with_room(part, 2, sees.shape[2]) for part in cells)
+        for part, new in ((self._tree_key, key), (self._tree_value, value)):
+            part[:, real // token.shape[1], first + real % token.shape[1]] = new[0].transpose(0, 1)
+        attended = self._attend_shared(_spread(query[0], real, token.shape), sees)
+        output = self.head.finish(hidden, attended.flatten(0, 1)[None, real])
+        place, self._outputs = self._outputs, self._outputs + len(real)
+        self._hidden = _with_room(self._hidden, 0, self._outputs)
+        self._hidden[place : self._outputs] = output[0]
+        own = torch.arange(place, self._outputs, device=real.device)
+        self._place = torch.cat([self._place, _spread(own, real, token.shape)], dim=1)
+        found = self._children(ranked(self.head.logits(output)[0], width, self.entropies))
+        return Ranked(*(_spread(part, real, token.shape) for part in found))
 
     def _attend(self, query: Tensor, sees: Tensor) -> Tensor:
         """Attention of tree nodes [B, W, heads, d] to their committed prefix and to tree cells where ``sees`` bool [B, W, S]."""
-        if self._shared:
-            return self._attend_shared(query, sees)
         if self._all and self._ancestry.straight:
             return self._attention(query, self._longest + sees.shape[2], None)
         committed = torch.arange(self._longest, device=query.device) < self._prefix[:, None, None]
@@ -129,23 +142,35 @@ class EagleNetwork:
         return attended.transpose(1, 2).flatten(2)
 
     def _attend_shared(self, query: Tensor, sees: Tensor) -> Tensor:
-        """The same for B trees over one text, whose committed keys and values are read once for all of them."""
+        """The same for B trees over one text; on a CPU head by head, as many trees at a time as its cache holds the scores of."""
         trees, count, heads, size = query.shape
-        groups, span = self.head.num_kv_heads, int(self._prefix.max())
-        shared = heads // groups
-        query = query.reshape(trees, count, groups, shared, size).permute(0, 2, 1, 3, 4) * size**-0.5  # [B, g, W, n, d]
-        folded = query.transpose(0, 1).reshape(groups, -1, size)
-        far = (folded @ self._key[0, :, :span].transpose(1, 2)).reshape(groups, trees, -1, span).transpose(0, 1)
-        unseen = torch.arange(span, device=query.device) >= self._prefix[:, None]
-        far = far.masked_fill(unseen[:, None, None], -torch.inf)
-        near = query.reshape(trees, groups, -1, size) @ self._tree_key.transpose(2, 3)
-        near = near.masked_fill(~sees.repeat_interleave(shared, dim=1)[:, None], -torch.inf)
-        scores = torch.cat([far, near], dim=-1)
+        groups, cells = self.head.num_kv_heads, sees.shape[2]
+        query = (query * size**-0.5).view(trees, count, groups, -1, size).permute(2, 0, 1, 3, 4).reshape(groups, trees, -1, size)
+        side_by_side = groups, trees
+        if query.device.type == "cpu":
+            side_by_side = 1, max(1, IN_CACHE // (query.shape[2] * (self._longest + cells)))
+        attended = torch.empty_like(query)  # [g, B, W * n, d], n query heads for each of keys and values
+        for first in range(0, trees, side_by_side[1]):
+            tree = slice(first, first + side_by_side[1])
+            for group in range(0, groups, side_by_side[0]):
+                some = slice(group, group + side_by_side[0]), tree
+                attended[some] = self._attend_some(query[some], sees[tree], *some)
+        return attended.view(groups, trees, count, -1, size).permute(1, 2, 0, 3, 4).reshape(trees, count, -1)
+
+    def _attend_some(self, query: Tensor, sees: Tensor, group: slice, tree: slice) -> Tensor:
+        """The same for some trees and heads; the committed keys and values are read once for all of the trees."""
+        prefix, (groups, trees, _, size) = self._prefix[tree], query.shape
+        seen, span = (int(end) for end in prefix.aminmax())  # all see the first ``seen`` committed cells, none one from ``span`` on
+        scores = query.new_empty((*query.shape[:3], span + sees.shape[2]))
+        torch.bmm(query.flatten(1, 2), self._key[0, group, :span].mT, out=scores.flatten(1, 2)[..., :span])
+        key, value = (part[group, tree, : sees.shape[2]].flatten(0, 1) for part in (self._tree_key, self._tree_value))
+        torch.bmm(query.flatten(0, 1), key.mT, out=scores.flatten(0, 1)[..., span:])
+        behind = torch.arange(seen, span, device=query.device) >= prefix[:, None]
+        scores[..., seen:span].masked_fill_(behind[:, None], -torch.inf)
+        scores[..., span:].unflatten(2, (sees.shape[1], -1)).masked_fill_(~sees[:, :, None], -torch.inf)
         weight = torch.softmax(scores if scores.dtype == torch.float64 else scores.float(), dim=-1).to(query.dtype)
-        far_weight = weight[..., :span].transpose(0, 1).reshape(groups, -1, span)
-        far_sum = (far_weight @ self._value[0, :, :span]).reshape(groups, trees, -1, size).transpose(0, 1)
-        attended = far_sum + weight[..., span:] @ self._tree_value
-        return attended.reshape(trees, groups, count, shared, size).permute(0, 2, 1, 3, 4).reshape(trees, count, -1)
+        far = torch.bmm(weight.flatten(1, 2)[..., :span], self._value[0, group, :span]).view(groups * trees, -1, size)
+        return torch.baddbmm(far, weight.flatten(0, 1)[..., span:], value).view_as(query)
 
     def _children(self, found: Ranked) -> Ranked:
         """From the draft vocabulary to the target's token ids (d2t holds offsets)."""
@@ -165,10 +190,7 @@ class EagleNetwork:
                 cells.narrow(2, place, count).copy_(new.transpose(1, 2))
 
     def _reserve(self, cells: int) -> None:
-        missing = cells - self._key.shape[2]
-        if missing > 0:
-            missing = max(missing, self._key.shape[2])  # doubling: growth costs little per token
-            self._key, self._value = (F.pad(part, (0, 0, 0, missing)) for part in (self._key, self._value))
+        self._key, self._value = (_with_room(part, 2, cells) for part in (self._key, self._value))
 
     def _set_length(self, length: Tensor) -> None:
         self._length = length
@@ -176,18 +198,19 @@ class EagleNetwork:
         self._shortest, self._longest = min(lengths, default=0), max(lengths, default=0)
 
 
-def _packed(values: Tensor, real: Tensor | None) -> Tensor:
-    """Values [B, W, ...] of the N real nodes of a level, [1, N, ...]; all as they are without ``real`` bool [B, W]."""
-    return values if real is None else values[real][None]
-
-
-def _spread(values: Tensor, real: Tensor | None) -> Tensor:
-    """Packed values [1, N, ...] back in their places [B, W, ...], zeros between them."""
-    if real is None:
+def _with_room(values: Tensor, axis: int, count: int) -> Tensor:
+    """Values with room for ``count`` along an axis, zeros where they grew; grown, they double: it costs little per entry."""
+    held = values.shape[axis]
+    if count <= held:
         return values
-    whole = values.new_zeros((*real.shape, *values.shape[2:]))
-    whole[real] = values[0]
-    return whole
+    return F.pad(values, (0, 0) * (values.dim() - 1 - axis) + (0, max(count - held, held)))
+
+
+def _spread(values: Tensor, real: Tensor, shape: torch.Size) -> Tensor:
+    """Values [N, ...] of the real nodes at places ``real`` int64 [N] of a level [B, W, ...], zeros between them."""
+    whole = values.new_zeros((shape.numel(), *values.shape[1:]))
+    whole[real] = values
+    return whole.view(*shape, *values.shape[1:])
 
 
 def _at(cells: Tensor, place: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from policies.children import Children, StoredChildren
-from policies.contract import Cycle, Policy, State
+from policies.contract import Cycle, Expansion, Policy, State
 from policies.order import NONE, order_key
 from policies.tree import DraftTree
 
@@ -38,42 +38,73 @@ class Draft(NamedTuple):
     missing: Tensor
 
 
-def draft(policy: Policy, drafter: Drafter, cycle: Cycle, state: State) -> Draft:
-    """Draft one cycle: let the policy expand until no row wants more, then let it select what to verify."""
-    tree = DraftTree(drafter.root(cycle), policy.needs)
-    drafting, everyone = cycle.active, bool(cycle.active.all())
-    reach = int(cycle.reach.min()) if tree.rows else 0
-    widths: list[Tensor] = []
-    missing = torch.zeros(tree.rows, dtype=torch.int64, device=tree.device)
-    while (wish := policy.expand(tree, cycle, state)) is not None:
+class Growth:
+    """A draft tree that grows under a policy, level by level: ask for :meth:`wish`, run the draft, :meth:`take` its answer.
+
+    tree      the draft tree so far
+    widths    int64 [B] per level: the nodes expanded in each row
+    missing   int64 [B]: expansions that the drafter could not answer
+    everyone  whether all rows drafted at the last level
+    """
+
+    def __init__(self, policy: Policy, root: Tensor, cycle: Cycle, state: State):
+        """:param root: the root tokens int64 [B]."""
+        self.policy, self.cycle, self.state = policy, cycle, state
+        self.tree = DraftTree(root, policy.needs)
+        self.widths: list[Tensor] = []
+        self.missing = torch.zeros(self.tree.rows, dtype=torch.int64, device=self.tree.device)
+        self._drafting, self.everyone = cycle.active, bool(cycle.active.all())
+        self._reach = int(cycle.reach.min()) if self.tree.rows else 0
+
+    def wish(self) -> Expansion | None:
+        """The nodes int64 [B, W] to run the draft on next, in canonical order, and how many children each; None at the end."""
+        tree, wish = self.tree, self.policy.expand(self.tree, self.cycle, self.state)
+        if wish is None:
+            return None
         nodes, branching = canonical(tree, wish.nodes, wish.branching)
         if isinstance(branching, Tensor) and branching.numel() == 1:
             branching = int(branching)
-        if reach <= tree.levels or not everyone:  # else no node is too deep, as none is deeper than there are levels
-            fits = tree.at("depth", nodes) < cycle.reach[:, None]
-            nodes = nodes.masked_fill(~(fits & drafting[:, None]), NONE)
+        if self._reach <= tree.levels or not self.everyone:  # else no node is too deep: none is deeper than there are levels
+            fits = tree.at("depth", nodes) < self.cycle.reach[:, None]
+            nodes = nodes.masked_fill(~(fits & self._drafting[:, None]), NONE)
         if nodes.numel() and int(nodes.min()) >= 0:  # mostly: no place in any row is empty
             count = torch.full_like(tree.size, nodes.shape[1])
         else:
             count = (nodes >= 0).sum(1)
-            drafting = count > 0
-            everyone = bool(drafting.all())
-            if not (everyone or bool(drafting.any())):
-                break
-        children = drafter.expand(tree, nodes, branching if isinstance(branching, int) else int(branching.max()))
-        children = _only_asked(children, nodes, branching)
-        tree.append(nodes, children)
-        widths.append(count)
+            self._drafting = count > 0
+            self.everyone = bool(self._drafting.all())
+            if not (self.everyone or bool(self._drafting.any())):
+                return None
+        self.widths.append(count)
+        return Expansion(nodes, branching)
+
+    def take(self, wish: Expansion, children: Children | StoredChildren) -> None:
+        """Append the children of the nodes that were wished for."""
+        children = _only_asked(children, *wish)
+        self.tree.append(wish.nodes, children)
         if children.missing is not None:
-            missing = missing + children.missing.sum(1)
+            self.missing = self.missing + children.missing.sum(1)
+
+
+def draft(policy: Policy, drafter: Drafter, cycle: Cycle, state: State) -> Draft:
+    """Draft one cycle: let the policy expand until no row wants more, then let it select what to verify."""
+    growth = Growth(policy, drafter.root(cycle), cycle, state)
+    tree = growth.tree
+    while (wish := growth.wish()) is not None:
+        growth.take(wish, drafter.expand(tree, wish.nodes, most_children(wish)))
     kept = policy.select(tree, cycle, state)
-    if tree.ragged or not everyone:
+    if tree.ragged or not growth.everyone:
         kept = kept & tree.exists & cycle.active[:, None]
     else:
         kept = kept.clone()  # it is the policy's own
     kept[:, 0] = True
-    lengths = torch.stack(widths, dim=1) if widths else tree.size.new_zeros((tree.rows, 0))
-    return Draft(tree, kept, lengths, missing)
+    widths = torch.stack(growth.widths, dim=1) if growth.widths else tree.size.new_zeros((tree.rows, 0))
+    return Draft(tree, kept, widths, growth.missing)
+
+
+def most_children(wish: Expansion) -> int:
+    """The most children that any node of a wish is to have."""
+    return wish.branching if isinstance(wish.branching, int) else int(wish.branching.max())
 
 
 def canonical(tree: DraftTree, nodes: Tensor, branching: int | Tensor) -> tuple[Tensor, int | Tensor]:

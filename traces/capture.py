@@ -16,7 +16,7 @@ from live.network import DraftNetwork
 from live.pair import Pair
 from live.sampling import GREEDY, measured, penalised, process
 from policies.contract import Cycle, Policy, Sampling
-from policies.drafting import draft
+from policies.drafting import Growth
 from policies.order import NONE
 from policies.philox import uniform
 from traces.cover import TRUE_PATH_DEPTH, TruePath
@@ -55,7 +55,7 @@ class CaptureSettings:
     fanout: int
     cover: tuple[Policy, ...]
     cut_loops: bool
-    positions: int = 32
+    positions: int = 64
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ def run_cover(
     context_limit: int,
     sampling: Sampling = GREEDY,
 ) -> None:
-    """Let each policy draft at every position; the forest keeps the union of what they expand."""
+    """Let the policies draft at every position, side by side; the forest keeps the union of what they expand."""
     nothing = torch.zeros(len(position), device=position.device)
     cycle = Cycle(
         active=torch.ones_like(position, dtype=torch.bool),
@@ -273,8 +273,14 @@ def run_cover(
         group=torch.arange(len(position), device=position.device),
         sampling=sampling.by_row(position),
     )
-    for policy in cover:
-        draft(policy, forest, cycle, policy.begin(cycle, policy.init(len(position), position)))
+    root = forest.token[:, 0]
+    growths = [Growth(policy, root, cycle, policy.begin(cycle, policy.init(len(position), position))) for policy in cover]
+    while growths:
+        asked = [(growth, wish) for growth in growths if (wish := growth.wish()) is not None]
+        growths, wishes = [growth for growth, _ in asked], [wish for _, wish in asked]
+        if growths:
+            for growth, wish, children in zip(growths, wishes, forest.expand([g.tree for g in growths], wishes), strict=True):
+                growth.take(wish, children)
 
 
 def forest_columns(

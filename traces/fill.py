@@ -26,7 +26,7 @@ from traces.recording import open_recording
 from traces.writer import RecordingWriter, merge_nodes
 
 
-def fill(folder: Path, specs: list[str], device: str = "cpu", positions: int = 32) -> None:
+def fill(folder: Path, specs: list[str], device: str = "cpu", positions: int = 64) -> None:
     """Add the expansions that the given policies want at any position, for every recorded drafter, shard by shard.
 
     Where memory runs out, fewer positions are drafted side by side. An interrupted fill leaves whole shards behind and goes on

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from live.network import DraftNetwork
-from policies.contract import Cycle
+from policies.contract import Expansion
+from policies.drafting import most_children
 from policies.order import NONE
 from policies.tree import Children, DraftTree
 
@@ -16,13 +19,14 @@ GROWABLE = ("parent", "rank", "depth", "token", "logprob", "entropy", "child_tok
 class ForestDrafter:
     """A drafter that remembers: a node expanded before is answered from memory, a new one by the network.
 
-    B trees, one per position; row r of a tree's memory is the network's slot r, row 0 the root. Running several policies
-    through the drafting loop leaves the union of their expansions here. A child's handle is its parent's row * K + rank.
+    B trees, one per position; row r of a tree's memory is the network's slot r, row 0 the root. Several policies draft side by
+    side, and the union of their expansions is left here: a level's new nodes, whoever wants them, are one draft forward, as wide
+    levels cost far less per node than narrow ones. A child's handle is its parent's row * K + rank.
     """
 
     def __init__(self, network: DraftNetwork, source: Tensor, root: Tensor, context_length: Tensor, fanout: int):
         """:param source: what ``network.advance`` returned for these positions [B, X]. :param fanout: children kept, K."""
-        self.network, self.fanout, self._root_token = network, fanout, root
+        self.network = network
         trees, device = len(root), root.device
         found = network.open(source, context_length, fanout)
         self.fanout = fanout = found.index.shape[1]
@@ -62,60 +66,71 @@ class ForestDrafter:
         """bool [B, S]: rows that hold an expansion; the rest is padding."""
         return self.token >= 0
 
-    def root(self, cycle: Cycle) -> Tensor:
-        return self._root_token
-
-    def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children:
-        place = nodes.clamp(min=0)
-        handle = tree.handle.gather(1, place)
+    def expand(self, trees: Sequence[DraftTree], wishes: Sequence[Expansion]) -> list[Children]:
+        """The children of what several policies wish for, each in a tree of its own; what is new, by one draft forward."""
+        nodes = torch.cat([wish.nodes for wish in wishes], dim=1)
+        handle = torch.cat([tree.at("handle", wish.nodes) for tree, wish in zip(trees, wishes, strict=True)], dim=1)
         row = self._known_rows(nodes, handle)
         unknown = (nodes >= 0) & (row < 0)
         if bool(unknown.any()):
-            count = int(unknown.sum(1).max())
-            first = torch.argsort((~unknown).to(torch.int8), dim=1, stable=True)[:, :count]  # pack the unknown to the left
-            packed = unknown.gather(1, first)
-            token = tree.token.gather(1, place).gather(1, first).masked_fill(~packed, NONE)
-            logprob = tree.logprob.gather(1, place).gather(1, first).masked_fill(~packed, 0.0)
-            self._grow(handle.gather(1, first).masked_fill(~packed, NONE), token, logprob)
+            self._grow(_distinct(handle, unknown))
             row = self._known_rows(nodes, handle)
-        row = row.clamp(min=0)
-        return self._answer(row, nodes, min(branching, self.fanout))
+        return self._answers(row.clamp(min=0), nodes, wishes)
 
     def _known_rows(self, nodes: Tensor, handle: Tensor) -> Tensor:
         row = self.child_row.flatten(1).gather(1, handle.clamp(min=0))
         return torch.where(nodes == 0, 0, row)
 
-    def _grow(self, handle: Tensor, token: Tensor, logprob: Tensor) -> None:
+    def _grow(self, handle: Tensor) -> None:
         """Run the network on new nodes [B, W] (handle -1 = padding) and remember its answer."""
-        parent, rank = handle.clamp(min=0) // self.fanout, handle.clamp(min=0) % self.fanout
+        padding, place = handle < 0, handle.clamp(min=0)
+        parent, rank = place // self.fanout, place % self.fanout
+        token = self.child_token.flatten(1).gather(1, place).masked_fill(padding, NONE)
         found = self.network.grow(parent, token, self.fanout)
-        size, count = self.token.shape[1], token.shape[1]
-        new_row = torch.arange(size, size + count, device=token.device).expand_as(handle)
-        width = self.child_row.shape[1] * self.fanout
-        place = handle.masked_fill(handle < 0, width)
-        flat = torch.nn.functional.pad(self.child_row.flatten(1), (0, 1)).scatter(1, place, new_row)[:, :width]
+        size = self.token.shape[1]
+        tree, column = (~padding).nonzero(as_tuple=True)
+        self.child_row.flatten(1)[tree, handle[tree, column]] = size + column
         new = {
-            "parent": parent.masked_fill(handle < 0, NONE),
-            "rank": rank.masked_fill(handle < 0, NONE),
-            "depth": (self.depth.gather(1, parent) + 1).masked_fill(handle < 0, NONE),
+            "parent": parent.masked_fill(padding, NONE),
+            "rank": rank.masked_fill(padding, NONE),
+            "depth": (self.depth.gather(1, parent) + 1).masked_fill(padding, NONE),
             "token": token,
-            "logprob": logprob,
+            "logprob": self.child_logprob.flatten(1).gather(1, place).masked_fill(padding, 0.0),
             "entropy": found.entropy,
             "child_token": found.index,
             "child_logprob": found.logprob,
             "child_row": torch.full_like(found.index, NONE),
         }
-        self.child_row = flat.reshape(len(handle), -1, self.fanout)
         for name in GROWABLE:
             setattr(self, name, torch.cat([getattr(self, name), new[name]], dim=1))
 
-    def _answer(self, row: Tensor, nodes: Tensor, width: int) -> Children:
+    def _answers(self, row: Tensor, nodes: Tensor, wishes: Sequence[Expansion]) -> list[Children]:
+        """From rows int64 [B, M] of the memory, side by side, to one answer for each wish."""
         tree = torch.arange(len(row), device=row.device)[:, None]
         nothing = nodes < 0
-        handle = row[:, :, None] * self.fanout + torch.arange(width, device=row.device)
-        return Children(
-            token=self.child_token[tree, row][:, :, :width].masked_fill(nothing[:, :, None], NONE),
-            logprob=self.child_logprob[tree, row][:, :, :width].masked_fill(nothing[:, :, None], -torch.inf),
+        columns = Children(
+            token=self.child_token[tree, row].masked_fill(nothing[:, :, None], NONE),
+            logprob=self.child_logprob[tree, row].masked_fill(nothing[:, :, None], -torch.inf),
             entropy=self.entropy[tree, row].masked_fill(nothing, -1.0),
-            handle=handle,
+            handle=row[:, :, None] * self.fanout + torch.arange(self.fanout, device=row.device),
         )
+        sizes = [wish.nodes.shape[1] for wish in wishes]
+        split = zip(*(column.split(sizes, dim=1) for column in columns[:4]), strict=True)
+        widths = [min(most_children(wish), self.fanout) for wish in wishes]
+        return [
+            Children(token[:, :, :width], logprob[:, :, :width], entropy, handle[:, :, :width])
+            for width, (token, logprob, entropy, handle) in zip(widths, split, strict=True)
+        ]
+
+
+def _distinct(handle: Tensor, wanted: Tensor) -> Tensor:
+    """The different handles int64 [B, M] where ``wanted`` bool [B, M], each once, ascending: [B, W], -1 behind the last.
+
+    So a level's rows stand in the order of their parents and ranks, whoever asked for them first and whatever other trees hold.
+    """
+    beyond = torch.iinfo(torch.int64).max
+    found = handle.masked_fill(~wanted, beyond).sort(dim=1).values
+    found[:, 1:] = found[:, 1:].masked_fill(found[:, 1:] == found[:, :-1], beyond)
+    found = found.sort(dim=1).values
+    count = int((found < beyond).sum(1).max())
+    return found[:, :count].masked_fill(found[:, :count] == beyond, NONE)

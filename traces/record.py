@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--dtype", default="float32", help="float32, float64, bfloat16 or float16")
     parse.add_argument("--device", default="cpu")
     parse.add_argument("--batch", type=int, default=8, help="prompts generated together, and per shard (default 8)")
-    parse.add_argument("--positions", type=int, default=32, help="positions whose draft trees grow side by side (default 32)")
+    parse.add_argument("--positions", type=int, default=64, help="positions whose draft trees grow side by side (default 64)")
     parse.add_argument("--cover", action="append", help="policy whose expansions to record; may be repeated (default: see README)")
     parse.add_argument("--top-m", type=int, default=64, help="target log-probs kept per position (default 64)")
     parse.add_argument(
