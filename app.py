@@ -15,7 +15,7 @@ import streamlit as st
 from dashboard.common import escaped, friendly, opened
 from dashboard.view import View, remember, says_which_texts
 from policies.errors import UserError
-from sim.finding import files_of, found_profiles, other_profiles, profile_for, recordings_in
+from sim.finding import files_of, found_profiles, key_of, other_profiles, profile_for, recordings_in
 from sim.opening import open_profile
 from traces.costs import Profile
 from traces.recording import Recording
@@ -148,14 +148,24 @@ def choose_profile(recording: Recording, drafter: str, folder: Path, given: list
     name = st.sidebar.selectbox("Hardware profile", choices, key="profile", bind="query-params")
     if name == "none":
         return None
-    if name in what_if:
-        profile = open_profile(what_if[name], recording, drafter, other_models=True)
+    other_models = name in what_if
+    path = what_if[name] if other_models else names[name]
+    changed = path.stat().st_mtime_ns if path.exists() else 0
+    profile = profile_at(str(path), changed, drafter, other_models, key_of(recording), recording)
+    if other_models:
         about = f"{profile.machine}, {profile.content.get('kind', 'measured')}, with the models of another pair: a what-if."
         st.sidebar.caption(escaped(about))
         return profile
-    profile = profile_for(names[name], recording, drafter)
     st.sidebar.caption(escaped(profile.machine))
     return profile
+
+
+@st.cache_resource(max_entries=20, show_spinner=False)
+def profile_at(path: str, changed: int, drafter: str, other_models: bool, key: str, _recording: Recording) -> Profile:
+    """The profile in a file, read again when the file has ``changed``. Raises UserError when it does not fit the recording."""
+    if other_models:
+        return open_profile(path, _recording, drafter, other_models=True)
+    return profile_for(path, _recording, drafter)
 
 
 @st.cache_data(max_entries=20, show_spinner=False)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 import polars as pl
@@ -83,6 +84,18 @@ def chosen_row(name: str, labels: list[str], rows: list[int]) -> int:
     return labels.index(asked) if asked in labels else 0
 
 
+class Drawn:
+    """A chart as Streamlit draws it: with no room below, and not compared with Vega-Lite's whole schema at each rerun, which
+    takes longer than all else about a chart; the tests do that."""
+
+    def __init__(self, chart: alt.TopLevelMixin):
+        self.chart = chart
+
+    def to_dict(self) -> dict[str, Any]:
+        """The specification in Vega-Lite."""
+        return self.chart.to_dict(validate=False) | {"padding": {"left": 0, "top": 5, "right": 5, "bottom": 0}}
+
+
 def show_chart(
     chart: alt.TopLevelMixin, data: pl.DataFrame, name: str, caption: str, on_select=None, width: str = "stretch"
 ) -> None:
@@ -91,8 +104,7 @@ def show_chart(
     :param on_select: what to call when something in the chart is selected; the chart's key is ``chart_{name}``.
     """
     more = {"on_select": on_select} if on_select else {}
-    chart = chart.properties(padding={"left": 0, "top": 5, "right": 5, "bottom": 0})  # Streamlit would leave room below
-    st.altair_chart(chart, key=f"chart_{name}", width=width, alt=caption, **more)
+    st.altair_chart(Drawn(chart), key=f"chart_{name}", width=width, alt=caption, **more)
     with st.container(horizontal=True):
         st.caption(caption, width="stretch")
         download(data, name)
