@@ -165,23 +165,26 @@ def words() -> Vocabulary:
 
 @st.cache_data(max_entries=400, show_spinner=False)
 def _sums(
-    key: str, policy_key: str, cost_key: str, setting: Setting, _view: View, _policy: Policy, _cost: CostModel | None
+    key: str, policy_key: str, cost_key: str, setting: Setting, few: bool, _view: View, _policy: Policy, _cost: CostModel | None
 ) -> Tally:
-    return run_trial(_view.recording, _policy, setting, _cost, torch.from_numpy(_view.texts))
+    texts = _view.few_texts if few else _view.texts
+    return run_trial(_view.recording, _policy, setting, _cost, torch.from_numpy(texts))
 
 
-def replayed(view: View, policy: Policy, setting: Setting | None = None) -> Tally:
+def replayed(view: View, policy: Policy, setting: Setting | None = None, few: bool = False) -> Tally:
     """Sums of one policy's replay, without predicted times where the profile does not reach.
 
     :param setting: by default the view's, one request at a time.
+    :param few: replay the view's ``few_texts`` alone.
     Raises UserError when the policy fails.
     """
     setting = setting or view.setting
     if view.profile is not None:
         with friendly():
-            return _sums(view.key, policy_key(policy), digest_of(view.profile), setting, view, policy, view.cost(policy.name))
+            cost = view.cost(policy.name)
+            return _sums(view.key, policy_key(policy), digest_of(view.profile), setting, few, view, policy, cost)
     try:
-        return _sums(view.key, policy_key(policy), "", setting, view, policy, None)
+        return _sums(view.key, policy_key(policy), "", setting, few, view, policy, None)
     except UserError:
         raise
     except Exception as error:
@@ -196,17 +199,16 @@ def _draws(texts: str, _like: Tally) -> Resamples:
     return Resamples(_like)
 
 
-@st.cache_data(max_entries=100, show_spinner=False)
-def _rows(key: str, setting: Setting, _tallies: dict[str, Tally]) -> pl.DataFrame:
-    like = next(iter(_tallies.values()))
-    named = {spec: (policy_of(spec), sums) for spec, sums in _tallies.items()}
-    return glance.rows_with_intervals(named, setting, _draws(_texts_key(like), like))
+@st.cache_data(max_entries=400, show_spinner=False)
+def _rows(key: str, spec: str, setting: Setting, _sums: Tally) -> list[dict[str, Any]]:
+    return glance.rows_of_one(spec, policy_of(spec), _sums, setting, _draws(_texts_key(_sums), _sums))
 
 
 def rows_of(view: View, tallies: dict[str, Tally], setting: Setting | None = None) -> pl.DataFrame:
     """`sim.glance.rows_with_intervals` of what :func:`replayed` gave, by spec."""
-    key = f"{view.key} {[(spec, _digest(sums)) for spec, sums in tallies.items()]}"
-    return _rows(key, setting or view.setting, tallies)
+    setting = setting or view.setting
+    parts = [_rows(f"{view.key} {_digest(sums)}", spec, setting, sums) for spec, sums in tallies.items()]
+    return glance.table_of([row for part in parts for row in part])
 
 
 @st.cache_data(max_entries=400, show_spinner=False)
