@@ -12,7 +12,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard.common import escaped, friendly, opened
+from dashboard.common import escaped, friendly
+from dashboard.opening import opened
 from dashboard.view import View, remember, says_which_texts
 from policies.errors import UserError
 from sim.finding import files_of, found_profiles, key_of, other_profiles, profile_for, recordings_in

@@ -28,7 +28,7 @@ from sim.tally import Tally
 from sim.trial import run_trial
 from sim.vocabulary import Vocabulary, find_vocabulary
 from traces.costs import CostModel
-from traces.recording import Recording, open_recording
+from traces.recording import Recording
 
 HERE = Path(__file__).parent.parent
 FITTED = HERE / "policies" / "fitted"
@@ -138,11 +138,6 @@ def parquet_of(table: pl.DataFrame) -> bytes:
 
 
 # --- what is computed once
-
-
-@st.cache_resource(max_entries=4, show_spinner="Opening the recording")
-def opened(folder: str, files: tuple) -> Recording:
-    return open_recording(folder)
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the draft forest")
