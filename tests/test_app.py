@@ -64,12 +64,13 @@ def test_an_opening_is_shared_and_says_how_far_it_is(recorded: Path, tmp_path: P
         return open_recording(folder, on_shard=on_shard)
 
     monkeypatch.setattr(opening, "open_recording", slowly)
-    known, _ = opening._openings()
+    known, lock = opening._openings()
     waiting = [threading.Thread(target=opening.opened, args=(str(tmp_path / "new"), ("a",))) for _ in range(2)]
     for thread in waiting:
         thread.start()
     assert told.wait(30)
-    one = known[str(tmp_path / "new"), ("a",)]
+    with lock:
+        one = known[str(tmp_path / "new"), ("a",)]
     assert "1 of 2 shards read" in one.says()
     looked.set()
     for thread in waiting:
