@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 import polars as pl
@@ -27,7 +28,7 @@ from sim.tally import Tally
 from sim.trial import run_trial
 from sim.vocabulary import Vocabulary, find_vocabulary
 from traces.costs import CostModel
-from traces.recording import Recording, open_recording
+from traces.recording import Recording
 
 HERE = Path(__file__).parent.parent
 FITTED = HERE / "policies" / "fitted"
@@ -83,6 +84,18 @@ def chosen_row(name: str, labels: list[str], rows: list[int]) -> int:
     return labels.index(asked) if asked in labels else 0
 
 
+class Drawn:
+    """A chart as Streamlit draws it: with no room below, and not compared with Vega-Lite's whole schema at each rerun, which
+    takes longer than all else about a chart; the tests do that."""
+
+    def __init__(self, chart: alt.TopLevelMixin):
+        self.chart = chart
+
+    def to_dict(self) -> dict[str, Any]:
+        """The specification in Vega-Lite."""
+        return self.chart.to_dict(validate=False) | {"padding": {"left": 0, "top": 5, "right": 5, "bottom": 0}}
+
+
 def show_chart(
     chart: alt.TopLevelMixin, data: pl.DataFrame, name: str, caption: str, on_select=None, width: str = "stretch"
 ) -> None:
@@ -91,8 +104,7 @@ def show_chart(
     :param on_select: what to call when something in the chart is selected; the chart's key is ``chart_{name}``.
     """
     more = {"on_select": on_select} if on_select else {}
-    chart = chart.properties(padding={"left": 0, "top": 5, "right": 5, "bottom": 0})  # Streamlit would leave room below
-    st.altair_chart(chart, key=f"chart_{name}", width=width, alt=caption, **more)
+    st.altair_chart(Drawn(chart), key=f"chart_{name}", width=width, alt=caption, **more)
     with st.container(horizontal=True):
         st.caption(caption, width="stretch")
         download(data, name)
@@ -128,11 +140,6 @@ def parquet_of(table: pl.DataFrame) -> bytes:
 # --- what is computed once
 
 
-@st.cache_resource(max_entries=4, show_spinner="Opening the recording")
-def opened(folder: str, files: tuple) -> Recording:
-    return open_recording(folder)
-
-
 @st.cache_resource(max_entries=4, show_spinner="Reading the draft forest")
 def samples_of(key: str, _view: View) -> pl.DataFrame:
     """`sim.curves.samples` of the chosen texts, and the first choice's probability."""
@@ -153,23 +160,26 @@ def words() -> Vocabulary:
 
 @st.cache_data(max_entries=400, show_spinner=False)
 def _sums(
-    key: str, policy_key: str, cost_key: str, setting: Setting, _view: View, _policy: Policy, _cost: CostModel | None
+    key: str, policy_key: str, cost_key: str, setting: Setting, few: bool, _view: View, _policy: Policy, _cost: CostModel | None
 ) -> Tally:
-    return run_trial(_view.recording, _policy, setting, _cost, torch.from_numpy(_view.texts))
+    texts = _view.few_texts if few else _view.texts
+    return run_trial(_view.recording, _policy, setting, _cost, torch.from_numpy(texts))
 
 
-def replayed(view: View, policy: Policy, setting: Setting | None = None) -> Tally:
+def replayed(view: View, policy: Policy, setting: Setting | None = None, few: bool = False) -> Tally:
     """Sums of one policy's replay, without predicted times where the profile does not reach.
 
     :param setting: by default the view's, one request at a time.
+    :param few: replay the view's ``few_texts`` alone.
     Raises UserError when the policy fails.
     """
     setting = setting or view.setting
     if view.profile is not None:
         with friendly():
-            return _sums(view.key, policy_key(policy), digest_of(view.profile), setting, view, policy, view.cost(policy.name))
+            cost = view.cost(policy.name)
+            return _sums(view.key, policy_key(policy), digest_of(view.profile), setting, few, view, policy, cost)
     try:
-        return _sums(view.key, policy_key(policy), "", setting, view, policy, None)
+        return _sums(view.key, policy_key(policy), "", setting, few, view, policy, None)
     except UserError:
         raise
     except Exception as error:
@@ -184,17 +194,16 @@ def _draws(texts: str, _like: Tally) -> Resamples:
     return Resamples(_like)
 
 
-@st.cache_data(max_entries=100, show_spinner=False)
-def _rows(key: str, setting: Setting, _tallies: dict[str, Tally]) -> pl.DataFrame:
-    like = next(iter(_tallies.values()))
-    named = {spec: (policy_of(spec), sums) for spec, sums in _tallies.items()}
-    return glance.rows_with_intervals(named, setting, _draws(_texts_key(like), like))
+@st.cache_data(max_entries=400, show_spinner=False)
+def _rows(key: str, spec: str, setting: Setting, _sums: Tally) -> list[dict[str, Any]]:
+    return glance.rows_of_one(spec, policy_of(spec), _sums, setting, _draws(_texts_key(_sums), _sums))
 
 
 def rows_of(view: View, tallies: dict[str, Tally], setting: Setting | None = None) -> pl.DataFrame:
     """`sim.glance.rows_with_intervals` of what :func:`replayed` gave, by spec."""
-    key = f"{view.key} {[(spec, _digest(sums)) for spec, sums in tallies.items()]}"
-    return _rows(key, setting or view.setting, tallies)
+    setting = setting or view.setting
+    parts = [_rows(f"{view.key} {_digest(sums)}", spec, setting, sums) for spec, sums in tallies.items()]
+    return glance.table_of([row for part in parts for row in part])
 
 
 @st.cache_data(max_entries=400, show_spinner=False)

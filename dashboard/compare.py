@@ -14,7 +14,6 @@ from dashboard.common import (
     escaped,
     friendly,
     nothing_drafted,
-    opened,
     policy_key,
     policy_of,
     replayed,
@@ -22,6 +21,7 @@ from dashboard.common import (
     show_table,
     words,
 )
+from dashboard.opening import opened
 from dashboard.view import View, current, says_which_texts
 from policies.contract import Policy
 from policies.errors import UserError

@@ -24,7 +24,7 @@ from dashboard.common import (
     show_chart,
     show_table,
 )
-from dashboard.view import View, current, says_which_texts
+from dashboard.view import View, current, every_core, says_which_texts
 from policies.contract import Policy
 from policies.errors import UserError
 from policies.registry import load_policy
@@ -273,7 +273,7 @@ def how_far(view: View, study: str) -> None:
     told = "Replays some hundred settings on half of the texts: seconds on a small recording, minutes on a large one."
     if not st.toggle("Bound and best static setting", key="bound", bind="query-params", help=told):
         return
-    with friendly():
+    with friendly(), every_core():
         policy, profile = policy_of(study), view.profile
         cost = profile and profile.cost(view.drafter)
         found = placed(view.key, policy_key(policy), digest_of(profile) if profile else "", view, policy, cost)

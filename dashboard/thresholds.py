@@ -93,12 +93,12 @@ def dragged() -> None:
 
 
 def against_base(view: View, policy: HeteroSpec) -> None:
-    """The thresholds' policy replayed beside its own base, EAGLE-3."""
+    """The thresholds' policy replayed beside its own base, EAGLE-3, on the texts of the chart."""
     base = replace(policy, thresholds_=())
-    table = differences_of(replayed(view, policy), replayed(view, base))
+    table = differences_of(replayed(view, policy, few=True), replayed(view, base, few=True))
     names = {"tau": "tau", "kept": "verified nodes per cycle", "levels": "draft levels per cycle", "ms_per_token": "ms per token"}
     mean = table.filter((pl.col("domain") == ALL) & pl.col("figure").is_in(list(names)))
-    st.markdown("With these thresholds, replayed:")
+    st.markdown("With these thresholds, replayed on the same texts:")
     for column, row in zip(st.columns(2) * 2, mean.rows(named=True), strict=False):
         better = "inverse" if row["figure"] != "tau" else "normal"
         column.metric(names[row["figure"]], f"{row['ours']:.2f}", f"{row['difference']:+.2f} to EAGLE-3", delta_color=better)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import streamlit as st
+import torch
 
 from policies.errors import UserError
 from sim.finding import digest_of, key_of
@@ -18,7 +21,9 @@ from traces.costs import CostModel, Profile, check_profile
 from traces.recording import Recording
 
 MOST_REPLAYED, MOST_DRAFTED = 12_000, 6_000
-"""Positions replayed, and positions drafted on one by one, while one waits: about half a second each on two cores."""
+"""Positions replayed, and positions drafted on one by one, while one waits: about half a second each."""
+CORES = torch.get_num_threads()
+"""For what takes longer."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,21 @@ class View:
 
 
 def remember(view: View) -> None:
+    """Make the view known to the pages. What is small enough to wait for is computed on one core: several would wait for one
+    another, and on a busy machine for longer than they compute."""
+    torch.set_num_threads(CORES if view.whole else 1)
     st.session_state["view"] = view
+
+
+@contextmanager
+def every_core() -> Iterator[None]:
+    """Inside, a long computation takes every core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(CORES)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def current() -> View:

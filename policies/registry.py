@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.util
 import json
@@ -43,12 +44,17 @@ def policy(name: str, paper: str, kind: str = "policy") -> Callable[[type], type
 
 def all_policies() -> dict[str, type[Policy]]:
     """Every policy of this folder, by name. Importing a file registers what it holds; there is no list to keep."""
+    _import_all()
+    return dict(sorted(_registered.items()))
+
+
+@functools.cache
+def _import_all() -> None:
     import policies
 
     for module in pkgutil.iter_modules(policies.__path__):
         if module.name != "__main__":
             importlib.import_module(f"policies.{module.name}")
-    return dict(sorted(_registered.items()))
 
 
 def load_policy(spec: str) -> Policy:

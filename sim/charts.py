@@ -66,7 +66,7 @@ def acceptance_chart(
     points = points.encode(share, color=colour, shape=shape, tooltip=tooltip)
     if pick:
         points = points.add_params(alt.selection_point(name="bin", fields=["low", "high"], empty=False))
-    return (band + line + points).properties(height=height)
+    return alt.layer(band, line, points, height=height)
 
 
 def domain_chart(table: pl.DataFrame, value: str, mean: str = "mean") -> alt.LayerChart:
@@ -83,7 +83,7 @@ def domain_chart(table: pl.DataFrame, value: str, mean: str = "mean") -> alt.Lay
     spans = _spans(parts, value, y)
     rule = alt.Chart(means).mark_rule(color=PALETTE[1], strokeWidth=2, strokeDash=[6, 3])
     rule = rule.encode(x, tooltip=[alt.Tooltip(f"{value}:Q", title="mean over domains", format=".3f")])
-    return (bars + spans + rule).properties(height=alt.Step(34))
+    return alt.layer(bars, spans, rule, height=alt.Step(34))
 
 
 def difference_chart(table: pl.DataFrame, title: str, by: str) -> alt.LayerChart:
@@ -100,7 +100,7 @@ def difference_chart(table: pl.DataFrame, title: str, by: str) -> alt.LayerChart
     spans = alt.Chart(known).mark_rule(strokeWidth=3, color=PALETTE[0], opacity=0.5)
     spans = spans.encode(alt.X("low:Q", title=title), alt.X2("high:Q"), y)
     points = alt.Chart(table).mark_point(filled=True, size=80, color=PALETTE[0], opacity=1).encode(x, y, tooltip=tooltip)
-    return (zero + spans + points).properties(height=max(100, 28 * len(table) + 60))
+    return alt.layer(zero, spans, points, height=max(100, 28 * len(table) + 60))
 
 
 def _spans(table: pl.DataFrame, value: str, y: alt.Y) -> alt.Chart:
@@ -126,10 +126,8 @@ def policy_chart(table: pl.DataFrame, value: str = "tau", mean: str = "mean") ->
     points = alt.Chart(domains).mark_point(filled=True, opacity=1, size=60)
     colour, shape = signs("domain")
     points = points.encode(x, y, color=colour, shape=shape, tooltip=tooltip)
-    layers = bars + points
-    if f"{value}_low" in table.columns:
-        layers += _spans(means, value, y)
-    return layers.properties(height=34 * len(means) + 150)
+    spans = [_spans(means, value, y)] if f"{value}_low" in table.columns else []
+    return alt.layer(bars, points, *spans, height=34 * len(means) + 150)
 
 
 def signs(column: str) -> tuple[alt.Color, alt.Shape]:
@@ -171,7 +169,7 @@ def share_chart(table: pl.DataFrame, by: str, height: int = 220) -> alt.LayerCha
     x = alt.X("acceptance:Q", title="accepted, inside the range", scale=scale, axis=alt.Axis(format="%"))
     bars = alt.Chart(table).mark_bar(color=PALETTE[0], opacity=0.75, height={"band": 0.6}).encode(x, y, tooltip=tooltip)
     spans = alt.Chart(table).mark_rule(color=GREY, strokeWidth=2).encode(alt.X("ci_low:Q"), alt.X2("ci_high:Q"), y)
-    return (bars + spans).properties(height=height)
+    return alt.layer(bars, spans, height=height)
 
 
 def strata_chart(curve: pl.DataFrame, edges: list[float], height: int = 320) -> alt.LayerChart:
@@ -195,7 +193,7 @@ def strata_chart(curve: pl.DataFrame, edges: list[float], height: int = 320) -> 
     rules = rules.encode(alt.X("edge:Q"), tooltip=[alt.Tooltip("name:N"), alt.Tooltip("edge:Q", title="nats", format=".2f")])
     labels = alt.Chart(marks).mark_text(color=PALETTE[5], dx=4, align="left", baseline="top", fontWeight="bold")
     labels = labels.encode(alt.X("edge:Q"), alt.Text("edge:Q", format=".1f"), y=alt.value(2))
-    return (band + line + points + rules + labels).properties(height=height)
+    return alt.layer(band, line, points, rules, labels, height=height)
 
 
 def reliability_chart(found: pl.DataFrame, by: str | None = None, height: int = 320) -> alt.LayerChart:
@@ -213,7 +211,7 @@ def reliability_chart(found: pl.DataFrame, by: str | None = None, height: int = 
     lines = base.mark_line().encode(x, y, color=colour)
     spans = base.mark_rule(opacity=0.6).encode(x, alt.Y("ci_low:Q"), alt.Y2("ci_high:Q"), color=colour)
     points = base.mark_point(filled=True, size=45).encode(x, y, color=colour, shape=shape, tooltip=tooltip)
-    return (diagonal + lines + spans + points).properties(height=height)
+    return alt.layer(diagonal, lines, spans, points, height=height)
 
 
 def rank_chart(found: pl.DataFrame, height: int = 320) -> alt.Chart:
@@ -263,4 +261,4 @@ def pareto_chart(
         opacity=alt.condition("datum.front", alt.value(1), alt.value(0.45)),
     )  # fmt: skip
     ring = alt.Chart(table.filter(pl.col("setting") == (picked or ""))).mark_point(size=330, color=PALETTE[5], strokeWidth=2.5)
-    return (line + ring.encode(across, up) + points.add_params(pick)).properties(height=height)
+    return alt.layer(line, ring.encode(across, up), points.add_params(pick), height=height)

@@ -144,8 +144,8 @@ def differences(policy: str, first: Tally, second: Tally, resamples: Any) -> lis
         row["texts"] = len(first.domain) if domain is None else int((first.domain == domain).sum())
         for figure in figures:
             apart = resamples.difference(second, first, figure, domain)
-            row[f"{figure}_first"] = resamples.estimate(first, figure, domain).value
-            row[f"{figure}_second"] = resamples.estimate(second, figure, domain).value
+            row[f"{figure}_first"] = resamples.value(first, figure, domain)
+            row[f"{figure}_second"] = resamples.value(second, figure, domain)
             row[f"{figure}_difference"] = apart.estimate.value
             row[f"{figure}_low"], row[f"{figure}_high"] = apart.estimate.low, apart.estimate.high
             row[f"{figure}_share"] = apart.share

@@ -25,13 +25,14 @@ def latency_chart(points: pl.DataFrame, lines: pl.DataFrame, axis: str, by: str 
     colour = alt.Color(f"{by}:N", sort=order, scale=alt.Scale(range=list(PALETTE)), legend=LEGEND) if by else alt.value(PALETTE[0])
     shape = alt.Shape(f"{by}:N", sort=order, scale=alt.Scale(range=list(SHAPES)), legend=LEGEND) if by else alt.value("circle")
     tooltip = [alt.Tooltip(f"{axis}:Q"), alt.Tooltip("ms:Q", format=".3f")] + ([alt.Tooltip(f"{by}:N")] if by else [])
-    layers = alt.Chart(lines).mark_line().encode(x, y, color=colour)
+    layers = [alt.Chart(lines).mark_line().encode(x, y, color=colour)]
     if "spread_ms" in points.columns:
         ends = points.with_columns(low=pl.col("ms") - pl.col("spread_ms") / 2, high=pl.col("ms") + pl.col("spread_ms") / 2)
         low = alt.Y("low:Q", title="milliseconds")
-        layers += alt.Chart(ends).mark_rule(opacity=0.6).encode(x, low, alt.Y2("high:Q"), color=colour)
-    layers += alt.Chart(points).mark_point(filled=True, size=50).encode(x, y, color=colour, shape=shape, tooltip=tooltip)
-    return layers.properties(height=height)
+        layers.append(alt.Chart(ends).mark_rule(opacity=0.6).encode(x, low, alt.Y2("high:Q"), color=colour))
+    dots = alt.Chart(points).mark_point(filled=True, size=50)
+    layers.append(dots.encode(x, y, color=colour, shape=shape, tooltip=tooltip))
+    return alt.layer(*layers, height=height)
 
 
 def prediction_chart(table: pl.DataFrame) -> alt.LayerChart:
@@ -49,4 +50,4 @@ def prediction_chart(table: pl.DataFrame) -> alt.LayerChart:
     tooltip = [alt.Tooltip("policy:N"), alt.Tooltip("what:N"), alt.Tooltip("ms:Q", format=".2f")]
     points = alt.Chart(long).mark_point(filled=True, size=90, opacity=1)
     points = points.encode(alt.X("ms:Q", title=title), y, color=colour, shape=shape, tooltip=tooltip)
-    return (gaps + points).properties(height=30 * len(table) + 110)
+    return alt.layer(gaps, points, height=30 * len(table) + 110)

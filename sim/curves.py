@@ -76,13 +76,15 @@ def counted_nodes(
     """Expanded nodes of the true path whose next token counts, n of them: (row in the forest, depth, hit bool [n, K]: which
     child is the target's token, index of the sequence, flat position of that token). ``texts``: as for :func:`samples`."""
     forest = recording.forest(drafter)
-    row = np.flatnonzero(forest.on_path_row >= 0)
+    if texts is None:
+        row = np.flatnonzero(forest.on_path_row >= 0)
+    else:  # rows stand in the order of positions: a large recording is read where it is looked at
+        texts, begin = np.sort(texts), np.searchsorted(forest.position, recording.offset)
+        spans = [slice(*span) for span in zip(begin[texts], begin[texts + 1], strict=True)]
+        parts = [span.start + np.flatnonzero(forest.on_path_row[span] >= 0) for span in spans]
+        row = np.concatenate([np.zeros(0, np.int64), *parts])
     position = forest.position[row]
     sequence = np.searchsorted(recording.offset, position, side="right") - 1
-    if texts is not None:  # before anything is gathered: a large recording is read where it is looked at
-        wanted = np.zeros(len(recording.length), bool)
-        wanted[texts] = True
-        row, position, sequence = (a[wanted[sequence]] for a in (row, position, sequence))
     depth = forest.depth[row].astype(np.int64)
     behind = position + depth + 1
     counts = behind < recording.offset[sequence] + recording.length[sequence]

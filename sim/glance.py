@@ -69,14 +69,16 @@ def policy_rows(recording: Recording, policy: Policy, drafter: str | None = None
 def rows_with_intervals(named: dict[str, tuple[Policy, Tally]], setting: Setting, draws: Resamples) -> pl.DataFrame:
     """Rows of several policies, replayed on the same texts, as :func:`policy_rows` gives them, under the given names; and for
     tau and predicted times the ends ``_low`` and ``_high`` of their 95% intervals (null where a domain has a single text)."""
+    return table_of([row for name, (policy, sums) in named.items() for row in rows_of_one(name, policy, sums, setting, draws)])
+
+
+def rows_of_one(name: str, policy: Policy, sums: Tally, setting: Setting, draws: Resamples) -> list[dict[str, Any]]:
+    """A single policy's part of :func:`rows_with_intervals`."""
     from sim.contest import add_intervals
 
-    every = []
-    for name, (policy, sums) in named.items():
-        rows = [row.to_json() | {"policy": name} for row in result_rows(sums, policy, setting)]
-        add_intervals(rows, sums, draws)
-        every += rows
-    return table_of(every)
+    rows = [row.to_json() | {"policy": name} for row in result_rows(sums, policy, setting)]
+    add_intervals(rows, sums, draws)
+    return rows
 
 
 def table_of(rows: list[dict[str, Any]]) -> pl.DataFrame:

@@ -95,7 +95,7 @@ def text_chart(lines: pl.DataFrame, at: int, columns: int = 52) -> alt.LayerChar
     )
     words = words.encode(alt.X("start:Q", **across), alt.Y("middle:Q", **down), alt.Text("word:N"), tooltip=alt.value(None))
     size = {"width": round(columns * CHARACTER) + 5, "height": count * LINE + 5}  # and the room that every chart has around it
-    return (boxes + here + words).properties(**size).configure_view(stroke=None)
+    return alt.layer(boxes, here, words, **size).configure_view(stroke=None)
 
 
 def tree_layout(tree: pl.DataFrame, whole: bool = False) -> pl.DataFrame:
@@ -204,4 +204,4 @@ def tree_chart(layout: pl.DataFrame, vocabulary: Vocabulary, depth: int | None =
         x, y, alt.Text("short:N"), tooltip=tooltip, opacity=alt.condition("datum.kept || datum.true", alt.value(1), alt.value(0.6)),
     )  # fmt: skip
     height = int(np.ceil((last + 1) * LEAF)) + 130  # the axis and the legend take their part
-    return (lines + points + words).properties(height=height)
+    return alt.layer(lines, points, words, height=height)

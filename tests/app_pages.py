@@ -9,13 +9,15 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import app
+from dashboard import common
 
 APP = Path(app.__file__)
 
 
 def open_page(monkeypatch: pytest.MonkeyPatch, page: str, *arguments: object, script: Path = APP, **query: str) -> AppTest:
-    """Open a page with command line arguments and query parameters."""
+    """Open a page with command line arguments and query parameters. Its charts must be valid Vega-Lite."""
     monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+    monkeypatch.setattr(common.Drawn, "to_dict", lambda drawn: drawn.chart.to_dict(validate=True))
     tested = AppTest.from_file(str(script), default_timeout=600).run()
     if page != "recording":
         tested.switch_page(f"dashboard/{page}.py")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 import app
-from dashboard import common, view
+from dashboard import common, opening, view
 from policies.errors import UserError
 from policies.registry import load_policy
 from sim.glance import overview, policy_rows, tau_by_domain
@@ -49,6 +50,43 @@ def test_every_page_opens_and_asks_its_question(recorded: Path, start, name: str
 def test_every_table_is_there_for_the_taking():
     table = pl.DataFrame({"domain": ["math", "story"], "tau": [2.5, None]})
     assert pl.read_parquet(common.parquet_of(table)).equals(table)
+
+
+def test_an_opening_is_shared_and_says_how_far_it_is(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.copytree(recorded, tmp_path / "new", ignore=shutil.ignore_patterns(".cache"))
+    looked, begun, told = threading.Event(), [], threading.Event()
+
+    def slowly(folder: str, on_shard: Callable[[int, int], None]):
+        begun.append(folder)
+        on_shard(1, 2)
+        told.set()
+        looked.wait(30)
+        return open_recording(folder, on_shard=on_shard)
+
+    monkeypatch.setattr(opening, "open_recording", slowly)
+    known, lock = opening._openings()
+    waiting = [threading.Thread(target=opening.opened, args=(str(tmp_path / "new"), ("a",))) for _ in range(2)]
+    for thread in waiting:
+        thread.start()
+    assert told.wait(30)
+    with lock:
+        one = known[str(tmp_path / "new"), ("a",)]
+    assert "1 of 2 shards read" in one.says()
+    looked.set()
+    for thread in waiting:
+        thread.join(30)
+    assert len(begun) == 1 and one.recording.result().complete and one.done == one.of
+    assert opening.opened(str(tmp_path / "new"), ("a",)) is one.recording.result() and len(begun) == 1
+
+
+def test_a_recording_that_could_not_be_opened_is_tried_again(recorded: Path, tmp_path: Path):
+    shutil.copytree(recorded, tmp_path / "trace")
+    whole = (tmp_path / "trace" / "nodes-00000.parquet").read_bytes()
+    (tmp_path / "trace" / "nodes-00000.parquet").write_bytes(whole[:-1])
+    with pytest.raises(UserError, match="truncated"):
+        opening.opened(str(tmp_path / "trace"), ())
+    (tmp_path / "trace" / "nodes-00000.parquet").write_bytes(whole)
+    assert opening.opened(str(tmp_path / "trace"), ()).complete
 
 
 def test_no_page_shows_its_own_comments():

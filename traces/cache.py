@@ -1,6 +1,6 @@
 """Flat arrays made out of the shards, kept beside them so that the second opening only maps files into memory.
 
-The cache is made of `.npy` files in `RECORDING/.cache/KEY/`, built shard by shard (memory: one shard), published by one
+The cache is made of `.npy` files in `RECORDING/.cache/KEY/`, built shard by shard (memory: two shards), published by one
 rename, and deleted when another key replaces it. KEY covers the checksum, size and modification time of every shard: a
 cache whose key fits was built from files that were verified and have not been touched since.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 import shutil
 import tempfile
@@ -29,33 +28,68 @@ _MAPPED_FROM = 1 << 16  # bytes; smaller arrays are read, since every mapping co
 _ABANDONED = 24 * 3600  # seconds after which a half-built cache is somebody's crash
 
 
+class Column:
+    """An array that grows by appended rows: a file, or, without one, memory."""
+
+    def __init__(self, path: Path | None, dtype: np.dtype | type | str, tail: tuple[int, ...]):
+        self.path, self.dtype, self.tail, self.rows = path, np.dtype(dtype), tail, 0
+        self._parts: list[np.ndarray] = []
+        self._stream = None if path is None else open(path, "wb", buffering=0)
+        self._write_header()
+
+    def append(self, values: np.ndarray) -> None:
+        """Add rows [n, ...]. Written, not mapped: a mapped page costs a fault before it can be filled."""
+        values = np.ascontiguousarray(values, self.dtype)
+        if values.shape[1:] != self.tail:
+            raise ValueError(f"rows of shape {values.shape[1:]} where {self.tail} was begun")
+        self.rows += len(values)
+        if self._stream is None:
+            self._parts.append(values.copy() if values.base is not None else values)
+        else:
+            values.tofile(self._stream)
+
+    def finished(self) -> np.ndarray:
+        """The whole array, read-only where it is a file; nothing can be appended any more."""
+        if self._stream is None:
+            return np.concatenate([np.zeros((0, *self.tail), self.dtype), *self._parts])
+        self._stream.seek(0)
+        self._write_header()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        return _load(self.path)
+
+    def _write_header(self) -> None:
+        """Numpy leaves room in it for the number of rows, so that it keeps its length."""
+        if self._stream is not None:
+            kind = np.lib.format.dtype_to_descr(self.dtype)
+            facts = {"descr": kind, "fortran_order": False, "shape": (self.rows, *self.tail)}
+            np.lib.format.write_array_header_1_0(self._stream, facts)
+
+
 @dataclass
 class Store:
     """Named arrays: files in a folder, or, when no folder can be written, in memory."""
 
     folder: Path | None
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    _growing: dict[str, Column] = field(default_factory=dict)
 
-    def allocate(self, name: str, shape: tuple[int, ...], dtype: np.dtype | type | str) -> np.ndarray:
-        """A new array to be filled by the caller."""
-        if self.folder is None or 0 in shape:
-            self.arrays[name] = np.empty(shape, dtype)
-            if self.folder is not None:
-                np.save(self.folder / f"{name}.npy", self.arrays[name])
-        else:
-            path = self.folder / f"{name}.npy"
-            self.arrays[name] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-        return self.arrays[name]
+    def column(self, name: str, dtype: np.dtype | type | str, tail: tuple[int, ...] = ()) -> Column:
+        """A new array [0, *tail] to which the caller appends; it is among ``arrays`` once :meth:`settle` was called."""
+        path = None if self.folder is None else self.folder / f"{name}.npy"
+        self._growing[name] = Column(path, dtype, tail)
+        return self._growing[name]
 
-    def rest(self) -> None:
-        """Let the system have the memory of what was filled so far; it stays in the files."""
-        for array in self.arrays.values():
-            if isinstance(array.base, mmap.mmap):
-                array.base.madvise(mmap.MADV_DONTNEED)
+    def settle(self) -> None:
+        """Finish what was appended to."""
+        while self._growing:
+            name, column = self._growing.popitem()
+            self.arrays[name] = column.finished()
 
     def put(self, name: str, values: np.ndarray) -> None:
         """Store a finished array."""
-        self.allocate(name, values.shape, values.dtype)[...] = values
+        self.column(name, values.dtype, values.shape[1:]).append(values)
+        self.settle()
 
 
 Build = Callable[[Store], None]
@@ -129,11 +163,7 @@ class _Arrays(dict):
 
 
 def _build(work: Path, build: Build) -> None:
-    store = Store(work)
-    build(store)
-    for array in store.arrays.values():
-        if isinstance(array, np.memmap):
-            array.flush()
+    build(Store(work))
 
 
 def _open(home: Path) -> dict[str, np.ndarray]:

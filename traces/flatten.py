@@ -1,8 +1,10 @@
-"""Shards -> flat arrays over the whole recording: the form in which replay reads it. Vectorised, one shard in memory."""
+"""Shards -> flat arrays over the whole recording: the form in which replay reads it. Vectorised, two shards in memory: one
+is read while the one before is worked on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from policies.errors import UserError
-from traces.cache import Store
-from traces.checks import root_rows
+from traces.cache import Column, Store
 from traces.manifest import Manifest, ShardPlan, drafter_names, shard_file
 from traces.schema import FINISHES, from_arrow
 
@@ -33,12 +34,26 @@ def domain_names(manifest: Manifest) -> list[str]:
     return list(dict.fromkeys([*manifest.get("domains", []), *(plan["domain"] for plan in manifest["plan"])]))
 
 
-def build(store: Store, folder: Path, manifest: Manifest, plans: Sequence[ShardPlan]) -> None:
-    """Fill `store` with the arrays that :class:`traces.recording.Recording` names."""
+def build(
+    store: Store,
+    folder: Path,
+    manifest: Manifest,
+    plans: Sequence[ShardPlan],
+    on_shard: Callable[[int, int], None] = lambda done, of: None,
+) -> None:
+    """Fill `store` with the arrays that :class:`traces.recording.Recording` names.
+
+    :param on_shard: told how many shards are done, of how many (a shard counts once per drafter).
+    """
     _build_sequences(store, folder, manifest, plans)
     _build_positions(store, folder, plans)
-    for index in range(len(drafter_names(manifest))):
-        _build_forest(store, folder, manifest, plans, index)
+    drafters = drafter_names(manifest)
+    for index in range(len(drafters)):
+
+        def told(done: int, before: int = index * len(plans)) -> None:
+            on_shard(before + done, len(drafters) * len(plans))
+
+        _build_forest(store, folder, manifest, plans, index, told)
 
 
 def _build_sequences(store: Store, folder: Path, manifest: Manifest, plans: Sequence[ShardPlan]) -> None:
@@ -60,33 +75,29 @@ def _offsets(counts: np.ndarray) -> np.ndarray:
 
 
 def _build_positions(store: Store, folder: Path, plans: Sequence[ShardPlan]) -> None:
-    offset = store.arrays["offset"]
-    count = int(offset[-1])
-    first = 0
-    for plan in plans:
-        arrays = from_arrow(pq.read_table(folder / shard_file("positions", plan.index), columns=list(_POSITION_COLUMNS)))
-        last = first + len(arrays["token"])
+    columns: dict[str, Column] = {}
+    paths = [folder / shard_file("positions", plan.index) for plan in plans]
+    for plan, table in zip(plans, _ahead(lambda path: pq.read_table(path, columns=list(_POSITION_COLUMNS)), paths), strict=True):
+        arrays = from_arrow(table)
         for name in _POSITION_COLUMNS:
             values = arrays[name]
-            if first == 0 and name not in store.arrays:
-                store.allocate(name, (count, *values.shape[1:]), values.dtype)
-            store.arrays[name][first:last] = _same_width(values, store.arrays[name], folder, plan)
-        first = last
-        store.rest()
-    prompt = np.diff(store.arrays["prompt_offset"])
+            if name not in columns:
+                columns[name] = store.column(name, values.dtype, values.shape[1:])
+            columns[name].append(_same_width(values, columns[name].tail, folder, plan))
+    store.settle()
+    offset, prompt = store.arrays["offset"], np.diff(store.arrays["prompt_offset"])
     start = np.repeat(offset[:-1] - prompt, np.diff(offset))
-    store.put("context_length", np.arange(count, dtype=np.int64) - start)
+    store.put("context_length", np.arange(int(offset[-1]), dtype=np.int64) - start)
 
 
-def _build_forest(store: Store, folder: Path, manifest: Manifest, plans: Sequence[ShardPlan], drafter: int) -> None:
+def _build_forest(
+    store: Store, folder: Path, manifest: Manifest, plans: Sequence[ShardPlan], drafter: int, on_shard: Callable[[int], None]
+) -> None:
     """The forest of one drafter. Rows keep the order of the shards, hence of positions."""
-    names = drafter_names(manifest)
+    name = drafter_names(manifest)[drafter]
     paths = [folder / shard_file("nodes", plan.index) for plan in plans]
-    counts = [_count(path, names[drafter]) for path in paths]
-    rows, on_path = sum(c[0] for c in counts), sum(c[1] for c in counts)
     width = pq.read_schema(paths[0]).field("child_tokens").type.list_size
-    row_type = np.int32 if rows < 2**31 else np.int64
-    prefix = f"forest{drafter}_"
+    row_type = np.int32 if sum(_count(path, name) for path in paths) < 2**31 else np.int64
     columns = {
         "position": ((), np.int64),
         "parent": ((), np.int64),
@@ -99,67 +110,101 @@ def _build_forest(store: Store, folder: Path, manifest: Manifest, plans: Sequenc
         "child_logprob": ((width,), np.float32),
         "child_row": ((width,), row_type),
         "on_path_row": ((), row_type),
+        "on_path_logprob": ((width,), np.float32),
     }
-    out = {name: store.allocate(prefix + name, (rows, *shape), dtype) for name, (shape, dtype) in columns.items()}
-    path_logprob = store.allocate(prefix + "on_path_logprob", (on_path, width), np.float32)
-    root = store.allocate(prefix + "root", (int(store.arrays["offset"][-1]),), np.int64)
-    root[...] = -1
-
-    first = path_first = 0
-    for plan, path, (count, path_count) in zip(plans, paths, counts, strict=True):
-        if count == 0:
-            continue
-        table = pq.read_table(path, filters=pc.field("drafter") == names[drafter])
-        nodes = from_arrow(table, names)
-        here = slice(first, first + count)
-        _same_width(nodes["child_tokens"], out["child_token"], folder, plan)
-        start = root_rows(nodes["node"])
-        inner = np.flatnonzero(nodes["parent"] >= 0)
-        parent = np.full(count, -1, np.int64)
-        parent[inner] = start[inner] + nodes["parent"][inner]
-        position = _flat_positions(store, nodes["sequence"]) + nodes["position"]
-        slot = parent[inner] * width + nodes["rank"][inner]
-
-        token, logprob = store.arrays["token"][position], np.zeros(count, np.float32)
-        token[inner] = nodes["child_tokens"].reshape(-1)[slot]
-        logprob[inner] = nodes["child_logprobs"].reshape(-1)[slot]
-        child_row = np.full(count * width, -1, row_type)
-        child_row[slot] = first + inner
-        on_path_mask = ~np.isnan(nodes["target_logprobs"][:, 0])
-
-        out["position"][here] = position
-        out["parent"][here] = np.where(parent >= 0, parent + first, -1)
-        out["rank"][here], out["depth"][here] = nodes["rank"], nodes["depth"]
-        out["token"][here], out["logprob"][here] = token, logprob
-        out["entropy"][here] = nodes["entropy"]
-        out["child_token"][here], out["child_logprob"][here] = nodes["child_tokens"], nodes["child_logprobs"]
-        out["child_row"][here] = child_row.reshape(count, width)
-        out["on_path_row"][here] = np.where(on_path_mask, path_first + np.cumsum(on_path_mask) - 1, -1)
-        path_logprob[path_first : path_first + path_count] = nodes["target_logprobs"][on_path_mask]
-        roots = np.flatnonzero(parent < 0)
-        root[position[roots]] = first + roots
-        first, path_first = first + count, path_first + path_count
-        store.rest()
+    prefix = f"forest{drafter}_"
+    out = {column: store.column(prefix + column, dtype, tail) for column, (tail, dtype) in columns.items()}
+    root = np.full(int(store.arrays["offset"][-1]), -1, np.int64)
+    for done, (plan, table) in enumerate(zip(plans, _ahead(lambda path: _nodes_of(path, name), paths), strict=True), 1):
+        if len(table):
+            first, on_path = out["position"].rows, out["on_path_logprob"].rows
+            kept = table.schema.field("child_tokens").type.list_size
+            _same_width(np.empty((0, kept)), (width,), folder, plan)
+            found, roots = _flat(store, table, width, row_type, first, on_path)
+            root[found["position"][roots]] = first + roots
+            for column, values in found.items():
+                out[column].append(values)
+        on_shard(done)
+    store.settle()
+    store.put(prefix + "root", root)
 
 
-def _count(path: Path, drafter: str) -> tuple[int, int]:
-    """How many nodes of a drafter a shard has, and how many of them are on the true path."""
-    wanted = pc.field("drafter") == drafter
-    targets = pq.read_table(path, columns=["target_logprobs"], filters=wanted)["target_logprobs"]
-    return len(targets), len(targets) - targets.null_count
+def _flat(
+    store: Store, table: pa.Table, width: int, row_type: type, first: int, on_path: int
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The forest's columns of a shard's trees, and which rows are roots.
+
+    :param table: nodes of one drafter.
+    :param first, on_path: how many rows of the forest, and of those on the true path, came before.
+    """
+    targets = table["target_logprobs"].combine_chunks()
+    nodes = from_arrow(table.drop_columns(["target_logprobs"]))
+    count = len(table)
+    roots = np.flatnonzero(nodes["node"] == 0)
+    sizes = np.diff(roots, append=count)
+    parent = np.repeat(roots, sizes) + nodes["parent"]
+    inner = np.flatnonzero(nodes["parent"] >= 0)
+    slot = parent[inner] * width + nodes["rank"][inner]
+    position = _flat_positions(store, nodes["sequence"][roots]) + nodes["position"][roots]
+
+    token, logprob = np.empty(count, np.int32), np.zeros(count, np.float32)
+    token[roots] = store.arrays["token"][position]
+    token[inner] = nodes["child_tokens"].reshape(-1)[slot]
+    logprob[inner] = nodes["child_logprobs"].reshape(-1)[slot]
+    child_row = np.full(count * width, -1, row_type)
+    child_row[slot] = first + inner
+    parent += first
+    parent[roots] = -1
+    known = targets.is_valid().to_numpy(zero_copy_only=False)  # on the true path
+    found = {
+        "position": np.repeat(position, sizes),
+        "parent": parent,
+        "token": token,
+        "logprob": logprob,
+        "child_token": nodes["child_tokens"],
+        "child_logprob": nodes["child_logprobs"],
+        "child_row": child_row.reshape(count, width),
+        "on_path_row": np.where(known, on_path + np.cumsum(known) - 1, -1),
+        "on_path_logprob": targets.flatten().to_numpy(zero_copy_only=False).reshape(-1, width),
+    }
+    return found | {name: nodes[name] for name in ("rank", "depth", "entropy")}, roots
+
+
+def _ahead(read: Callable[[Path], pa.Table], paths: Sequence[Path]) -> Iterator[pa.Table]:
+    """What ``read`` gives of each file, in order; the next one is read while the caller works on this one."""
+    with ThreadPoolExecutor(1) as reader:
+        waiting = reader.submit(read, paths[0])
+        for following in [*paths[1:], None]:
+            table = waiting.result()
+            if following is not None:
+                waiting = reader.submit(read, following)
+            yield table
+
+
+def _nodes_of(path: Path, drafter: str) -> pa.Table:
+    """The nodes of a drafter in a shard, without its name."""
+    file = pq.ParquetFile(path)
+    if _count(path, drafter) == file.metadata.num_rows:  # a filter copies all that it lets through
+        return file.read(columns=[name for name in file.schema_arrow.names if name != "drafter"])
+    return pq.read_table(path, filters=pc.field("drafter") == drafter).drop_columns(["drafter"])
+
+
+def _count(path: Path, drafter: str) -> int:
+    """How many nodes of a drafter a shard has."""
+    return pc.sum(pc.equal(pq.read_table(path, columns=["drafter"])["drafter"], drafter)).as_py() or 0
 
 
 def _flat_positions(store: Store, sequence: np.ndarray) -> np.ndarray:
-    """Flat position at which each row's sequence begins. `sequence` [E] holds ids."""
+    """Flat position at which each sequence begins. `sequence` [n] holds ids."""
     ids = store.arrays["sequence_ids"]
     order = np.argsort(ids, kind="stable")
     return store.arrays["offset"][order[np.searchsorted(ids[order], sequence)]]
 
 
-def _same_width(values: np.ndarray, out: np.ndarray, folder: Path, plan: ShardPlan) -> np.ndarray:
-    if values.shape[1:] != out.shape[1:]:
+def _same_width(values: np.ndarray, tail: tuple[int, ...], folder: Path, plan: ShardPlan) -> np.ndarray:
+    if values.shape[1:] != tail:
         raise UserError(
-            f"shard {plan.index} of {folder} keeps {values.shape[1]} candidates and the first one {out.shape[1]}: "
+            f"shard {plan.index} of {folder} keeps {values.shape[1]} candidates and the first one {tail[0]}: "
             "record them with the same settings"
         )
     return values

@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -255,17 +256,17 @@ def find_damage(folder: Path, manifest: Manifest, by_content: bool = True) -> li
 
     :param by_content: compare checksums (reads everything); otherwise only presence and size.
     """
-    damages = []
-    for plan in finished(manifest):
-        for table in TABLES:
-            name = shard_file(table, plan.index)
-            entry = manifest["shards"][name]
-            path = folder / name
-            if not path.is_file():
-                damages.append(Damage(plan.index, name, "missing"))
-            elif path.stat().st_size != entry["bytes"]:
-                size = path.stat().st_size
-                damages.append(Damage(plan.index, name, f"{size} bytes long instead of {entry['bytes']} (truncated?)"))
-            elif by_content and file_sha256(path) != entry["sha256"]:
-                damages.append(Damage(plan.index, name, "changed since it was recorded (checksum differs)"))
-    return damages
+    files = [(plan.index, shard_file(table, plan.index)) for plan in finished(manifest) for table in TABLES]
+
+    def damage(index: int, name: str) -> Damage | None:
+        entry, path = manifest["shards"][name], folder / name
+        if not path.is_file():
+            return Damage(index, name, "missing")
+        if (size := path.stat().st_size) != entry["bytes"]:
+            return Damage(index, name, f"{size} bytes long instead of {entry['bytes']} (truncated?)")
+        if by_content and file_sha256(path) != entry["sha256"]:
+            return Damage(index, name, "changed since it was recorded (checksum differs)")
+        return None
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing holds no lock of the interpreter
+        return [found for found in pool.map(lambda file: damage(*file), files) if found]

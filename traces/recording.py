@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -198,12 +198,18 @@ class Recording:
         return Forest(drafter, **columns)
 
 
-def open_recording(folder: str | Path, verify: bool = False, skip_damaged: bool = False) -> Recording:
+def open_recording(
+    folder: str | Path,
+    verify: bool = False,
+    skip_damaged: bool = False,
+    on_shard: Callable[[int, int], None] = lambda done, of: None,
+) -> Recording:
     """Open a recording.
 
     :param verify: compare every shard with its checksum, always. Without it, that is done only when the cache is built
         or when a shard's size or modification time has changed since.
     :param skip_damaged: leave out damaged shards (they are listed in `damaged`) instead of refusing.
+    :param on_shard: told, while the cache is built, how many shards are done, of how many.
     Raises UserError when the folder holds no recording or one of a newer version, when nothing in it is finished, and
     when a shard is missing, truncated or edited. An unfinished recording opens with what is finished, and says so in
     `complete`.
@@ -225,6 +231,6 @@ def open_recording(folder: str | Path, verify: bool = False, skip_damaged: bool 
     if not plans:
         raise UserError(f"{folder} holds no finished shard: record some with traces.record --resume")
     key = cache.key_of(folder, manifest, plans)
-    arrays = cache.load(folder, key, lambda store: flatten.build(store, folder, manifest, plans))
+    arrays = cache.load(folder, key, lambda store: flatten.build(store, folder, manifest, plans, on_shard))
     complete = manifest["status"] == "complete" and not damages
     return Recording(folder, manifest, complete, damages, plans, arrays)

@@ -146,6 +146,16 @@ def test_second_opening_maps_the_cache_and_a_touched_shard_makes_it_stale(record
     assert len([path for path in (recording / CACHE).iterdir() if path.is_dir()]) == 1
 
 
+def test_building_the_cache_tells_how_far_it_is(recording):
+    told = []
+    found = open_recording(recording, on_shard=lambda done, of: told.append((done, of)))
+    shards = len(found.plans) * len(found.drafters)
+    assert shards > 1 and told == [(done, shards) for done in range(1, shards + 1)]
+    told.clear()
+    open_recording(recording, on_shard=lambda done, of: told.append((done, of)))
+    assert told == []
+
+
 def test_large_arrays_are_mapped_and_read_only(fake, tmp_path):
     plan = [ShardPlan(0, tuple(range(40)), "math")]
     writer = RecordingWriter.create(tmp_path / "trace", fake.FIELDS, plan)
