@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
-from live.distribution import entropy_of, log_probabilities
+from live.distribution import told_of
 from live.drafter import LiveDrafter
 from live.faults import DraftFailed, GuardedDrafter, check_prompt, drafting
 from live.looking_up import LiveLookup
@@ -24,7 +25,7 @@ from policies.drafting import Drafter
 from policies.lookup.rule import Rule
 from policies.loop import Cycled, Step, emitted, gather_rows, run_cycle
 
-PER_ROW = ("row", "root", "sequence", "position", "number", "limit", "told_limit", "context", "entropy", "logprob", "going")
+PER_ROW = ("row", "root", "sequence", "position", "number", "limit", "told_limit", "context", "root_logits", "going")
 """What a decoder knows of each row that still decodes: tensors [R]."""
 
 
@@ -161,8 +162,7 @@ class SpeculativeDecoder:
         self.draft_error: str | None = None
         self.plain = 0
         self._drafting(lambda: self.drafter.prefill(tokens, counts, output.captured, self._root))
-        logprob = log_probabilities(logits)
-        self._entropy, self._logprob = entropy_of(logprob), logprob.gather(1, self._root[:, None])[:, 0].float()
+        self._root_logits = logits
         self._context = counts
         fits = self.context_limit - counts + 1  # the last token need not be run
         fits = fits if position is None else fits + position
@@ -192,8 +192,7 @@ class SpeculativeDecoder:
             context_length=self._context,
             room=self._told_limit - 1 - self._position,
             reach=self.context_limit - 1 - self._context,
-            root_entropy=self._entropy,
-            root_logprob=self._logprob,
+            root_told=cache(partial(told_of, self._root_logits, self._root)),
             group=torch.zeros_like(self._row),
             sampling=self.verifier.sampler.sampling,
             cost=self.cost,
@@ -214,7 +213,7 @@ class SpeculativeDecoder:
                 self.drafter.commit(tokens, self.verifier.features, counts)
             self._root = tokens.gather(1, (counts - 1).clamp(min=0)[:, None])[:, 0]
             self.verifier.sampler.commit(tokens, counts)
-            self._entropy, self._logprob = self.verifier.bonus_distribution(done.walk)
+            self._root_logits = self.verifier.bonus_logits(done.walk)
         self.state = done.state
         self._context = self._context + done.walk.accepted + 1
         self._position, self._number = self._position + gained, self._number + 1

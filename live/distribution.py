@@ -46,6 +46,12 @@ def entropy_of(logprob: Tensor) -> Tensor:
     return -logprob.exp().mul_(logprob.nan_to_num(neginf=0.0)).sum(-1).float()  # a token that cannot be: 0 * -inf counts as 0
 
 
+def told_of(logits: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+    """(entropy, log-probability of the given tokens int64 [B]) under logits [B, V]: float32 [B] each, in nats."""
+    logprob = log_probabilities(logits)
+    return entropy_of(logprob), logprob.gather(1, token[:, None])[:, 0].float()
+
+
 def on_grid(nats: Tensor) -> Tensor:
     """Float32 numbers of a draft, rounded in place to multiples of DRAFT_STEP (1.5e-5 nats; half of that below -64).
 

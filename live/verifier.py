@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from live.distribution import entropy_of, log_probabilities
+from live.distribution import log_probabilities
 from live.model import CachedModel
 from live.sampling import Sampler, most_likely
 from policies.contract import Cycle
@@ -86,12 +86,12 @@ class LiveVerifier:
         tokens = torch.nn.functional.pad(accepted, (0, 1)).scatter(1, outcome.accepted[:, None], outcome.bonus[:, None])
         return tokens, outcome.accepted + (outcome.bonus >= 0)
 
-    def bonus_distribution(self, outcome: Walk) -> tuple[Tensor, Tensor]:
-        """(entropy float32 [B], raw log-prob of the bonus float32 [B]) of the target at the last accepted node."""
-        last = self.walked.gather(1, outcome.accepted[:, None])[:, :, None].expand(-1, -1, self.logits.shape[-1])
-        logits = self.logits[:, int(last[0, 0, 0])] if alone(self.logits) else self.logits.gather(1, last)[:, 0]
-        logprob = log_probabilities(logits)
-        return entropy_of(logprob), logprob.gather(1, outcome.bonus.clamp(min=0)[:, None])[:, 0].float()
+    def bonus_logits(self, outcome: Walk) -> Tensor:
+        """The target's logits [B, V] at the last accepted node, which chose the bonus token."""
+        last = self.walked.gather(1, outcome.accepted[:, None])
+        if alone(self.logits):
+            return self.logits[:, int(last)]
+        return self.logits.gather(1, last[:, :, None].expand(-1, -1, self.logits.shape[-1]))[:, 0]
 
     def target_top(self, cycle: Cycle, kept: Kept, outcome: Walk, count: int = 64) -> tuple[Tensor, Tensor]:
         place = self.walked.clamp(min=0)[:, :, None].expand(-1, -1, self.logits.shape[-1])

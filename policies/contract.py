@@ -58,8 +58,7 @@ class Cycle:
     context_length  int64   [B]  tokens before the root (prompt and generated)
     room            int64   [B]  tokens that still count after the root, up to the token limit
     reach           int64   [B]  deepest node that fits in the context of target and draft
-    root_entropy    float32 [B]  entropy (nats) of the target's distribution that gave the root
-    root_logprob    float32 [B]  the root's raw log-probability under it
+    root_told       () -> (``root_entropy``, ``root_logprob``), worked out when a policy looks at them
     group           int64   [B]  rows with the same number decode together as one serving batch
     sampling        how the target's tokens are chosen, its fields tensors [B]
     cost            what time costs on this machine, or None
@@ -72,11 +71,20 @@ class Cycle:
     context_length: Tensor
     room: Tensor
     reach: Tensor
-    root_entropy: Tensor
-    root_logprob: Tensor
+    root_told: Callable[[], tuple[Tensor, Tensor]]
     group: Tensor
     sampling: Sampling = Sampling()
     cost: Cost | None = None
+
+    @property
+    def root_entropy(self) -> Tensor:
+        """float32 [B]: entropy (nats) of the target's distribution that gave the root."""
+        return self.root_told()[0]
+
+    @property
+    def root_logprob(self) -> Tensor:
+        """float32 [B]: the root's raw log-probability under it."""
+        return self.root_told()[1]
 
 
 @dataclass(frozen=True)

@@ -268,8 +268,7 @@ def run_cover(
         context_length=context,
         room=context_limit - 1 - context,
         reach=context_limit - 1 - context,
-        root_entropy=nothing,
-        root_logprob=nothing,
+        root_told=lambda: (nothing, nothing),
         group=torch.arange(len(position), device=position.device),
         sampling=sampling.by_row(position),
     )

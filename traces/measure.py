@@ -83,7 +83,7 @@ def about(context_length: Tensor) -> Cycle:
     nothing = torch.zeros_like(context_length)
     zero = nothing.float()
     room = torch.full_like(nothing, 1 << 20)
-    return Cycle(nothing == 0, nothing, nothing, nothing, context_length, room, room, zero, zero, nothing)
+    return Cycle(nothing == 0, nothing, nothing, nothing, context_length, room, room, lambda: (zero, zero), nothing)
 
 
 class TargetStage:

@@ -178,3 +178,26 @@ def test_state_that_outlives_a_request_goes_on(pair64, prompts):
     run = SpeculativeDecoder(pair64.target(), pair64.networks["draft"], Counting(k=2), pair64.end_tokens)
     cycles = [run.generate([prompt], 8).cycles[0] for prompt in prompts[:3]]
     assert run.state["cycles"].tolist() == [sum(cycles)]
+
+
+@pytest.mark.parametrize("name", ["eagle3", "draft"])
+def test_a_policy_may_look_at_what_gave_the_root(pair64, prompts, told, name):
+    from policies.chain import Chain
+
+    seen: dict[tuple[int, int], tuple[float, float]] = {}
+
+    class Looking(Chain):
+        def expand(self, tree, cycle, state):
+            for at in zip(cycle.sequence.tolist(), cycle.position.tolist(), strict=True):
+                row = len(cycle.sequence) - len(cycle.sequence[cycle.sequence >= at[0]])
+                seen[at] = float(cycle.root_entropy[row]), float(cycle.root_logprob[row])
+            return super().expand(tree, cycle, state)
+
+    SpeculativeDecoder(pair64.target(), pair64.networks[name], Looking(k=2), pair64.end_tokens).generate(prompts, LIMIT)
+    assert len({text for text, _ in seen}) == len([text for text in told if len(text) > 1])
+    for (text, position), (entropy, logprob) in seen.items():
+        before = torch.tensor([[*prompts[text], *told[text][:position]]])
+        with torch.inference_mode():
+            wanted = torch.log_softmax(pair64.model(before).logits[0, -1], dim=-1)
+        assert abs(entropy + float((wanted.exp() * wanted).sum())) < 1e-6
+        assert abs(logprob - float(wanted[told[text][position]])) < 1e-6

@@ -314,7 +314,7 @@ class Fixed:
 
 def test_same_decision():
     one = torch.ones(1, dtype=torch.int64)
-    cycle = Cycle(one > 0, one, one, one, 5 * one, 9 * one, 9 * one, one.float(), one.float(), one)
+    cycle = Cycle(one > 0, one, one, one, 5 * one, 9 * one, 9 * one, lambda: (one.float(), one.float()), one)
     policy, other = (
         load_policy("eagle3(total_tokens=5, depth=2, top_k=3)"),
         load_policy("eagle3(total_tokens=4, depth=2, top_k=3)"),
