@@ -44,7 +44,7 @@ class Opening:
         """How far it is, in words."""
         if not self.of:
             return "Opening the recording: comparing its files with their checksums"
-        return f"Opening the recording for the first time: {self.done} of {self.of} shards read. The next opening takes no time."
+        return f"Opening the recording for the first time: {self.done} of {self.of} shards read."
 
 
 @st.cache_resource(show_spinner=False)
@@ -60,13 +60,20 @@ def opened(folder: str, files: tuple) -> Recording:
     """
     known, lock = _openings()
     key = (folder, files)
-    with lock:
-        if key not in known or known[key].failed():  # what failed may have been mended
-            known[key] = Opening(folder)
-            for oldest in list(known)[:-HELD]:
-                del known[oldest]
-        opening = known[key]
     bar = st.empty()
+    while True:
+        with lock:
+            running = next((one for (where, _), one in known.items() if where == folder and not one.recording.done()), None)
+            if key in known and not known[key].failed():  # what failed may have been mended
+                opening = known[key] = known.pop(key)  # the last one used
+                break
+            if running is None:
+                opening = known[key] = Opening(folder)
+                for oldest in [one for one in known if known[one].recording.done()][: max(len(known) - HELD, 0)]:
+                    del known[oldest]
+                break
+        bar.text("Opening the recording: waiting for its files as they were before")
+        wait([running.recording])  # two at a time would delete each other's cache
     while not wait([opening.recording], LOOK).done:
         bar.progress(opening.done / max(opening.of, 1), text=opening.says())
     bar.empty()

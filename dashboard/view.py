@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from traces.recording import Recording
 
 MOST_REPLAYED, MOST_DRAFTED = 12_000, 6_000
 """Positions replayed, and positions drafted on one by one, while one waits: about half a second each."""
-CORES = torch.get_num_threads()
+CORES = len(os.sched_getaffinity(0))
 """For what takes longer."""
 
 

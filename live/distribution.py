@@ -13,7 +13,7 @@ SLACK = 6
 """Candidates looked at beyond the K asked for, so that ties at the cut are settled by id without sorting the vocabulary."""
 
 IN_CACHE = 2**18
-"""Logits looked at side by side on a CPU: every pass over them finds them in its cache."""
+"""Logits looked at side by side by each core of a CPU: every pass over them finds them in its cache."""
 
 DRAFT_STEP = 2.0**-16
 """What a draft says is rounded to multiples of this, in nats (see ``on_grid``)."""
@@ -63,10 +63,11 @@ def on_grid(nats: Tensor) -> Tensor:
 
 def ranked(logits: Tensor, count: int, entropy: bool = True) -> Ranked:
     """The ``count`` best entries by float32 log-probability, ties by lowest index, and the full entropy (-1 unless asked for)."""
-    if logits.device.type == "cpu" and logits.numel() > IN_CACHE:
+    if logits.device.type == "cpu" and logits.numel() > (most := IN_CACHE * torch.get_num_threads()):
         rows = logits.reshape(-1, logits.shape[-1])
-        parts = [_ranked(part, count, entropy) for part in rows.split(max(1, IN_CACHE // logits.shape[-1]))]
-        return Ranked(*(torch.cat(column).unflatten(0, logits.shape[:-1]) for column in zip(*parts, strict=True)))
+        parts = [_ranked(part, count, entropy) for part in rows.split(max(1, most // logits.shape[-1]))]
+        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+        return Ranked(*(column.reshape(*logits.shape[:-1], *column.shape[1:]) for column in columns))
     return _ranked(logits, count, entropy)
 
 

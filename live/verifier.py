@@ -51,7 +51,7 @@ class LiveVerifier:
         self.logits = output.logits
         choice = self._choice(cycle, known, sees)
         self.chosen = None
-        if self.sampler is None or self.sampler.greedy:  # a best score is not a number where any score is not
+        if self.sampler is None or self.sampler.greedy:  # the argmax is the first NaN where there is one
             self.chosen = self.logits.gather(2, choice[:, :, None])[:, :, 0]
         ended = self.ends(kept.token) & (kept.depth > 0)  # nothing follows an end of sequence
         outcome = walk(kept, choice.masked_fill(ended if known is kept else ended | (kept.token < 0), NONE))

@@ -99,7 +99,7 @@ class Static(Policy):
     def select(self, tree: DraftTree, cycle: Cycle, state: State) -> Tensor:
         """All that was drafted, but for children that are there only for the sake of a later sibling."""
         child, _, _, no_gaps = self._layout
-        state["place"] = state["place"][:, :0]  # rows that stopped earlier than others have come less far: nothing is left of it
+        state["place"] = state["place"][:, :0]  # its width is the deepest row's: emptied, it tells a row nothing of others
         if no_gaps:
             return tree.exists
         place = torch.zeros_like(tree.depth)

@@ -12,12 +12,19 @@ import app
 from dashboard import common
 
 APP = Path(app.__file__)
+_drawn_to_dict = common.Drawn.to_dict
+
+
+def _validated(drawn: common.Drawn) -> dict:
+    """What the page is sent, once the chart was found to be valid Vega-Lite."""
+    drawn.chart.to_dict(validate=True)
+    return _drawn_to_dict(drawn)
 
 
 def open_page(monkeypatch: pytest.MonkeyPatch, page: str, *arguments: object, script: Path = APP, **query: str) -> AppTest:
     """Open a page with command line arguments and query parameters. Its charts must be valid Vega-Lite."""
     monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
-    monkeypatch.setattr(common.Drawn, "to_dict", lambda drawn: drawn.chart.to_dict(validate=True))
+    monkeypatch.setattr(common.Drawn, "to_dict", _validated)
     tested = AppTest.from_file(str(script), default_timeout=600).run()
     if page != "recording":
         tested.switch_page(f"dashboard/{page}.py")

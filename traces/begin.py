@@ -73,6 +73,11 @@ def _resumed(folder: Path, ours: Manifest, share: Share) -> tuple[Manifest, froz
                 f"cannot resume {folder}: the prompts of {key.partition('.')[2] or 'its domains'} are not those it was begun "
                 "with; bring the old prompt file back, or start afresh with --overwrite"
             )
+        if key == "draft_step":
+            raise UserError(
+                f"cannot resume {folder}: an earlier version began it and rounded a draft's numbers otherwise; "
+                "start afresh with --overwrite"
+            )
         raise UserError(
             f"cannot resume {folder}: it was recorded with {key} = {_short(then)}, now it is {_short(now)}; "
             "give the same options, or start afresh with --overwrite"

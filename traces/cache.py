@@ -34,7 +34,7 @@ class Column:
     def __init__(self, path: Path | None, dtype: np.dtype | type | str, tail: tuple[int, ...]):
         self.path, self.dtype, self.tail, self.rows = path, np.dtype(dtype), tail, 0
         self._parts: list[np.ndarray] = []
-        self._stream = None if path is None else open(path, "wb", buffering=0)
+        self._stream = None if path is None else open(path, "wb")
         self._write_header()
 
     def append(self, values: np.ndarray) -> None:
@@ -46,7 +46,7 @@ class Column:
         if self._stream is None:
             self._parts.append(values.copy() if values.base is not None else values)
         else:
-            values.tofile(self._stream)
+            self._stream.write(values.reshape(-1).view(np.uint8))  # not tofile, which overlooks a full disk
 
     def finished(self) -> np.ndarray:
         """The whole array, read-only where it is a file; nothing can be appended any more."""
@@ -54,6 +54,7 @@ class Column:
             return np.concatenate([np.zeros((0, *self.tail), self.dtype), *self._parts])
         self._stream.seek(0)
         self._write_header()
+        self._stream.flush()
         os.fsync(self._stream.fileno())
         self._stream.close()
         return _load(self.path)
@@ -102,9 +103,8 @@ def load(folder: Path, key: str, build: Build) -> Mapping[str, np.ndarray]:
     as long as the result is used, and, failing that too, to memory.
     """
     home = folder / CACHE / key
-    if home.is_dir():
-        return _open(home)
-    for attempt in (lambda: _publish(home, build), lambda: _build_temporary(build)):
+    there = [lambda: _open(home)] if home.is_dir() else []  # unless another process is just deleting it
+    for attempt in (*there, lambda: _publish(home, build), lambda: _build_temporary(build)):
         try:
             return attempt()
         except OSError:
@@ -167,7 +167,10 @@ def _build(work: Path, build: Build) -> None:
 
 
 def _open(home: Path) -> dict[str, np.ndarray]:
-    return _read_only({path.stem: _load(path) for path in _array_files(home)})
+    arrays = _read_only({path.stem: _load(path) for path in _array_files(home)})
+    if not arrays:  # somebody who published another key has just deleted it
+        raise FileNotFoundError(f"{home} holds no array")
+    return arrays
 
 
 def _array_files(home: Path) -> Iterator[Path]:

@@ -84,6 +84,7 @@ def _build_positions(store: Store, folder: Path, plans: Sequence[ShardPlan]) -> 
             if name not in columns:
                 columns[name] = store.column(name, values.dtype, values.shape[1:])
             columns[name].append(_same_width(values, columns[name].tail, folder, plan))
+        del table, arrays, values  # the next one is being read already
     store.settle()
     offset, prompt = store.arrays["offset"], np.diff(store.arrays["prompt_offset"])
     start = np.repeat(offset[:-1] - prompt, np.diff(offset))
@@ -124,6 +125,8 @@ def _build_forest(
             root[found["position"][roots]] = first + roots
             for column, values in found.items():
                 out[column].append(values)
+            del found, values
+        del table  # the next one is being read already
         on_shard(done)
     store.settle()
     store.put(prefix + "root", root)

@@ -51,9 +51,11 @@ class ForestDrafter:
         for depth in range(1, int(depths.max()) + 1):
             level = (depths == depth).nonzero()[:, 0]
             self.network.grow(rows["parent"][:, level].clamp(min=0), rows["token"][:, level], self.fanout)
+        root = self.token[:, :1]  # rows of a recording do not hold it
         for name in GROWABLE:
             if name != "child_row":
                 setattr(self, name, rows[name])
+        self.token = torch.cat([root, self.token[:, 1:]], dim=1)
         trees, count = rows["token"].shape
         place = rows["parent"] * self.fanout + rows["rank"]
         place = place.masked_fill((rows["token"] < 0) | (rows["depth"] == 0), count * self.fanout)

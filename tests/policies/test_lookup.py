@@ -10,6 +10,7 @@ import torch
 from policies.errors import UserError
 from policies.lookup.drafter import LookupDrafter
 from policies.lookup.rule import all_rules, is_rule, load_rule
+from policies.lookup.trie import follow
 from policies.tree import DraftTree
 from tests.policies import lookup_brute as brute
 from tests.policies.lookups import by_path, logprobs, past_of, texts, tree_of
@@ -132,3 +133,13 @@ def test_a_chain_of_one_row_is_what_it_is_among_others(spec, root):
     row = texts(4, rows=1, vocabulary=6)[0]
     alone, among = tree_of(spec, past_of([row], [root], 1), 12), tree_of(spec, past_of([row, row], [root, root], 1), 12)
     assert [alone[0], alone[0]] == among and (root < 30 or alone[0])
+
+
+def test_one_match_leads_where_it_would_beside_others():
+    behind = torch.tensor([[[4], [7], [-1]], [[-1], [-1], [-1]], [[2], [2], [2]], [[5], [6], [7]]])
+    matched = torch.tensor([[True], [True], [True], [False]])
+    alone = follow(behind, matched)
+    among = follow(behind.expand(-1, -1, 2), torch.cat([matched, torch.zeros_like(matched)], 1))
+    assert torch.equal(alone.group[:, :, 0], among.group[:, :, 0])
+    going = alone.group[:, :, 0] >= 0
+    assert torch.equal(alone.token[:, :, 0][going], among.token[:, :, 0][going])

@@ -80,3 +80,8 @@ def test_the_best_of_one_row(count):
     score[0, 1] = -0.0
     assert torch.equal(twice(best(score, count)), best(twice(score), count))
     assert torch.equal(twice(best(score[:, :1], count)), best(twice(score[:, :1]), count))
+
+
+def test_a_broken_score_is_ranked_as_among_others():
+    score = torch.tensor([[-1.0, torch.nan, -0.5, -2.0]])
+    assert torch.equal(twice(best(score, 2)), best(twice(score), 2))

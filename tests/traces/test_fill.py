@@ -110,6 +110,30 @@ def test_filling_again_adds_nothing(filled, capsys):
     assert {path.name: path.read_bytes() for path in filled.glob("*.parquet")} == before
 
 
+def test_a_fill_shows_a_policy_the_root(recorded, tmp_path):
+    """A policy may look at the token that its tree hangs from."""
+    file = tmp_path / "by_root.py"
+    file.write_text(
+        "from policies.chain import Chain\n"
+        "from policies.contract import Expansion\n"
+        "from policies.registry import policy\n"
+        "@policy('by-root', paper='https://example.org')\n"
+        "class ByRoot(Chain):\n"
+        "    def expand(self, tree, cycle, state):\n"
+        "        if tree.levels == 26:\n"
+        "            return None\n"
+        "        goes_on = (tree.levels < 2) | (tree.token[:, :1] % 2 == 1)\n"
+        "        return Expansion(tree.frontier(1).masked_fill(~goes_on, -1), 1)\n"
+        "    def select(self, tree, cycle, state):\n"
+        "        return tree.exists\n"
+    )
+    spec, out = f"{file}:ByRoot", shutil.copytree(recorded, tmp_path / "trace")
+    missing = [replay(open_recording(out), load_policy(spec), name).coverage for name in ("eagle3", "draft")]
+    assert min(missing) < 1
+    main(["--fill", str(out), "--policy", spec])
+    assert all(replay(open_recording(out), load_policy(spec), name).coverage == 1 for name in ("eagle3", "draft"))
+
+
 def test_a_fill_that_cannot_be(filled, recorded, tmp_path, refused):
     assert "unknown policy" in refused(lambda: main(["--fill", str(filled), "--policy", "chian"]))
     assert "must be fitted" in refused(lambda: main(["--fill", str(filled), "--policy", "heterospec"]))

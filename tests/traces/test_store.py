@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +156,22 @@ def test_building_the_cache_tells_how_far_it_is(recording):
     told.clear()
     open_recording(recording, on_shard=lambda done, of: told.append((done, of)))
     assert told == []
+
+
+def test_a_disk_that_is_full_is_noticed(tmp_path):
+    """In a process of its own, whose files may not grow beyond 4 kB: a shorter array must not pass for the whole one."""
+    code = (
+        "import resource, signal, sys, numpy as np; from pathlib import Path; from traces.cache import Column\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "column = Column(Path(sys.argv[1]), np.int64, ())\n"
+        "try:\n"
+        "    [column.append(np.arange(300)) for _ in range(3)]\n"
+        "    column.finished()\n"
+        "except OSError:\n"
+        "    sys.exit(7)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "array.npy")], cwd=Path(__file__).parents[2])
+    assert ended.returncode == 7
 
 
 def test_large_arrays_are_mapped_and_read_only(fake, tmp_path):
