@@ -81,7 +81,7 @@ def most_likely(scores: Tensor) -> Tensor:
     On a CPU NumPy's search is some ten times as fast as torch's; it knows no half precisions.
     """
     if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
-        return torch.as_tensor(scores.detach().numpy().argmax(-1))
+        return torch.as_tensor(scores.detach().numpy().argmax(-1), device=scores.device)
     return scores.argmax(-1)
 
 

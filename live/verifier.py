@@ -17,7 +17,7 @@ from policies.verification import Kept, Walk, walk
 def sees_ancestors(kept: Kept) -> Tensor:
     """bool [B, V, V]: which kept nodes each kept node attends to, itself and its ancestors."""
     if alone(kept.parent):
-        return ancestors(kept.parent[0].tolist())
+        return ancestors(kept.parent)
     rows, count = kept.token.shape
     sees = torch.eye(count, dtype=torch.bool, device=kept.token.device).expand(rows, -1, -1)
     own, parent = sees, kept.parent.clamp(min=0)[:, :, None].expand(-1, -1, count)

@@ -16,6 +16,11 @@ def alone(values: Tensor) -> bool:
     return len(values) == 1 and values.device.type == "cpu"
 
 
+def integers(values: list, like: Tensor) -> Tensor:
+    """An int64 tensor of these values (a list, or a list of lists), where ``like`` lies."""
+    return torch.tensor(values, dtype=torch.int64, device=like.device)
+
+
 def nodes_in(slot: Tensor, node: Tensor | None, first: int) -> tuple[Tensor, Tensor]:
     """(the nodes in slots int64 [1, W] of a level, -1 = none; those slots, 0 for none): int64 [1, W] each.
 
@@ -24,7 +29,7 @@ def nodes_in(slot: Tensor, node: Tensor | None, first: int) -> tuple[Tensor, Ten
     own = slot[0].tolist()
     held = range(first, first + max(own, default=0) + 1) if node is None else node[0].tolist()
     found = [held[place] if place >= 0 else NONE for place in own]
-    return torch.tensor([found], dtype=torch.int64), torch.tensor([[max(place, 0) for place in own]], dtype=torch.int64)
+    return integers([found], slot), integers([[max(place, 0) for place in own]], slot)
 
 
 def accepted_path(token: list[int], parent: list[int], choice: list[int]) -> tuple[list[int], int]:
@@ -47,10 +52,10 @@ def status_of(node: list[int], parent: list[int], path: list[int], ended: bool, 
     return status
 
 
-def ancestors(parent: list[int]) -> Tensor:
-    """bool [1, V, V]: which kept nodes each kept node attends to, itself and its ancestors."""
-    sees = torch.eye(len(parent), dtype=torch.bool)
+def ancestors(parent: Tensor) -> Tensor:
+    """bool [1, V, V]: which kept nodes each kept node attends to, itself and its ancestors, from int64 [1, V]."""
+    sees = torch.eye(parent.shape[1], dtype=torch.bool, device=parent.device)
     own = sees.numpy()
-    for place in range(1, len(parent)):
-        own[place] |= own[max(parent[place], 0)]
+    for place, above in enumerate(parent[0].tolist()[1:], 1):
+        own[place] |= own[max(above, 0)]
     return sees[None]

@@ -39,7 +39,7 @@ def best(score: Tensor, count: int) -> Tensor:
             return best(score.expand(2, *score.shape), count)[0]
         order = sorted(range(entries), key=flat.__getitem__, reverse=True)[:count]  # equal ones keep their order
         chosen = [NONE if flat[index] == -math.inf else index for index in order]
-        return torch.tensor(chosen, dtype=torch.int64).view(*score.shape[:-1], len(chosen))
+        return torch.tensor(chosen, dtype=torch.int64, device=score.device).view(*score.shape[:-1], len(chosen))
     if entries == 1 and count > 0:
         return torch.zeros_like(score, dtype=torch.int64).masked_fill(score == -torch.inf, NONE)
     count = min(count, entries)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from policies.contract import Cycle
 from policies.errors import UserError
-from policies.one_row import accepted_path, alone, status_of
+from policies.one_row import accepted_path, alone, integers, status_of
 from policies.order import NONE
 from policies.tree import DraftTree
 
@@ -102,7 +102,7 @@ def walk(kept: Kept, choice: Tensor) -> Walk:
     """
     if alone(choice):
         path, bonus = accepted_path(kept.token[0].tolist(), kept.parent[0].tolist(), choice[0].tolist())
-        return Walk(torch.tensor([path], dtype=torch.int64), torch.tensor([len(path)]), torch.tensor([bonus]))
+        return Walk(integers([path], choice), integers([len(path)], choice), integers([bonus], choice))
     chosen = (kept.token == choice.gather(1, kept.parent.clamp(min=0))) & (kept.parent >= 0)
     candidate = packed_columns(chosen)  # the few nodes that are what the target says behind their own parent
     above = kept.parent.gather(1, candidate.clamp(min=0)).masked_fill(candidate < 0, NONE)
@@ -124,7 +124,7 @@ def node_status(tree: DraftTree, kept: Kept, outcome: Walk) -> Tensor:
     if alone(kept.token):
         path, ended = [place for place in outcome.path[0].tolist() if place >= 0], int(outcome.bonus) < 0
         status = status_of(kept.node[0].tolist(), kept.parent[0].tolist(), path, ended, tree.width)
-        return torch.tensor([status], dtype=torch.int8)
+        return torch.tensor([status], dtype=torch.int8, device=tree.device)
     rows, end = kept.token.shape
     on_path = torch.zeros((rows, end + 1), dtype=torch.bool, device=tree.device)
     on_path.scatter_(1, outcome.path.masked_fill(outcome.path < 0, end), True)  # the last column catches the padding

@@ -88,8 +88,16 @@ def test_resume_after_a_kill(quick, tiny_pair, tmp_path):
     assert files(out) == files(quick)
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal: a job in the background of a shell is started with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_lets_the_shard_in_hand_be_finished(quick, tiny_pair, tmp_path, monkeypatch, capsys, times):
+def test_ctrl_c_lets_the_shard_in_hand_be_finished(quick, tiny_pair, tmp_path, monkeypatch, capsys, interruptible, times):
     """In the middle of the second shard. Who presses it twice does not wait for the shard."""
     real, handler = ShardRecorder._capture, signal.getsignal(signal.SIGINT)
 
