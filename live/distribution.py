@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from policies.order import best
+from policies.order import best, most_likely
 
 SLACK = 6
 """Candidates looked at beyond the K asked for, so that ties at the cut are settled by id without sorting the vocabulary."""
@@ -77,6 +77,9 @@ def _ranked(logits: Tensor, count: int, entropy: bool) -> Ranked:
     spread = on_grid(entropy_of(logprob)) if entropy else logprob.new_full(logprob.shape[:-1], -1.0, dtype=torch.float32)
     logprob = logprob.float()  # what policies see in every mode; ranking the rounded values keeps the modes alike
     count = min(count, logprob.shape[-1])
+    if count == 1:
+        index = most_likely(logprob)[..., None]
+        return Ranked(index, on_grid(logprob.gather(-1, index)), spread)
     value, index = logprob.topk(min(count + 1, logprob.shape[-1]), dim=-1)
     if bool((value[..., 1:] == value[..., :-1]).any()):
         index = _settled(logprob, count)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from policies.contract import Sampling
+from policies.order import most_likely
 from policies.philox import uniform
 
 GREEDY = Sampling()
@@ -73,16 +74,6 @@ def _cut(scores: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
     gap_p = (least - ranked.masked_fill(~beyond, -torch.inf).amax(-1, keepdim=True)).nan_to_num(nan=torch.inf, posinf=torch.inf)
     cut = torch.zeros_like(below).scatter(-1, index, below | beyond)
     return scores.masked_fill(cut, -torch.inf), torch.minimum(torch.minimum(gap_k, edge), gap_p)[..., 0]
-
-
-def most_likely(scores: Tensor) -> Tensor:
-    """The best token int64 [...] of scores [..., V], the lowest id on ties; that of the first NaN where there is one.
-
-    On a CPU NumPy's search is some ten times as fast as torch's; it knows no half precisions.
-    """
-    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
-        return torch.as_tensor(scores.detach().numpy().argmax(-1), device=scores.device)
-    return scores.argmax(-1)
 
 
 def inverse_cdf(weight: Tensor, u: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from live.distribution import log_probabilities
 from live.model import CachedModel
-from live.sampling import Sampler, most_likely
+from live.sampling import Sampler
 from policies.contract import Cycle
 from policies.one_row import alone, ancestors
-from policies.order import NONE
+from policies.order import NONE, most_likely
 from policies.verification import Kept, Walk, walk
 
 

@@ -59,3 +59,13 @@ def rank_of(score: Tensor, index: Tensor) -> Tensor:
     columns = torch.arange(score.shape[1], device=score.device)
     ahead = (score > own) | ((score == own) & (columns < index[:, None]))
     return ahead.sum(1)
+
+
+def most_likely(scores: Tensor) -> Tensor:
+    """The index int64 [...] of the best of scores [..., M], the lowest on ties; that of the first NaN where there is one.
+
+    On a CPU NumPy's search is some ten times as fast as torch's; it knows no half precisions.
+    """
+    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
+        return torch.as_tensor(scores.detach().numpy().argmax(-1), device=scores.device)
+    return scores.argmax(-1)

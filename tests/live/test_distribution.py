@@ -29,3 +29,10 @@ def test_children_are_ranked_before_they_are_rounded(dtype):
     assert found.index.tolist() == [1, 0, 2, 3] and found.logprob[0] == found.logprob[1]
     assert (found.logprob.double() / DRAFT_STEP % 1 == 0).all() and found.entropy.double() / DRAFT_STEP % 1 == 0
     assert (found.logprob - log_probabilities(logits)[found.index].float()).abs().max() <= DRAFT_STEP / 2
+
+
+def test_one_child_is_the_first_of_several():
+    logits = torch.randn(3, 5, 50, generator=torch.Generator().manual_seed(2)).mul(3).round()  # with ties
+    one, more = ranked(logits, 1), ranked(logits, 4)
+    assert torch.equal(one.index, more.index[..., :1]) and torch.equal(one.logprob, more.logprob[..., :1])
+    assert torch.equal(one.entropy, more.entropy)
