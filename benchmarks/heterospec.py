@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,6 +197,7 @@ def main() -> None:
     drafter = given.drafter or recording.drafters[0]
     cost = profile_for(given.profile, recording, drafter).cost(drafter) if given.profile else None
     text = report(recording, policy, drafter, cost, given.train_share, given.seed, given.temperature)
+    text += f"\nMade by `{shlex.join(['python', '-m', 'benchmarks.heterospec', *sys.argv[1:]])}`.\n"
     if given.out:
         write_text(given.out, text)
         print(f"written to {given.out}")
