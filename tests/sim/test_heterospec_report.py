@@ -44,7 +44,9 @@ def test_the_command(recording, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["x", str(recording.folder), "--policy", SPEC, "--temperature", "0"])
     main()
     told = capsys.readouterr().out.partition("written to")[2]
-    assert "texts at temperature 0" in told and text.split("## By domain")[1] == told.split("## By domain")[1]
+    tables, made = (page.split("## By domain")[1].split("Made by")[0] for page in (text, told)), "`python -m benchmarks.heterospec "
+    assert "texts at temperature 0" in told and len(set(tables)) == 1
+    assert f"Made by {made}{recording.folder} --policy" in text and "--temperature 0`" in told
     monkeypatch.setattr("sys.argv", ["x", str(recording.folder), "--policy", SPEC, "--temperature", "0.5"])
     with pytest.raises(UserError, match="it holds 0"):
         main()
