@@ -1,6 +1,6 @@
 """One request on a CPU: its tree is some dozen small integers, and plain Python is done before a few tensor operations start.
 
-The same decisions as in `policies.verification`, which decides for many rows at once; a test compares the two.
+The same decisions as `policies.verification`, `policies.tree` and `live.verifier` make for many rows at once; a test compares them.
 """
 
 from __future__ import annotations

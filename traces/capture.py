@@ -274,12 +274,11 @@ def run_cover(
     )
     root = forest.token[:, 0]
     growths = [Growth(policy, root, cycle, policy.begin(cycle, policy.init(len(position), position))) for policy in cover]
-    while growths:
-        asked = [(growth, wish) for growth in growths if (wish := growth.wish()) is not None]
+    while asked := [(growth, wish) for growth in growths if (wish := growth.wish()) is not None]:
         growths, wishes = [growth for growth, _ in asked], [wish for _, wish in asked]
-        if growths:
-            for growth, wish, children in zip(growths, wishes, forest.expand([g.tree for g in growths], wishes), strict=True):
-                growth.take(wish, children)
+        answers = forest.expand([growth.tree for growth in growths], wishes)
+        for growth, wish, children in zip(growths, wishes, answers, strict=True):
+            growth.take(wish, children)
 
 
 def forest_columns(
