@@ -1,7 +1,8 @@
 """Memory and disk that a recording takes: ``python -m benchmarks.recording_memory``.
 
-Records some prompts, then ten times as many, each in a process of its own, and compares the peak memory of the two; then says
-what an expanded node and a position take in a recording, before and after compression.
+Records some prompts of all domains, then each of them ten times, in a process of its own, and compares the peak memory of the two:
+longer prompts would take more of themselves. Then says what an expanded node and a position take in a recording, before and after
+compression.
 """
 
 from __future__ import annotations
@@ -34,24 +35,27 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     if not args.size_only:
-        peaks = [peak_bytes(count, args) for count in (args.texts, 10 * args.texts)]
-        for count, peak in zip((args.texts, 10 * args.texts), peaks, strict=True):
+        peaks = [peak_bytes(times, args) for times in (1, 10)]
+        for times, peak in zip((1, 10), peaks, strict=True):
+            count = times * args.texts
             print(f"{count:6,} texts of {args.max_new_tokens} tokens, {args.batch} per shard: peak memory {peak / 1e6:,.0f} MB")
         print(f"  ten times as many texts: {(peaks[1] - peaks[0]) / 1e6:+,.0f} MB ({peaks[1] / peaks[0] - 1:+.1%})")
     print(sizes(args.trace))
 
 
-def peak_bytes(texts: int, args: argparse.Namespace) -> int:
-    """Peak resident memory of a process that records so many texts of the shipped pair with one drafter."""
+def peak_bytes(times: int, args: argparse.Namespace) -> int:
+    """Peak resident memory of a process that records the same ``args.texts`` prompts so many times, of the shipped pair with one
+    drafter."""
     from traces.prompts import load_prompts, sample_specs
 
-    asked = [prompt.text for prompt in load_prompts(sample_specs())]
+    shipped = [prompt.text for prompt in load_prompts(sample_specs())]
+    asked = [shipped[i * len(shipped) // args.texts] for i in range(args.texts)] * times
     with tempfile.TemporaryDirectory() as folder:
         prompts = Path(folder) / "prompts.jsonl"
-        prompts.write_text("".join(json.dumps({"prompt": asked[i % len(asked)]}) + "\n" for i in range(texts)))
-        size = ["--limit", str(texts), "--batch", str(args.batch), "--max-new-tokens", str(args.max_new_tokens), "--no-cut-loops"]
+        prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked))
+        size = ["--limit", str(len(asked)), "--batch", str(args.batch), "--max-new-tokens", str(args.max_new_tokens)]
         pair = ["--draft", "reference/eagle3", "--prompts", f"all={prompts}", "--out", str(Path(folder) / "trace")]
-        command = [sys.executable, "-m", "traces.record", *pair, *size]
+        command = [sys.executable, "-m", "traces.record", *pair, *size, "--no-cut-loops"]
         with open(Path(folder) / "log", "w") as log:
             child = subprocess.Popen(command, stdout=log, stderr=log)
             _, status, used = os.wait4(child.pid, 0)

@@ -104,7 +104,8 @@ def split_spec(spec: str, noun: str = "policy") -> tuple[str, dict[str, Any]]:
     """``name(a=1, b=x)`` into its name and parameters; bare words are strings."""
     if not spec.endswith(")"):
         return spec, {}
-    head, bracket, inside = spec[:-1].partition("(")
+    place = spec.find(".json(") + len(".json") if ".json(" in spec else spec.find("(")  # a folder's name may hold brackets
+    head, bracket, inside = spec[:place], place >= 0, spec[place + 1 : -1]
     try:
         call = ast.parse(f"f({inside})", mode="eval").body if bracket else None
     except (SyntaxError, ValueError):

@@ -172,10 +172,12 @@ class Campaign:
         context = self.shapes.contexts[len(self.shapes.contexts) // 2]
 
         def job(policy: str, specs: tuple[str, ...]) -> Measured:
+            seen = set()
             for spec in specs:
                 for levels, ms in overheads(target, network, limit, text, context, spec):
+                    seen.add(levels)
                     yield ("overhead", policy, (levels, batch)), ms
-            if len(specs) > 1:  # of a fixed depth: it declines to draft only where it must, and decides nothing then
+            if len(specs) > 1 and 0 not in seen:  # of a fixed depth: it declines to draft only where it must, and decides nothing
                 for levels, ms in overheads(target, network, limit, text, context, "autoregressive"):
                     yield ("overhead", policy, (levels, batch)), ms
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from live.decode import SpeculativeDecoder
 from live.model import CachedModel
 from live.network import DraftNetwork
-from policies.registry import load_policy
+from policies.registry import load_policy, split_spec
 from traces.measure import Stopwatch, prompts_of
 
 FITTED = Path(__file__).parent.parent / "policies" / "fitted"
@@ -24,9 +24,10 @@ POLICIES = {
     "chain": ("chain(k=2)", "chain(k=8)"),
     "static": ("static",),
     "heterospec": (str(FITTED / "heterospec.json"),),
-    "goodput": (str(FITTED / "goodput.json"),),
+    "goodput": tuple(f"{FITTED / 'goodput.json'}({own})" for own in ("patience_=0", "depth=1", "depth=2", "depth=8, patience_=9")),
 }
-"""Measured policies by name: the fixed ones at two depths, for their cost per level; the others at the levels they choose."""
+"""Measured policies by name: the fixed ones at two depths, for their cost per level; goodput too, since it drafts anything between
+nothing (no patience) and many levels; the others at the levels they choose."""
 SEEN = 3
 """Cycles of one number of levels that make a median."""
 
@@ -37,7 +38,7 @@ def measured_policies(others: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
     :raises UserError: when one is unknown or not fitted.
     """
     usual = {
-        name: specs for name, specs in POLICIES.items() if all(Path(spec).is_file() for spec in specs if spec.endswith(".json"))
+        name: specs for name, specs in POLICIES.items() if all(Path(file).is_file() for file in map(_file, specs) if file)
     }
     found: dict[str, tuple[str, ...]] = {}
     for spec in others:
@@ -45,6 +46,12 @@ def measured_policies(others: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
         policy.check_fitted()
         found[policy.name] = (*found.get(policy.name, ()), spec)
     return usual | found
+
+
+def _file(spec: str) -> str:
+    """The JSON file that a spec reads; '' where it names a policy."""
+    head = split_spec(spec)[0]
+    return head if head.endswith(".json") else ""
 
 
 def overheads(

@@ -65,6 +65,10 @@ def test_parameters_on_top_of_a_file(tmp_path):
     fitted = HeteroSpec(thresholds_=(1.0, 2.0))
     (tmp_path / "h.json").write_text(json.dumps(fitted.to_json()))
     assert load_policy(f"{tmp_path / 'h.json'}(extend=False)") == HeteroSpec(extend=False, thresholds_=(1.0, 2.0))
+    folder = tmp_path / "copy (1)"
+    folder.mkdir()
+    (tmp_path / "h.json").rename(folder / "h.json")
+    assert load_policy(f"{folder / 'h.json'}(extend=False)") == HeteroSpec(extend=False, thresholds_=(1.0, 2.0))
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,8 @@ def test_profile_of_a_tiny_pair(pair: Pair, tmp_path: Path, capsys):
     assert content["overhead"]["eagle3"]["levels"] == [0, 2, 8]
     assert content["overhead"]["autoregressive"]["levels"] == [0]
     assert content["overhead"]["static"]["levels"] == [5] and "eagle3" in content["method"]["policies"]
-    assert {"heterospec", "goodput"} <= content["overhead"].keys(), "who decides while drafting is measured deciding"
+    assert "heterospec" in content["overhead"], "who decides while drafting is measured deciding"
+    assert {0, 1, 2} <= set(content["overhead"]["goodput"]["levels"]), "with few levels and with many"
     tables = [content[name] for name in ("verify", "commit", "plain")]
     for table in [*tables, content["draft"]["small"], content["catch_up"]["small"]]:
         assert torch.tensor(table["ms"]).min() > 0
