@@ -9,7 +9,7 @@ from torch import Tensor
 
 from policies.contract import Cycle
 from policies.errors import UserError
-from policies.one_row import accepted_path, alone, integers, status_of
+from policies.one_row import accepted_path, alone, integers, packed, status_of
 from policies.order import NONE
 from policies.tree import DraftTree
 
@@ -54,8 +54,16 @@ class Verifier(Protocol):
         """The target's top-M tokens int64 [B, A+1, M] and raw log-probs float32 at the root and the accepted nodes."""
 
 
+UNPACKED = "{} keeps a node whose parent it drops: `select` must return an ancestor-closed set"
+
+
 def pack(tree: DraftTree, kept: Tensor, policy: str = "the policy") -> Kept:
     """Pack the kept nodes bool [B, N] of a tree, in node order, and check that every kept node's parent is kept."""
+    if alone(kept):
+        columns = packed(*(column[0].tolist() for column in (kept, tree.token, tree.parent, tree.depth)))
+        if columns is None:
+            raise UserError(UNPACKED.format(policy))
+        return Kept(*integers(columns, kept).split(1), integers([len(columns[0]) - 1], kept))
     if bool(kept.all()):  # all is kept: a node's place is its index
         node = torch.arange(tree.width, device=kept.device).expand_as(kept)
         return Kept(node, tree.token, tree.parent, tree.depth, torch.full_like(tree.size, tree.width - 1))
@@ -69,7 +77,7 @@ def pack(tree: DraftTree, kept: Tensor, policy: str = "the policy") -> Kept:
     inner = parent >= 0
     place = torch.searchsorted(ascending, parent)
     if bool((inner & (ascending.gather(1, place) != parent)).any()):
-        raise UserError(f"{policy} keeps a node whose parent it drops: `select` must return an ancestor-closed set")
+        raise UserError(UNPACKED.format(policy))
     return Kept(
         node=node,
         token=own(tree.at("token", node), NONE),
