@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -75,7 +76,7 @@ def ranked(logits: Tensor, count: int, entropy: bool = True) -> Ranked:
 def _ranked(logits: Tensor, count: int, entropy: bool) -> Ranked:
     """The same, of all rows at once."""
     logprob = log_probabilities(logits)
-    spread = on_grid(entropy_of(logprob)) if entropy else logprob.new_full(logprob.shape[:-1], -1.0, dtype=torch.float32)
+    spread = on_grid(entropy_of(logprob)) if entropy else _unknown(logprob.shape[:-1], logprob.device)
     logprob = logprob.float()  # what policies see in every mode; ranking the rounded values keeps the modes alike
     count = min(count, logprob.shape[-1])
     if count == 1:
@@ -86,6 +87,12 @@ def _ranked(logits: Tensor, count: int, entropy: bool) -> Ranked:
         index = _settled(logprob, count)
         return Ranked(index, on_grid(logprob.gather(-1, index)), spread)
     return Ranked(index[..., :count], on_grid(value[..., :count]), spread)  # all distinct, so this is the only order
+
+
+@lru_cache(maxsize=64)
+def _unknown(shape: torch.Size, device: torch.device) -> Tensor:
+    """-1.0 float32 [...], the entropy that nobody asked for; nobody writes into it."""
+    return torch.full(shape, -1.0, device=device)
 
 
 def _settled(logprob: Tensor, count: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +35,7 @@ def best(score: Tensor, count: int) -> Tensor:
     """Indices int64 [..., min(count, M)] of the best scores in total order, best first; -1 where the score is -inf."""
     entries = score.shape[-1]
     if (few := best_of_few(score, count)) is not None:
-        return torch.tensor(few, dtype=torch.int64, device=score.device).view(*score.shape[:-1], len(few))
+        return torch.as_tensor(np.array(few, dtype=np.int64), device=score.device).view(*score.shape[:-1], len(few))
     if entries == 1 and count > 0:
         return torch.zeros_like(score, dtype=torch.int64).masked_fill(score == -torch.inf, NONE)
     count = min(count, entries)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -132,7 +133,7 @@ def node_status(tree: DraftTree, kept: Kept, outcome: Walk) -> Tensor:
     if alone(kept.token):
         path, ended = [place for place in outcome.path[0].tolist() if place >= 0], int(outcome.bonus) < 0
         status = status_of(kept.node[0].tolist(), kept.parent[0].tolist(), path, ended, tree.width)
-        return torch.tensor([status], dtype=torch.int8, device=tree.device)
+        return torch.as_tensor(np.array([status], dtype=np.int8), device=tree.device)
     rows, end = kept.token.shape
     on_path = torch.zeros((rows, end + 1), dtype=torch.bool, device=tree.device)
     on_path.scatter_(1, outcome.path.masked_fill(outcome.path < 0, end), True)  # the last column catches the padding
