@@ -84,7 +84,8 @@ def decoder_of(
 ) -> SpeculativeDecoder:
     """A live decoder of the recording's texts under a policy."""
     limit = recording.manifest["context_limit"]
-    return SpeculativeDecoder(pair.target(), pair.draft(drafter), policy, pair.end_tokens, cost, limit)
+    network = pair.draft(drafter)
+    return SpeculativeDecoder(pair.target(drafter=network), network, policy, pair.end_tokens, cost, limit)
 
 
 def decode_text(

@@ -25,7 +25,7 @@ from policies.drafting import Drafter
 from policies.lookup.rule import Rule
 from policies.loop import Cycled, Step, emitted, gather_rows, run_cycle
 
-PER_ROW = ("row", "root", "sequence", "position", "number", "limit", "told_limit", "context", "root_logits", "going")
+PER_ROW = ("row", "root", "sequence", "position", "number", "last", "told_last", "context", "root_logits", "group", "going")
 """What a decoder knows of each row that still decodes: tensors [R]."""
 
 
@@ -166,17 +166,18 @@ class SpeculativeDecoder:
         self._context = counts
         fits = self.context_limit - counts + 1  # the last token need not be run
         fits = fits if position is None else fits + position
-        self._limit = torch.tensor(limits, device=device).minimum(fits)
-        self._told_limit = self._limit if told_limit is None else fits.clamp(max=told_limit).maximum(self._limit)
+        self._last = torch.tensor(limits, device=device).minimum(fits) - 1  # the place of the last token that may come
+        self._told_last = self._last if told_limit is None else (fits.clamp(max=told_limit) - 1).maximum(self._last)
         self._sequence = self._row if sequence is None else sequence
         self._position = torch.zeros_like(self._row) if position is None else position
         self._number = torch.zeros_like(self._row) if number is None else number
+        self._group = torch.zeros_like(self._row)  # they decode as one batch
         if state is None:
             goes_on = self.policy.scope == "stream" and self.state is not None
             state = self.state if goes_on else self.policy.init(rows, self._sequence)
         self.state = state
         broken = logits.amax(-1).isnan()  # a maximum passes NaN on
-        self._going = (self._position < self._limit - 1) & ~self.verifier.ends(self._root) & ~broken
+        self._going = (self._position < self._last) & ~self.verifier.ends(self._root) & ~broken
         self._tell_broken(broken)
 
     @torch.inference_mode()
@@ -185,33 +186,36 @@ class SpeculativeDecoder:
         if not self._keep_going():
             return None
         cycle = Cycle(
-            active=torch.ones_like(self._row, dtype=torch.bool),
+            active=self._going,
             sequence=self._sequence,
             number=self._number,
             position=self._position,
             context_length=self._context,
-            room=self._told_limit - 1 - self._position,
+            room=self._told_last - self._position,
             reach=self.context_limit - 1 - self._context,
             root_told=cache(partial(told_of, self._root_logits, self._root)),
-            group=torch.zeros_like(self._row),
+            group=self._group,
             sampling=self.verifier.sampler.sampling,
             cost=self.cost,
         )
         done = self._run(cycle)
         tokens, counts = self.verifier.committed(done.kept, done.walk)
-        left = self._limit - 1 - self._position
-        broken = self.verifier.broken()
-        gained = emitted(done.walk, left).masked_fill(broken, 0)
+        left = self._last - self._position
+        gained = emitted(done.walk, left)
+        going = gained < left
+        if (open_ended := self.verifier.go_on(done.walk.bonus)) is not None:
+            going = going & open_ended
+        if (broken := self.verifier.broken()) is not None:
+            gained, going = gained.masked_fill(broken, 0), going & ~broken
+            self._tell_broken(broken)
         step = LiveStep(cycle, done, gained, self._row, tokens)
-        ended = (done.walk.bonus < 0) | self.verifier.ends(done.walk.bonus)
-        self._going = (gained < left) & ~ended & ~broken
-        self._tell_broken(broken)
+        self._going = going
         if bool(self._going.any()):
             if self.draft_error is None:
                 if isinstance(self.drafter, LiveLookup) and (count := self.drafter.rule.top):
                     self.drafter.hear(*self.verifier.target_top(cycle, done.kept, done.walk, count))
                 self.drafter.commit(tokens, self.verifier.features, counts)
-            self._root = tokens.gather(1, (counts - 1).clamp(min=0)[:, None])[:, 0]
+            self._root = done.walk.bonus  # -1 in rows that have ended, which leave before the next cycle
             self.verifier.sampler.commit(tokens, counts)
             self._root_logits = self.verifier.bonus_logits(done.walk)
         self.state = done.state

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from policies.order import best, most_likely
+from policies.order import any_equal, best, most_likely
 
 SLACK = 6
 """Candidates looked at beyond the K asked for, so that ties at the cut are settled by id without sorting the vocabulary."""
@@ -41,7 +43,7 @@ def entropy_of(logprob: Tensor) -> Tensor:
     """Entropy float32 [...] in nats of log-probabilities [..., V]."""
     if logprob.device.type == "cpu":  # looking at the sum would wait for a GPU
         total = logprob.exp().mul_(logprob).sum(-1)
-        if not bool(total.isnan().any()):
+        if not math.isnan(float(total.sum())):
             return -total.float()
     return -logprob.exp().mul_(logprob.nan_to_num(neginf=0.0)).sum(-1).float()  # a token that cannot be: 0 * -inf counts as 0
 
@@ -74,17 +76,23 @@ def ranked(logits: Tensor, count: int, entropy: bool = True) -> Ranked:
 def _ranked(logits: Tensor, count: int, entropy: bool) -> Ranked:
     """The same, of all rows at once."""
     logprob = log_probabilities(logits)
-    spread = on_grid(entropy_of(logprob)) if entropy else logprob.new_full(logprob.shape[:-1], -1.0, dtype=torch.float32)
+    spread = on_grid(entropy_of(logprob)) if entropy else _unknown(logprob.shape[:-1], logprob.device)
     logprob = logprob.float()  # what policies see in every mode; ranking the rounded values keeps the modes alike
     count = min(count, logprob.shape[-1])
     if count == 1:
         index = most_likely(logprob)[..., None]
         return Ranked(index, on_grid(logprob.gather(-1, index)), spread)
     value, index = logprob.topk(min(count + 1, logprob.shape[-1]), dim=-1)
-    if bool((value[..., 1:] == value[..., :-1]).any()):
+    if any_equal(value):
         index = _settled(logprob, count)
         return Ranked(index, on_grid(logprob.gather(-1, index)), spread)
     return Ranked(index[..., :count], on_grid(value[..., :count]), spread)  # all distinct, so this is the only order
+
+
+@lru_cache(maxsize=64)
+def _unknown(shape: torch.Size, device: torch.device) -> Tensor:
+    """-1.0 float32 [...], the entropy that nobody asked for; nobody writes into it."""
+    return torch.full(shape, -1.0, device=device)
 
 
 def _settled(logprob: Tensor, count: int) -> Tensor:

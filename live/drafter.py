@@ -33,7 +33,7 @@ class LiveDrafter:
 
     def commit(self, tokens: Tensor, features: Tensor | None, counts: Tensor) -> None:
         """Remember the newly committed tokens int64 [R, T] (accepted and bonus, counts int64 [R]) and the features before them."""
-        self._root = tokens.gather(1, (counts - 1)[:, None])[:, 0]
+        self._root = tokens[:, -1] if len(tokens) == 1 else tokens.gather(1, (counts - 1)[:, None])[:, 0]
         features = features if self.network.needs_features else None
         self._pending = _joined(self._pending, (tokens, features, counts))
 
@@ -58,8 +58,7 @@ class LiveDrafter:
         return self._root
 
     def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children:
-        nothing = nodes < 0
-        holes = bool(nothing.any())
+        holes = int(nodes.min()) < 0
         if tree.levels == 0:
             self.network.entropies = "entropy" in tree.needs  # a sum over the vocabulary that most policies never look at
             if self._pending is not None:
@@ -71,12 +70,14 @@ class LiveDrafter:
         else:
             token, parent = tree.at("token", nodes), tree.at("handle", nodes)
             if holes:
+                nothing = nodes < 0
                 token, parent = token.masked_fill(nothing, NONE), parent.masked_fill(nothing, 0)
             found = self.network.grow(parent, token, branching)
             slot = torch.arange(self._slots, self._slots + nodes.shape[1], device=nodes.device).expand_as(nodes)
             self._slots += nodes.shape[1]
         token, logprob, entropy = found
         if holes:
+            nothing = nodes < 0
             token, logprob = token.masked_fill(nothing[:, :, None], NONE), logprob.masked_fill(nothing[:, :, None], -torch.inf)
             entropy = entropy.masked_fill(nothing, -1.0)
         return Children(token, logprob, entropy, slot[:, :, None].expand_as(token))

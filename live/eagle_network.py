@@ -37,6 +37,8 @@ class EagleNetwork:
         self._value = torch.zeros_like(self._key)
         self._length = torch.zeros(rows, dtype=torch.int64, device=like.device)
         self._shortest = self._longest = 0
+        offsets = head.d2t
+        self._target_ids = None if offsets is None else offsets + torch.arange(len(offsets), device=offsets.device)
 
     def gather_rows(self, rows: Tensor) -> None:
         self._key, self._value = self._key[rows], self._value[rows]
@@ -82,7 +84,7 @@ class EagleNetwork:
         return self._attention(query, span, visible)
 
     def open(self, source: Tensor, context_length: Tensor, width: int) -> Ranked:
-        self._prefix = context_length  # cells 0 .. context_length - 1
+        self._prefix, self._before = context_length, context_length - 1  # cells 0 .. context_length - 1
         self._ancestry = Ancestry(len(source), source.device)
         self._shared = len(source) != len(self._key)
         if self._shared:
@@ -97,7 +99,7 @@ class EagleNetwork:
 
     def grow(self, parent: Tensor, token: Tensor, width: int) -> Ranked:
         sees = self._ancestry.add(parent)[:, :, 1:]  # the root has no cell in the tree
-        position = self._prefix[:, None] + self._ancestry.depth[:, -parent.shape[1] :] - 1
+        position = self._ancestry.below(self._before, parent.shape[1])
         if self._shared:
             return self._grow_shared(parent, token, position, sees, width)
         hidden = _at(self._hidden, parent)
@@ -173,10 +175,8 @@ class EagleNetwork:
         return torch.baddbmm(far, weight.flatten(0, 1)[..., span:], value).view_as(query)
 
     def _children(self, found: Ranked) -> Ranked:
-        """From the draft vocabulary to the target's token ids (d2t holds offsets)."""
-        if self.head.d2t is None:
-            return found
-        return found._replace(index=found.index + self.head.d2t.take(found.index))
+        """From the draft vocabulary to the target's token ids."""
+        return found if self._target_ids is None else found._replace(index=self._target_ids.take(found.index))
 
     def _write(self, key: Tensor, value: Tensor, place: int | Tensor) -> None:
         """Keys and values [R, T, kv heads, d] from cell ``place`` on, or to the cells int64 [R, T] where rows differ in length."""

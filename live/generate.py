@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         from traces.costs import load_profile
 
         cost = load_profile(args.profile).cost(name)
-    decoder = SpeculativeDecoder(pair.target(), network, policy, pair.end_tokens, cost, pair.context_limit)
+    decoder = SpeculativeDecoder(pair.target(drafter=network), network, policy, pair.end_tokens, cost, pair.context_limit)
     messages: list[dict[str, str]] = []
     for said in turns(prompt, args.chat):
         messages.append({"role": "user", "content": said})

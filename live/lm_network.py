@@ -50,7 +50,7 @@ class LanguageModelNetwork:
         trees = len(source)
         if self.model.rows != trees:  # the trees of one text: each gets a copy of its keys and values, measured to be
             self.model.gather_rows(source.new_zeros(trees, dtype=torch.int64))  # cheaper than one row that masks the others
-        self._prefix = context_length + 1  # the root itself is committed
+        self._root, self._prefix = context_length, context_length + 1  # the root itself is committed
         self._all = bool((self._prefix == self.model.lengths).all())  # trees at the ends of their rows: no prefix to be hidden
         self._ancestry = Ancestry(trees, source.device)
         return ranked(source, width, self.entropies)
@@ -59,9 +59,8 @@ class LanguageModelNetwork:
         count = parent.shape[1]
         # the root is slot 0 of the tree, but lies in the committed part of the cache: all others move up by one
         sees = self._ancestry.add(parent)[:, :, 1:]
-        depth = self._ancestry.depth[:, -count:]
-        prefix = self._prefix[:, None].expand(-1, count)
-        output = self.model.forward_tree(self._known(token), None if self._all else prefix, prefix + depth - 1, sees)
+        prefix = None if self._all else self._prefix[:, None].expand(-1, count)
+        output = self.model.forward_tree(self._known(token), prefix, self._ancestry.below(self._root, count), sees)
         return ranked(output.logits[..., : self.vocabulary], width, self.entropies)
 
     def _known(self, tokens: Tensor) -> Tensor:

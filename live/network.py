@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -51,6 +52,14 @@ class DraftNetwork(Protocol):
         """Owner and name of the methods that are the network's forward pass, for timers (live/breakdown.py)."""
 
 
+@lru_cache(maxsize=256)
+def _all_but_root(trees: int, slots: int, device: torch.device) -> Tensor:
+    """What the last slot of a chain sees, bool [B, 1, S]; nobody writes into it."""
+    sees = torch.ones((trees, 1, slots), dtype=torch.bool, device=device)
+    sees[:, :, 0] = False
+    return sees
+
+
 class Ancestry:
     """Which slots each slot of B trees attends to: its ancestors and itself, but not the root, which lies in the committed part.
 
@@ -77,9 +86,7 @@ class Ancestry:
         first, self.size = self.size, self.size + parent.shape[1]
         if self.straight:
             if parent.shape[1] == 1 and bool((parent == first - 1).all()):
-                sees = torch.ones((self._trees, 1, self.size), dtype=torch.bool, device=self._device)
-                sees[:, :, 0] = False
-                return sees
+                return _all_but_root(self._trees, self.size, self._device)
             self.straight = False
             self._branch(first)
         if (more := self.size - self._sees.shape[2]) > 0:
@@ -91,6 +98,12 @@ class Ancestry:
         self._sees[:, first : self.size] = sees
         self._depth[:, first : self.size] = self._depth.gather(1, parent) + 1
         return sees[:, :, : self.size]
+
+    def below(self, start: Tensor, count: int) -> Tensor:
+        """``start`` int64 [B] plus the depth of each of the newest ``count`` slots: int64 [B, count]."""
+        if self.straight:
+            return start[:, None] + (self.size - 1)
+        return start[:, None] + self._depth[:, self.size - count : self.size]
 
     def _branch(self, chain: int = 1) -> None:
         """Write down what is known of ``chain`` slots one below the other, the root's included."""

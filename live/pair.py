@@ -45,9 +45,10 @@ class Pair:
     captured: tuple[int, ...]
     description: dict[str, Any]
 
-    def target(self, rows: int = 1) -> CachedModel:
-        """The target with a cache of its own."""
-        return CachedModel(self.model, rows, layers_to_capture=self.captured)
+    def target(self, rows: int = 1, drafter: DraftNetwork | Rule | None = None) -> CachedModel:
+        """The target with a cache of its own. For a ``drafter`` that reads no features none are captured."""
+        reads = drafter is None or getattr(drafter, "needs_features", False)
+        return CachedModel(self.model, rows, layers_to_capture=self.captured if reads else ())
 
     def plain(self, rows: int = 1) -> CachedModel:
         """The target as plain decoding uses it: nothing is captured."""

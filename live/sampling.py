@@ -123,6 +123,11 @@ class Sampler:
             self.seen = torch.zeros((len(text), vocabulary), dtype=torch.bool, device=text.device)
         self.commit(prompts, counts)
 
+    @property
+    def only_argmax(self) -> bool:
+        """Whether tokens depend on nothing but the logits."""
+        return self.greedy and self.seen is None
+
     def choose(self, logits: Tensor, position: Tensor, drafted: Tensor | None = None) -> Tensor:
         """The target's tokens int64 [R, N] at N places of each text.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from live.distribution import log_probabilities
 from live.model import CachedModel
 from live.sampling import Sampler
 from policies.contract import Cycle
-from policies.one_row import alone, ancestors
+from policies.one_row import alone, ancestors, integers
 from policies.order import NONE, most_likely
 from policies.verification import Kept, Walk, walk
 
@@ -36,7 +38,7 @@ class LiveVerifier:
     sampler: Sampler | None = None
 
     def __init__(self, target: CachedModel, end_tokens: Tensor):
-        self.target, self.end_tokens = target, end_tokens
+        self.target, self.end_tokens, self._end_set = target, end_tokens, frozenset(end_tokens.tolist())
 
     def ends(self, tokens: Tensor) -> Tensor:
         """bool, like ``tokens`` int64: which of them end a sequence."""
@@ -44,53 +46,68 @@ class LiveVerifier:
             return tokens == self.end_tokens
         return (tokens[..., None] == self.end_tokens).any(-1)
 
+    def go_on(self, tokens: Tensor) -> Tensor | None:
+        """bool [B]: which of the newest tokens int64 [B], -1 = none, leave a sequence open; None: all do (if the host sees it)."""
+        if alone(tokens) and (token := int(tokens)) >= 0 and token not in self._end_set:
+            return None
+        return (tokens >= 0) & ~self.ends(tokens)
+
     def accept(self, cycle: Cycle, kept: Kept) -> Walk:
         known = kept if alone(kept.token) else kept._replace(token=kept.token.clamp(min=0), depth=kept.depth.clamp(min=0))
         sees = sees_ancestors(kept)
         output = self.target.forward_tree(known.token, None, cycle.context_length[:, None] + known.depth, sees)
         self.logits = output.logits
-        choice = self._choice(cycle, known, sees)
-        self.chosen = None
-        if self.sampler is None or self.sampler.greedy:  # the argmax is the first NaN where there is one
-            self.chosen = self.logits.gather(2, choice[:, :, None])[:, :, 0]
-        ended = self.ends(kept.token) & (kept.depth > 0)  # nothing follows an end of sequence
-        outcome = walk(kept, choice.masked_fill(ended if known is kept else ended | (kept.token < 0), NONE))
+        self.choice = self._choice(cycle, known, sees)
+        choice = self.choice
+        if not alone(kept.token):
+            choice = choice.masked_fill(kept.token < 0, NONE)
+        if not alone(kept.token) or self._end_set.intersection(kept.token[0].tolist()):  # nothing follows an end of sequence
+            choice = choice.masked_fill(self.ends(kept.token) & (kept.depth > 0), NONE)
+        outcome = walk(kept, choice)
         self.walked = torch.nn.functional.pad(outcome.path, (1, 0))  # root and accepted path, as places in the kept list
         self.target.commit(self.walked, outcome.accepted + 1)
         self.features = None
         if output.captured is not None:
-            place = self.walked.clamp(min=0)[:, :, None].expand(-1, -1, output.captured.shape[-1])
-            self.features = output.captured.gather(1, place)
+            if alone(output.captured):
+                self.features = output.captured.index_select(1, self.walked[0])
+            else:
+                place = self.walked.clamp(min=0)[:, :, None].expand(-1, -1, output.captured.shape[-1])
+                self.features = output.captured.gather(1, place)
         return outcome
 
     def _choice(self, cycle: Cycle, kept: Kept, sees: Tensor) -> Tensor:
         """The target's token behind each kept node, int64 [B, V]: at depth d, the one of place ``position + d + 1``; no padding in
         ``kept`` is below 0."""
-        if self.sampler is None:
+        if self.sampler is None or self.sampler.only_argmax:
             return most_likely(self.logits)
         place = cycle.position[:, None] + kept.depth + 1
         return self.sampler.choose(self.logits, place, self.sampler.on_paths(kept.token, sees))
 
-    def broken(self) -> Tensor:
-        """bool [B]: logits that the last walk followed are not numbers."""
-        if self.chosen is not None:
-            return self.chosen.gather(1, self.walked.clamp(min=0)).isnan().any(1)
-        place = self.walked.clamp(min=0)[:, :, None].expand(-1, -1, self.logits.shape[-1])
+    def broken(self) -> Tensor | None:
+        """bool [B]: logits that the last walk followed are not numbers; None: all are numbers."""
+        if alone(self.logits) and not math.isnan(float(self.logits.sum())):
+            return None
+        walked = self.walked.clamp(min=0)
+        if self.sampler is None or self.sampler.greedy:  # the argmax is the first NaN where there is one
+            return self.logits.gather(2, self.choice[:, :, None])[:, :, 0].gather(1, walked).isnan().any(1)
+        place = walked[:, :, None].expand(-1, -1, self.logits.shape[-1])
         return self.logits.gather(1, place).amax((1, 2)).isnan()  # a maximum passes NaN on
 
     def committed(self, kept: Kept, outcome: Walk) -> tuple[Tensor, Tensor]:
         """The newly committed tokens int64 [B, A + 1]: accepted ones, then the bonus; and how many [B]."""
+        if alone(kept.token):
+            held, path, bonus = kept.token[0].tolist(), outcome.path[0].tolist(), int(outcome.bonus)
+            tokens = [*(held[place] for place in path), bonus]
+            return integers([tokens], kept.token), integers([len(path) + (bonus >= 0)], kept.token)
         accepted = kept.token.gather(1, outcome.path.clamp(min=0))
-        if len(accepted) == 1:
-            return torch.cat([accepted, outcome.bonus[:, None]], 1), outcome.accepted + (outcome.bonus >= 0)
         tokens = torch.nn.functional.pad(accepted, (0, 1)).scatter(1, outcome.accepted[:, None], outcome.bonus[:, None])
         return tokens, outcome.accepted + (outcome.bonus >= 0)
 
     def bonus_logits(self, outcome: Walk) -> Tensor:
         """The target's logits [B, V] at the last accepted node, which chose the bonus token."""
-        last = self.walked.gather(1, outcome.accepted[:, None])
         if alone(self.logits):
-            return self.logits[:, int(last)]
+            return self.logits.select(1, self.walked[0].tolist()[-1])
+        last = self.walked.gather(1, outcome.accepted[:, None])
         return self.logits.gather(1, last[:, :, None].expand(-1, -1, self.logits.shape[-1]))[:, 0]
 
     def target_top(self, cycle: Cycle, kept: Kept, outcome: Walk, count: int = 64) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from policies.children import Children, StoredChildren
 from policies.contract import Cycle, Expansion, Policy, State
+from policies.one_row import integers
 from policies.order import NONE, order_key
 from policies.tree import DraftTree
 
@@ -42,7 +43,7 @@ class Growth:
     """A draft tree that grows under a policy, level by level: ask for :meth:`wish`, run the draft, :meth:`take` its answer.
 
     tree      the draft tree so far
-    widths    int64 [B] per level: the nodes expanded in each row
+    widths    per level, the nodes expanded in each row: int64 [B], or one number for all
     missing   int64 [B]: expansions that the drafter could not answer
     everyone  whether all rows drafted at the last level
     """
@@ -51,7 +52,7 @@ class Growth:
         """:param root: the root tokens int64 [B]."""
         self.policy, self.cycle, self.state = policy, cycle, state
         self.tree = DraftTree(root, policy.needs)
-        self.widths: list[Tensor] = []
+        self.widths: list[Tensor | int] = []
         self.missing = torch.zeros(self.tree.rows, dtype=torch.int64, device=self.tree.device)
         self._drafting, self.everyone = cycle.active, bool(cycle.active.all())
         self._reach = int(cycle.reach.min()) if self.tree.rows else 0
@@ -68,15 +69,23 @@ class Growth:
             fits = tree.at("depth", nodes) < self.cycle.reach[:, None]
             nodes = nodes.masked_fill(~(fits & self._drafting[:, None]), NONE)
         if nodes.numel() and int(nodes.min()) >= 0:  # mostly: no place in any row is empty
-            count = torch.full_like(tree.size, nodes.shape[1])
+            self.widths.append(nodes.shape[1])
         else:
             count = (nodes >= 0).sum(1)
             self._drafting = count > 0
             self.everyone = bool(self._drafting.all())
             if not (self.everyone or bool(self._drafting.any())):
                 return None
-        self.widths.append(count)
+            self.widths.append(count)
         return Expansion(nodes, branching)
+
+    def all_widths(self) -> Tensor:
+        """The widths of all levels, int64 [B, L]."""
+        rows, device = self.tree.rows, self.tree.device
+        if all(isinstance(width, int) for width in self.widths):
+            return integers([self.widths], self.missing).expand(rows, -1)
+        whole = (torch.full((rows,), width, device=device) if isinstance(width, int) else width for width in self.widths)
+        return torch.stack(list(whole), dim=1)
 
     def take(self, wish: Expansion, children: Children | StoredChildren) -> None:
         """Append the children of the nodes that were wished for."""
@@ -97,9 +106,8 @@ def draft(policy: Policy, drafter: Drafter, cycle: Cycle, state: State) -> Draft
         kept = kept & tree.exists & cycle.active[:, None]
     else:
         kept = kept.clone()  # it is the policy's own
-    kept[:, 0] = True
-    widths = torch.stack(growth.widths, dim=1) if growth.widths else tree.size.new_zeros((tree.rows, 0))
-    return Draft(tree, kept, widths, growth.missing)
+    kept.select(1, 0).fill_(True)
+    return Draft(tree, kept, growth.all_widths(), growth.missing)
 
 
 def most_children(wish: Expansion) -> int:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from policies.children import Children, StoredChildren
+from policies.children import Children, StoredChildren, stacked, topk_entropy
 from policies.order import NONE
 
 
@@ -44,11 +44,43 @@ def answered(nodes: Tensor, children: Children | StoredChildren) -> Tensor:
     return asked if children.missing is None else asked & (~children.missing | (children.token[:, :, 0] >= 0))
 
 
+def topk_entropies(expansions: list[Expanded], nodes: Tensor) -> Tensor:
+    """The top-K entropy float32 [B, W] (nats) of ``nodes`` int64 [B, W], -1 for those that were not expanded."""
+    expanded = torch.cat([part.place for part in expansions], dim=1)
+    same = expanded[:, None, :] == nodes.masked_fill(nodes < 0, NONE - 1)[:, :, None]
+    place = same.to(torch.int8).argmax(2)
+    logprob = stacked([part.children.logprob for part in expansions])
+    mine = logprob.gather(1, place[:, :, None].expand(-1, -1, logprob.shape[2]))
+    return topk_entropy(mine).masked_fill(~same.any(2), -1.0)
+
+
+def write_in(column: Tensor, expansions: list[Expanded], values: list[Tensor]) -> Tensor:
+    """A column [B, N + 1] with the values [B, W] of each expansion's nodes written in; its last place catches those of none."""
+    if not expansions:
+        return column
+    place = torch.cat([part.place for part in expansions], dim=1)
+    return column.scatter_(1, place.masked_fill(place < 0, column.shape[1] - 1), torch.cat(values, dim=1))
+
+
+def packed_level(node: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+    """The nodes int64 [B, M] (-1 = empty slot) and scores of a level without its empty slots: [B, M'], padded on the right."""
+    exists = node >= 0
+    first = torch.argsort((~exists).to(torch.int8), dim=1, stable=True)[:, : int(exists.sum(1).max())]
+    return node.gather(1, first), score.gather(1, first)
+
+
 @lru_cache(maxsize=256)
-def layout(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Family and rank of every slot, int64 [slots] each, of levels with these (families, children of each)."""
+def layout(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Family, rank and level of every slot, int64 [slots] each, of levels with these (families, children of each)."""
     fanout = torch.tensor([fanout for families, fanout in shapes for _ in range(families)], device=device)
     family = torch.repeat_interleave(torch.arange(len(fanout), device=device), fanout)
     rank = torch.arange(len(family), device=device) - (fanout.cumsum(0) - fanout)[family]
     rank[0] = NONE
-    return family, rank
+    slots = torch.tensor([families * fanout for families, fanout in shapes], device=device)
+    return family, rank, torch.repeat_interleave(torch.arange(len(shapes), device=device), slots)
+
+
+@lru_cache(maxsize=64)
+def root_columns(rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What holds of every root: -1 int64 [B, 1] and 0.0 float32 [B, 1]; nobody writes into them."""
+    return torch.full((rows, 1), NONE, device=device), torch.zeros((rows, 1), device=device)

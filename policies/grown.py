@@ -87,4 +87,4 @@ class Grown:
 
 def on_host(tensor: Tensor) -> np.ndarray:
     """The tensor's values; on a CPU its own memory."""
-    return tensor.cpu().numpy()
+    return tensor.numpy(force=True)

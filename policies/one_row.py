@@ -5,6 +5,7 @@ The same decisions as `policies.verification`, `policies.tree` and `live.verifie
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,23 +14,33 @@ from policies.order import NONE
 
 def alone(values: Tensor) -> bool:
     """Whether these are values of a single row that lies in the host's memory: [1, ...]."""
-    return len(values) == 1 and values.device.type == "cpu"
+    return values.shape[0] == 1 and values.is_cpu
 
 
 def integers(values: list, like: Tensor) -> Tensor:
     """An int64 tensor of these values (a list, or a list of lists), where ``like`` lies."""
-    return torch.tensor(values, dtype=torch.int64, device=like.device)
+    return torch.as_tensor(np.array(values, dtype=np.int64), device=like.device)  # torch.tensor takes thrice as long
 
 
-def nodes_in(slot: Tensor, node: Tensor | None, first: int) -> tuple[Tensor, Tensor]:
-    """(the nodes in slots int64 [1, W] of a level, -1 = none; those slots, 0 for none): int64 [1, W] each.
+def nodes_in(slot: list[int], node: Tensor | None, first: int) -> list[int]:
+    """The nodes in slots of a level, -1 = none.
 
     :param node: int64 [1, M], the node in each slot; None: they are numbered from ``first`` on.
     """
-    own = slot[0].tolist()
-    held = range(first, first + max(own, default=0) + 1) if node is None else node[0].tolist()
-    found = [held[place] if place >= 0 else NONE for place in own]
-    return integers([found], slot), integers([[max(place, 0) for place in own]], slot)
+    if node is None:
+        return [first + place if place >= 0 else NONE for place in slot]
+    held = node[0].tolist()
+    return [held[place] if place >= 0 else NONE for place in slot]
+
+
+def packed(kept: list[bool], token: list[int], parent: list[int], depth: list[int]) -> list[list[int]] | None:
+    """Node, token, place of the parent and depth of each kept node, from lists over the tree's nodes, root first; None where a
+    kept node's parent is not kept."""
+    node = [index for index, wanted in enumerate(kept) if wanted]
+    place = {NONE: NONE} | {index: own for own, index in enumerate(node)}
+    if not all(parent[index] in place for index in node):
+        return None
+    return [node, [token[index] for index in node], [place[parent[index]] for index in node], [depth[index] for index in node]]
 
 
 def accepted_path(token: list[int], parent: list[int], choice: list[int]) -> tuple[list[int], int]:
@@ -54,8 +65,8 @@ def status_of(node: list[int], parent: list[int], path: list[int], ended: bool, 
 
 def ancestors(parent: Tensor) -> Tensor:
     """bool [1, V, V]: which kept nodes each kept node attends to, itself and its ancestors, from int64 [1, V]."""
-    sees = torch.eye(parent.shape[1], dtype=torch.bool, device=parent.device)
-    own = sees.numpy()
+    sees = np.eye(parent.shape[1], dtype=np.bool_)[None]
+    own = sees[0]
     for place, above in enumerate(parent[0].tolist()[1:], 1):
         own[place] |= own[max(above, 0)]
-    return sees[None]
+    return torch.as_tensor(sees, device=parent.device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,13 +34,8 @@ def order_key(score: Tensor) -> Tensor:
 def best(score: Tensor, count: int) -> Tensor:
     """Indices int64 [..., min(count, M)] of the best scores in total order, best first; -1 where the score is -inf."""
     entries = score.shape[-1]
-    if score.numel() == entries <= FEW and score.device.type == "cpu":
-        flat = score.flatten().tolist()
-        if math.isnan(sum(flat)):  # a draft that is broken: decided as among other rows
-            return best(score.expand(2, *score.shape), count)[0]
-        order = sorted(range(entries), key=flat.__getitem__, reverse=True)[:count]  # equal ones keep their order
-        chosen = [NONE if flat[index] == -math.inf else index for index in order]
-        return torch.tensor(chosen, dtype=torch.int64, device=score.device).view(*score.shape[:-1], len(chosen))
+    if (few := best_of_few(score, count)) is not None:
+        return torch.as_tensor(np.array(few, dtype=np.int64), device=score.device).view(*score.shape[:-1], len(few))
     if entries == 1 and count > 0:
         return torch.zeros_like(score, dtype=torch.int64).masked_fill(score == -torch.inf, NONE)
     count = min(count, entries)
@@ -51,6 +47,25 @@ def best(score: Tensor, count: int) -> Tensor:
         if bool(tied.any()):
             index[tied] = order_key(score[tied]).topk(count, dim=-1, sorted=True).indices
     return index.masked_fill(value[..., :count] == -torch.inf, NONE)
+
+
+def best_of_few(score: Tensor, count: int) -> list[int] | None:
+    """The same as a list, for a single row that lies in the host's memory and is short; None for others, and where there is NaN."""
+    entries = score.shape[-1]
+    if not score.numel() == entries <= FEW or score.device.type != "cpu":
+        return None
+    flat = score.flatten().tolist()
+    if math.isnan(sum(flat)):  # a draft that is broken: decided as among other rows
+        return None
+    order = sorted(range(entries), key=flat.__getitem__, reverse=True)[:count]  # equal ones keep their order
+    return [NONE if flat[index] == -math.inf else index for index in order]
+
+
+def any_equal(ordered: Tensor) -> bool:
+    """Whether two of the numbers [..., M] of a row, which are in order, are equal."""
+    if ordered.is_cpu and ordered.numel() <= FEW:
+        return any(len(set(row)) < len(row) for row in ordered.reshape(-1, ordered.shape[-1]).tolist())
+    return bool((ordered[..., 1:] == ordered[..., :-1]).any())
 
 
 def rank_of(score: Tensor, index: Tensor) -> Tensor:
@@ -67,5 +82,5 @@ def most_likely(scores: Tensor) -> Tensor:
     On a CPU NumPy's search is some ten times as fast as torch's; it knows no half precisions.
     """
     if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
-        return torch.as_tensor(scores.detach().numpy().argmax(-1), device=scores.device)
+        return torch.as_tensor(scores.numpy(force=True).argmax(-1), device=scores.device)
     return scores.argmax(-1)

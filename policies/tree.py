@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from policies.children import Children, ChildTable, StoredChildren, stacked, topk_entropy
-from policies.families import Expanded, Families, answered, layout
-from policies.one_row import alone, nodes_in
-from policies.order import NONE, best
+from policies.families import Expanded, Families, answered, layout, packed_level, root_columns, topk_entropies, write_in
+from policies.one_row import alone, integers, nodes_in
+from policies.order import NONE, best, best_of_few
 
 
 class DraftTree:
@@ -45,17 +45,16 @@ class DraftTree:
         """:param root_token: int64 [B]. :param needs: the optional columns to keep: "entropy", "topk_entropy"."""
         rows, device = root_token.shape[0], root_token.device
         self.rows, self.device, self.needs, self.levels = rows, device, needs, 0
-        self.size = torch.ones(rows, dtype=torch.int64, device=device)
-        none, zero = torch.full((rows, 1), NONE, device=device), torch.zeros((rows, 1), device=device)
+        none, zero = root_columns(rows, device)
         self._root_token = root_token[:, None].to(torch.int64)
-        self._newest = {"token": self._root_token, "logprob": zero, "score": zero, "handle": none}
-        self._newest |= {"parent": none, "depth": torch.zeros_like(none), "row": none}
+        self._newest = {"token": self._root_token, "logprob": zero, "score": zero, "handle": none, "parent": none, "row": none}
         self._parts = {name: [part] for name, part in self._newest.items()}
         self._table: ChildTable | None = None  # answers for tokens and handles, while all levels lie in it
         self._shapes = [(1, 1)]
         self._expansions: list[Expanded] = []
         self._start, self._slots, self._fanout = 0, 1, 1
-        self._even = True  # all nodes of the newest level are as deep as there are levels
+        self._even = True  # every level holds the nodes of one depth: its number says it
+        self._size: Tensor | None = None  # int64 [B]; None while no slot is empty
         self._slot: Tensor | None = None  # int64 [B, N]: slot of each node, -1 padding; None while no slot is empty
         self._newest_node: Tensor | None = None  # int64 [B, M]: node in each slot of the newest level, -1 = empty
         self._forget()
@@ -64,6 +63,10 @@ class DraftTree:
     def width(self) -> int:
         """Columns N: the size of the largest row."""
         return self._slots if self._slot is None else self._slot.shape[1]
+
+    @property
+    def size(self) -> Tensor:
+        return self._root_token.new_full((self.rows,), self._slots) if self._size is None else self._size
 
     @property
     def ragged(self) -> bool:
@@ -122,12 +125,7 @@ class DraftTree:
         self._must_be_asked("topk_entropy")
         if not self._expansions:
             return torch.full(nodes.shape, -1.0, device=self.device)
-        expanded = torch.cat([part.place for part in self._expansions], dim=1)
-        same = expanded[:, None, :] == nodes.masked_fill(nodes < 0, NONE - 1)[:, :, None]
-        place = same.to(torch.int8).argmax(2)
-        logprob = stacked([part.children.logprob for part in self._expansions])
-        mine = logprob.gather(1, place[:, :, None].expand(-1, -1, logprob.shape[2]))
-        return topk_entropy(mine).masked_fill(~same.any(2), -1.0)
+        return topk_entropies(self._expansions, nodes)
 
     def _must_be_asked(self, name: str) -> None:
         if name not in self.needs:
@@ -155,10 +153,7 @@ class DraftTree:
         if self._newest_node is None:
             index = torch.arange(self._start, self._slots, device=self.device).expand(self.rows, -1)
             return index, self._newest["score"]
-        exists = self._newest_node >= 0
-        count = int(exists.sum(1).max())
-        first = torch.argsort((~exists).to(torch.int8), dim=1, stable=True)[:, :count]
-        return self._newest_node.gather(1, first), self._newest["score"].gather(1, first)
+        return packed_level(self._newest_node, self._newest["score"])
 
     def newest_scores(self) -> Tensor:
         """Path log-probabilities float32 [B, W, K] of the last level, by parent and rank; -inf where there is no such node."""
@@ -173,17 +168,25 @@ class DraftTree:
 
     def frontier(self, count: int) -> Tensor:
         """The ``count`` best nodes of the last level in total order: int64 [B, count'], -1 where a row has fewer."""
-        return self.frontier_in(best(self._newest["score"], count))
+        score = self._newest["score"]
+        few = best_of_few(score, count)
+        return self.frontier_in(best(score, count)) if few is None else self._offer(few)
 
     def frontier_in(self, slot: Tensor) -> Tensor:
         """The nodes int64 [B, W] in slots int64 [B, W] of the last level, -1 = none; the caller vouches for the total order."""
         if alone(slot):
-            nodes, known = nodes_in(slot, self._newest_node, self._start)
-        else:
-            known = slot.clamp(min=0)
-            node = known + self._start if self._newest_node is None else self._newest_node.gather(1, known)
-            nodes = node.masked_fill(slot < 0, NONE)
-        self._offered = nodes.clone(), known  # the policy may write into its own
+            return self._offer(slot[0].tolist())
+        known = slot.clamp(min=0)
+        node = known + self._start if self._newest_node is None else self._newest_node.gather(1, known)
+        nodes = node.masked_fill(slot < 0, NONE)
+        self._offered = nodes.clone(), known
+        return nodes
+
+    def _offer(self, slot: list[int]) -> Tensor:
+        """The same for the only row, whose slots are numbers on the host."""
+        found = nodes_in(slot, self._newest_node, self._start)
+        nodes, own, place = integers([found, found, [max(place, 0) for place in slot]], self._root_token).split(1)
+        self._offered = own, place  # the policy may write into its own
         return nodes
 
     def is_frontier(self, nodes: Tensor) -> bool:
@@ -199,6 +202,8 @@ class DraftTree:
         Where there is no node (-1) the value means nothing.
         """
         place, newest = self._locate(nodes)
+        if name == "depth" and self._even:
+            return self._layout()[2].take(place + self._start if newest else place)
         if name in ("token", "handle") and self._table is not None:
             family = self._family(nodes)
             rank = place - family * self._fanout if newest else self._layout()[1][place]
@@ -224,13 +229,12 @@ class DraftTree:
         """Add the children of the expanded ``nodes`` int64 [B, W] (frontier order, -1 = none) as one level."""
         rows, frontier, fanout = children.logprob.shape
         score = self.at("score", nodes)
-        self._even = self._even and self._locate(nodes)[1]
-        new = {
-            "logprob": children.logprob.reshape(rows, -1),
-            "score": (score[:, :, None] + children.logprob).reshape(rows, -1),
-            "parent": nodes,
-            "depth": torch.full_like(nodes, self.levels + 1) if self._even else self.at("depth", nodes) + 1,
-        }
+        if self._even and not self._locate(nodes)[1]:
+            self._note_depths()
+        new = {"parent": nodes, "logprob": children.logprob.reshape(rows, -1)}
+        new["score"] = (score[:, :, None] + children.logprob).reshape(rows, -1)
+        if not self._even:
+            new["depth"] = self.at("depth", nodes) + 1
         stored = isinstance(children, StoredChildren) and (self.levels == 0 or self._table is children.table)
         if stored:
             self._table = children.table
@@ -258,6 +262,11 @@ class DraftTree:
             tokens, handles = self._joined("token"), self._joined("handle")
             self._parts["token"], self._parts["handle"], self._table = [tokens], [handles], None
 
+    def _note_depths(self) -> None:
+        """From now on depths are kept, by family: a level came whose nodes are not of one depth."""
+        level = [level for level, (families, _) in enumerate(self._shapes) for _ in range(families)]
+        self._parts["depth"], self._even = [torch.tensor([level], device=self.device).expand(self.rows, -1)], False
+
     def _number(self, exists: Tensor | None) -> None:
         """Give the newest level's slots node indices: rows stay packed, whatever slots are empty.
 
@@ -265,15 +274,15 @@ class DraftTree:
         """
         if self._slot is None:
             if exists is None or bool(exists.all()):
-                self.size = self.size + (self._slots - self._start)
                 return
+            self._size = torch.full((self.rows,), self._start, device=self.device)
             self._slot = torch.arange(self._start, device=self.device).expand(self.rows, -1)
         every = torch.ones_like(self._newest["score"], dtype=torch.bool)
         exists = every if exists is None else exists.expand(-1, -1, self._fanout).reshape(self.rows, -1)
         self._newest["score"] = self._newest["score"].masked_fill(~exists, -torch.inf)
-        node = (self.size[:, None] + exists.cumsum(1) - 1).masked_fill(~exists, NONE)
-        self.size = self.size + exists.sum(1)
-        width = max(int(self.size.max()), self.width)
+        node = (self._size[:, None] + exists.cumsum(1) - 1).masked_fill(~exists, NONE)
+        self._size = self._size + exists.sum(1)
+        width = max(int(self._size.max()), self.width)
         slot = torch.arange(self._start, self._slots, device=self.device).expand_as(node)
         column = torch.nn.functional.pad(self._slot, (0, width + 1 - self._slot.shape[1]), value=NONE)
         self._slot = column.scatter(1, node.masked_fill(~exists, width), slot)[:, :width]  # the last catches the empty
@@ -305,7 +314,7 @@ class DraftTree:
     def _joined(self, name: str) -> Tensor:
         """A column over all slots, or over all families: [B, slots] or [B, families]."""
         if name in ("token", "handle") and self._table is not None:
-            family, rank = self._layout()
+            family, rank, _ = self._layout()
             row = self._joined("row").index_select(1, family)
             handle = (row * self._table.fanout + rank).masked_fill_(row < 0, NONE)
             return handle if name == "handle" else torch.cat([self._root_token, self._table.tokens(handle[:, 1:])], dim=1)
@@ -314,16 +323,16 @@ class DraftTree:
             parts[:] = [torch.cat(parts, dim=1)]
         return parts[0]
 
-    def _layout(self) -> tuple[Tensor, Tensor]:
-        """The family int64 [slots] and the rank int64 [slots] of every slot, the same in all rows."""
+    def _layout(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The family, the rank and the level int64 [slots] of every slot, the same in all rows."""
         return layout(tuple(self._shapes), self.device)
 
     def _column(self, name: str) -> Tensor:
         """A public column [B, N], by node."""
         if name not in self._read:
-            family, rank = self._layout()
-            if name == "rank":
-                column = rank.expand(self.rows, -1)
+            family, rank, level = self._layout()
+            if name == "rank" or (name == "depth" and self._even):
+                column = (rank if name == "rank" else level).expand(self.rows, -1)
             elif name in self.PER_FAMILY:
                 column = self._joined(name).index_select(1, family)
             else:
@@ -336,10 +345,6 @@ class DraftTree:
     def _of_expanded(self, name: str, values: list[Tensor], fill: float | bool) -> Tensor:
         """A column [B, N] with one value per expanded node, ``fill`` elsewhere."""
         if name not in self._read:
-            dtype = torch.bool if isinstance(fill, bool) else torch.float32
-            column = torch.full((self.rows, self.width + 1), fill, dtype=dtype, device=self.device)
-            if values:
-                place = torch.cat([part.place for part in self._expansions], dim=1)
-                column.scatter_(1, place.masked_fill(place < 0, self.width), torch.cat(values, dim=1))
-            self._read[name] = column[:, : self.width]
+            column = torch.full((self.rows, self.width + 1), fill, device=self.device)  # bool or float32, as it is filled
+            self._read[name] = write_in(column, self._expansions, values)[:, : self.width]
         return self._read[name]

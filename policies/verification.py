@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from policies.contract import Cycle
 from policies.errors import UserError
-from policies.one_row import accepted_path, alone, integers, status_of
+from policies.one_row import accepted_path, alone, integers, packed, status_of
 from policies.order import NONE
 from policies.tree import DraftTree
 
@@ -54,8 +55,16 @@ class Verifier(Protocol):
         """The target's top-M tokens int64 [B, A+1, M] and raw log-probs float32 at the root and the accepted nodes."""
 
 
+UNPACKED = "{} keeps a node whose parent it drops: `select` must return an ancestor-closed set"
+
+
 def pack(tree: DraftTree, kept: Tensor, policy: str = "the policy") -> Kept:
     """Pack the kept nodes bool [B, N] of a tree, in node order, and check that every kept node's parent is kept."""
+    if alone(kept):
+        columns = packed(*(column[0].tolist() for column in (kept, tree.token, tree.parent, tree.depth)))
+        if columns is None:
+            raise UserError(UNPACKED.format(policy))
+        return Kept(*integers(columns, kept).split(1), integers([len(columns[0]) - 1], kept))
     if bool(kept.all()):  # all is kept: a node's place is its index
         node = torch.arange(tree.width, device=kept.device).expand_as(kept)
         return Kept(node, tree.token, tree.parent, tree.depth, torch.full_like(tree.size, tree.width - 1))
@@ -69,7 +78,7 @@ def pack(tree: DraftTree, kept: Tensor, policy: str = "the policy") -> Kept:
     inner = parent >= 0
     place = torch.searchsorted(ascending, parent)
     if bool((inner & (ascending.gather(1, place) != parent)).any()):
-        raise UserError(f"{policy} keeps a node whose parent it drops: `select` must return an ancestor-closed set")
+        raise UserError(UNPACKED.format(policy))
     return Kept(
         node=node,
         token=own(tree.at("token", node), NONE),
@@ -124,7 +133,7 @@ def node_status(tree: DraftTree, kept: Kept, outcome: Walk) -> Tensor:
     if alone(kept.token):
         path, ended = [place for place in outcome.path[0].tolist() if place >= 0], int(outcome.bonus) < 0
         status = status_of(kept.node[0].tolist(), kept.parent[0].tolist(), path, ended, tree.width)
-        return torch.tensor([status], dtype=torch.int8, device=tree.device)
+        return torch.as_tensor(np.array([status], dtype=np.int8), device=tree.device)
     rows, end = kept.token.shape
     on_path = torch.zeros((rows, end + 1), dtype=torch.bool, device=tree.device)
     on_path.scatter_(1, outcome.path.masked_fill(outcome.path < 0, end), True)  # the last column catches the padding

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -61,10 +62,16 @@ class LookupDrafter:
         there = 0 <= place < len(self._chain)
         return Children(
             token=torch.full((1, 1, 1), self._chain[place] if there else NONE),
-            logprob=torch.full((1, 1, 1), 0.0 if there else -torch.inf),
-            entropy=torch.full((1, 1), 0.0 if node >= 0 else -1.0),
+            logprob=_number(0.0 if there else -torch.inf, 3),
+            entropy=_number(0.0 if node >= 0 else -1.0, 2),
             handle=torch.full((1, 1, 1), place + 1 if there else NONE),
         )
+
+
+@lru_cache(maxsize=8)
+def _number(value: float, axes: int) -> Tensor:
+    """A number as float32 [1, ...], made once; nobody writes into it."""
+    return torch.full((1,) * axes, value)
 
 
 def entropy(probability: Tensor) -> Tensor:
