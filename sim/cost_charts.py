@@ -22,8 +22,8 @@ def latency_chart(points: pl.DataFrame, lines: pl.DataFrame, axis: str, by: str 
     if by:
         points, lines = (table.with_columns(pl.col(by).cast(pl.String)) for table in (points, lines))
     order = points[by].unique(maintain_order=True).to_list() if by else None
-    colour = alt.Color(f"{by}:N", sort=order, scale=alt.Scale(range=list(PALETTE)), legend=LEGEND) if by else alt.value(PALETTE[0])
-    shape = alt.Shape(f"{by}:N", sort=order, scale=alt.Scale(range=list(SHAPES)), legend=LEGEND) if by else alt.value("circle")
+    colour = alt.Color(f"{by}:N", sort=order, scale=alt.Scale(range=list(PALETTE)), legend=LEGEND) if by else alt.ColorValue(PALETTE[0])
+    shape = alt.Shape(f"{by}:N", sort=order, scale=alt.Scale(range=list(SHAPES)), legend=LEGEND) if by else alt.ShapeValue("circle")
     tooltip = [alt.Tooltip(f"{axis}:Q"), alt.Tooltip("ms:Q", format=".3f")] + ([alt.Tooltip(f"{by}:N")] if by else [])
     layers = [alt.Chart(lines).mark_line().encode(x, y, color=colour)]
     if "spread_ms" in points.columns:
