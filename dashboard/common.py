@@ -207,13 +207,13 @@ def rows_of(view: View, tallies: dict[str, Tally], setting: Setting | None = Non
 
 
 @st.cache_data(max_entries=400, show_spinner=False)
-def _differences(key: str, _ours: Tally, _theirs: Tally) -> pl.DataFrame:
-    return glance.difference_table(_ours, _theirs, _draws(_texts_key(_ours), _ours))
+def _differences(key: str, only: tuple[str, ...] | None, _ours: Tally, _theirs: Tally) -> pl.DataFrame:
+    return glance.difference_table(_ours, _theirs, _draws(_texts_key(_ours), _ours), only)
 
 
-def differences_of(ours: Tally, theirs: Tally) -> pl.DataFrame:
-    """`sim.glance.difference_table` of two replays of the same texts."""
-    return _differences(f"{_digest(ours)} {_digest(theirs)}", ours, theirs)
+def differences_of(ours: Tally, theirs: Tally, only: tuple[str, ...] | None = None) -> pl.DataFrame:
+    """`sim.glance.difference_table` of two replays of the same texts, of all figures or ``only`` some."""
+    return _differences(f"{_digest(ours)} {_digest(theirs)}", only, ours, theirs)
 
 
 def _digest(sums: Tally) -> str:

@@ -7,12 +7,11 @@ from dataclasses import replace
 import polars as pl
 import streamlit as st
 
-from dashboard.common import FITTED, differences_of, friendly, replayed, show_chart, show_table
+from dashboard.common import FITTED, friendly, replayed, show_chart, show_table
 from dashboard.view import View, says_which_texts
 from policies.heterospec import HeteroSpec
 from policies.registry import load_policy
 from sim import charts, strata
-from sim.metrics import ALL
 
 NUMBER = st.column_config.NumberColumn
 
@@ -94,11 +93,10 @@ def dragged() -> None:
 
 def against_base(view: View, policy: HeteroSpec) -> None:
     """The thresholds' policy replayed beside its own base, EAGLE-3, on the texts of the chart."""
-    base = replace(policy, thresholds_=())
-    table = differences_of(replayed(view, policy, few=True), replayed(view, base, few=True))
+    ours, base = (replayed(view, each, few=True) for each in (policy, replace(policy, thresholds_=())))
     names = {"tau": "tau", "kept": "verified nodes per cycle", "levels": "draft levels per cycle", "ms_per_token": "ms per token"}
-    mean = table.filter((pl.col("domain") == ALL) & pl.col("figure").is_in(list(names)))
+    shown = [figure for figure in names if figure in ours.figures]
     st.markdown("With these thresholds, replayed on the same texts:")
-    for column, row in zip(st.columns(2) * 2, mean.rows(named=True), strict=False):
-        better = "inverse" if row["figure"] != "tau" else "normal"
-        column.metric(names[row["figure"]], f"{row['ours']:.2f}", f"{row['difference']:+.2f} to EAGLE-3", delta_color=better)
+    for column, figure in zip(st.columns(2) * 2, shown, strict=False):
+        value, better = ours.mean(figure), "inverse" if figure != "tau" else "normal"
+        column.metric(names[figure], f"{value:.2f}", f"{value - base.mean(figure):+.2f} to EAGLE-3", delta_color=better)
