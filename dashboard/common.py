@@ -160,26 +160,24 @@ def words() -> Vocabulary:
 
 @st.cache_data(max_entries=400, show_spinner=False)
 def _sums(
-    key: str, policy_key: str, cost_key: str, setting: Setting, few: bool, _view: View, _policy: Policy, _cost: CostModel | None
+    key: str, policy_key: str, cost_key: str, setting: Setting, _view: View, _policy: Policy, _cost: CostModel | None
 ) -> Tally:
-    texts = _view.few_texts if few else _view.texts
-    return run_trial(_view.recording, _policy, setting, _cost, torch.from_numpy(texts))
+    return run_trial(_view.recording, _policy, setting, _cost, torch.from_numpy(_view.texts))
 
 
-def replayed(view: View, policy: Policy, setting: Setting | None = None, few: bool = False) -> Tally:
+def replayed(view: View, policy: Policy, setting: Setting | None = None) -> Tally:
     """Sums of one policy's replay, without predicted times where the profile does not reach.
 
     :param setting: by default the view's, one request at a time.
-    :param few: replay the view's ``few_texts`` alone.
     Raises UserError when the policy fails.
     """
     setting = setting or view.setting
     if view.profile is not None:
         with friendly():
             cost = view.cost(policy.name)
-            return _sums(view.key, policy_key(policy), digest_of(view.profile), setting, few, view, policy, cost)
+            return _sums(view.key, policy_key(policy), digest_of(view.profile), setting, view, policy, cost)
     try:
-        return _sums(view.key, policy_key(policy), "", setting, few, view, policy, None)
+        return _sums(view.key, policy_key(policy), "", setting, view, policy, None)
     except UserError:
         raise
     except Exception as error:
