@@ -13,6 +13,7 @@ from dashboard.common import (
     choose_policy,
     differences_of,
     download,
+    drawn_alone,
     escaped,
     friendly,
     known_specs,
@@ -64,6 +65,7 @@ PLACES = {
 }
 
 
+@drawn_alone
 def page() -> None:
     view = current()
     if nothing_drafted(view):
