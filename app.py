@@ -55,6 +55,7 @@ def main() -> None:
     st.markdown(f"*{questions[page.title]}*")
 
     from dashboard.common import friendly  # behind the title: the first of these imports loads torch, which takes seconds
+    from dashboard.garbage import set_aside
     from dashboard.sidebar import arguments, choose
     from dashboard.view import remember
 
@@ -65,6 +66,7 @@ def main() -> None:
             return
         remember(view)
         page.run()
+        set_aside(page.title)
 
 
 if __name__ == "__main__":

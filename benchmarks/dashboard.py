@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.browser import Browser, compact, wait
 from benchmarks.flow import main_flow
 from benchmarks.repeated import repeat
-from benchmarks.served import TITLE, App, opened, settle, troubles
+from benchmarks.served import TITLE, App, drawn, opened, settle, troubles
 from policies.errors import run_command
 from traces.manifest import NAME
 
@@ -120,6 +120,7 @@ def for_readme(browser: Browser, app: App) -> list[str]:
 
 def whole_page(browser: Browser, path: Path) -> None:
     """A picture of all of the page, not only of what fits the window."""
+    drawn(browser)
     for _ in range(2):  # charts follow the width, and the height follows the charts
         browser.resize(min(8000, max(browser.height, int(browser.run(HEIGHT)) + 20)))
         time.sleep(0.6)

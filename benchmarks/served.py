@@ -61,7 +61,13 @@ def opened(browser: Browser, page: str) -> None:
     """Wait until a page is there, its charts too."""
     wait(lambda: browser.run(TITLE), f"{page} did not appear")
     settle(browser)
+    drawn(browser)
     time.sleep(1.0)  # charts are drawn after the script has ended
+
+
+def drawn(browser: Browser) -> None:
+    """Wait until no grey box stands for what the browser has yet to load; a busy machine takes its time."""
+    wait(lambda: not browser.run("!!document.querySelector('[data-testid=stSkeleton]')"), "the page was never drawn", 60)
 
 
 def settle(browser: Browser) -> float:

@@ -6,8 +6,9 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,18 @@ def friendly() -> Iterator[None]:
         yield
     except UserError as error:
         st.error(escaped(str(error)))
+
+
+def drawn_alone(page: Callable[[], None]) -> Callable[[], None]:
+    """A page on which a move draws the page again, but not the sidebar, whose choices it cannot change."""
+
+    @st.fragment
+    @wraps(page)
+    def friendly_page() -> None:
+        with friendly():
+            page()
+
+    return friendly_page
 
 
 def escaped(text: str) -> str:
@@ -159,27 +172,23 @@ def words() -> Vocabulary:
 
 
 @st.cache_data(max_entries=400, show_spinner=False)
-def _sums(
-    key: str, policy_key: str, cost_key: str, setting: Setting, few: bool, _view: View, _policy: Policy, _cost: CostModel | None
-) -> Tally:
-    texts = _view.few_texts if few else _view.texts
-    return run_trial(_view.recording, _policy, setting, _cost, torch.from_numpy(texts))
+def _sums(key: str, _view: View, _policy: Policy, _setting: Setting, _cost: CostModel | None) -> Tally:
+    return run_trial(_view.recording, _policy, _setting, _cost, torch.from_numpy(_view.texts))
 
 
-def replayed(view: View, policy: Policy, setting: Setting | None = None, few: bool = False) -> Tally:
+def replayed(view: View, policy: Policy, setting: Setting | None = None) -> Tally:
     """Sums of one policy's replay, without predicted times where the profile does not reach.
 
     :param setting: by default the view's, one request at a time.
-    :param few: replay the view's ``few_texts`` alone.
     Raises UserError when the policy fails.
     """
     setting = setting or view.setting
+    key = f"{view.key} {policy_key(policy)} {setting}"  # one text: each argument that Streamlit looks at takes its time
     if view.profile is not None:
         with friendly():
-            cost = view.cost(policy.name)
-            return _sums(view.key, policy_key(policy), digest_of(view.profile), setting, few, view, policy, cost)
+            return _sums(f"{key} {digest_of(view.profile)}", view, policy, setting, view.cost(policy.name))
     try:
-        return _sums(view.key, policy_key(policy), "", setting, few, view, policy, None)
+        return _sums(key, view, policy, setting, None)
     except UserError:
         raise
     except Exception as error:
@@ -195,25 +204,25 @@ def _draws(texts: str, _like: Tally) -> Resamples:
 
 
 @st.cache_data(max_entries=400, show_spinner=False)
-def _rows(key: str, spec: str, setting: Setting, _sums: Tally) -> list[dict[str, Any]]:
-    return glance.rows_of_one(spec, policy_of(spec), _sums, setting, _draws(_texts_key(_sums), _sums))
+def _rows(key: str, _spec: str, _setting: Setting, _sums: Tally) -> list[dict[str, Any]]:
+    return glance.rows_of_one(_spec, policy_of(_spec), _sums, _setting, _draws(_texts_key(_sums), _sums))
 
 
 def rows_of(view: View, tallies: dict[str, Tally], setting: Setting | None = None) -> pl.DataFrame:
     """`sim.glance.rows_with_intervals` of what :func:`replayed` gave, by spec."""
     setting = setting or view.setting
-    parts = [_rows(f"{view.key} {_digest(sums)}", spec, setting, sums) for spec, sums in tallies.items()]
+    parts = [_rows(f"{view.key} {_digest(sums)} {spec} {setting}", spec, setting, sums) for spec, sums in tallies.items()]
     return glance.table_of([row for part in parts for row in part])
 
 
 @st.cache_data(max_entries=400, show_spinner=False)
-def _differences(key: str, _ours: Tally, _theirs: Tally) -> pl.DataFrame:
-    return glance.difference_table(_ours, _theirs, _draws(_texts_key(_ours), _ours))
+def _differences(key: str, only: tuple[str, ...] | None, _ours: Tally, _theirs: Tally) -> pl.DataFrame:
+    return glance.difference_table(_ours, _theirs, _draws(_texts_key(_ours), _ours), only)
 
 
-def differences_of(ours: Tally, theirs: Tally) -> pl.DataFrame:
-    """`sim.glance.difference_table` of two replays of the same texts."""
-    return _differences(f"{_digest(ours)} {_digest(theirs)}", ours, theirs)
+def differences_of(ours: Tally, theirs: Tally, only: tuple[str, ...] | None = None) -> pl.DataFrame:
+    """`sim.glance.difference_table` of two replays of the same texts, of all figures or ``only`` some."""
+    return _differences(f"{_digest(ours)} {_digest(theirs)}", only, ours, theirs)
 
 
 def _digest(sums: Tally) -> str:

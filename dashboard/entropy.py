@@ -50,7 +50,6 @@ def page() -> None:
         "Accepted is", list(OUTCOMES), format_func=OUTCOMES.get, default="top1", required=True, key="outcome", bind="query-params"
     )
     acceptance(view, table, x, outcome)
-    who_is_there(view, table, x, outcome)
     thresholds.show(view)
     trust(view, table)
 
@@ -68,6 +67,7 @@ def roots(table: pl.DataFrame) -> pl.DataFrame:
     return table.filter(pl.col("depth") == 0)
 
 
+@st.fragment  # a click in here draws the curves and who is there again, nothing else
 def acceptance(view: View, table: pl.DataFrame, x: str, outcome: str) -> None:
     told = {
         "domain": "By domain, at the root of every position (the first drafted token).",
@@ -85,6 +85,7 @@ def acceptance(view: View, table: pl.DataFrame, x: str, outcome: str) -> None:
         f"{len(table):,} samples. Each point holds equally many (click one to see which tokens); bands are Wilson 95% intervals, "
         "which take samples as independent: neighbouring places of one text are not, so true intervals are somewhat wider."
     )
+    who_is_there(view, table, x, outcome)
 
 
 def one_curve(view: View, table: pl.DataFrame, x: str, by: str, outcome: str, caption: str) -> None:
@@ -103,7 +104,7 @@ def one_curve(view: View, table: pl.DataFrame, x: str, by: str, outcome: str, ca
 # --- linked brushing
 
 
-@st.fragment  # a move in here draws nothing else again
+@st.fragment  # a move in here draws not even the curves again
 def who_is_there(view: View, table: pl.DataFrame, x: str, outcome: str) -> None:
     st.subheader("Who is in a range?", anchor=False)
     low, high = float(table[x].min()), float(table[x].max())

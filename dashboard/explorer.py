@@ -8,6 +8,7 @@ import streamlit as st
 
 from dashboard.common import (
     choose_policy,
+    drawn_alone,
     escaped,
     friendly,
     nothing_drafted,
@@ -26,6 +27,7 @@ FIRST, SECOND = "eagle3", "heterospec"  # what the two sides begin with
 LIMIT = 400  # cycles walked at most; a text has some four tokens per cycle
 
 
+@drawn_alone
 def page() -> None:
     view = current()
     if nothing_drafted(view):

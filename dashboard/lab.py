@@ -13,6 +13,7 @@ from dashboard.common import (
     choose_policy,
     differences_of,
     download,
+    drawn_alone,
     escaped,
     friendly,
     known_specs,
@@ -64,6 +65,7 @@ PLACES = {
 }
 
 
+@drawn_alone
 def page() -> None:
     view = current()
     if nothing_drafted(view):
@@ -242,8 +244,8 @@ def differences(tallies: dict[str, Tally], study: str) -> None:
     )
     parts = []
     for spec in others:
-        part = differences_of(tallies[study], tallies[spec])
-        parts.append(part.filter(pl.col("figure") == figure).with_columns(policy=pl.lit(spec)))
+        part = differences_of(tallies[study], tallies[spec], (figure,))
+        parts.append(part.with_columns(policy=pl.lit(spec)))
     table = pl.concat(parts)
     sure = table["low"].null_count() == 0
     show_chart(

@@ -85,7 +85,7 @@ def choose_profile(recording: Recording, drafter: str, folder: Path, given: list
 
     Behind those of the recording's own models stand the shipped ones of other models: they answer "what if".
     """
-    fitting, foreign = profiles_at_hand(str(folder), files_of(folder), drafter, shipped, recording)
+    fitting, foreign = profiles_at_hand(str(folder), str(files_of(folder)), drafter, shipped, recording)
     names = {os.path.relpath(path): path for path in [*given, *fitting]}
     what_if = {f"what if: {path.stem}": path for path in foreign}
     if not names:
@@ -119,7 +119,7 @@ def profile_at(path: str, changed: int, drafter: str, other_models: bool, key: s
 
 @st.cache_data(max_entries=20, show_spinner=False)
 def profiles_at_hand(
-    folder: str, files: tuple, drafter: str, shipped: Path, _recording: Recording
+    folder: str, files: str, drafter: str, shipped: Path, _recording: Recording
 ) -> tuple[list[Path], list[Path]]:
     fitting = found_profiles(Path(folder), shipped, _recording, drafter)
     return fitting, other_profiles(shipped, fitting, drafter)

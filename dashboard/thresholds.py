@@ -6,13 +6,16 @@ from dataclasses import replace
 
 import polars as pl
 import streamlit as st
+import torch
 
-from dashboard.common import FITTED, differences_of, friendly, replayed, show_chart, show_table
+from dashboard.common import FITTED, friendly, show_chart, show_table
 from dashboard.view import View, says_which_texts
 from policies.heterospec import HeteroSpec
 from policies.registry import load_policy
 from sim import charts, strata
-from sim.metrics import ALL
+from sim.family import Outlook
+from sim.tally import Tally
+from sim.trial import tally_of
 
 NUMBER = st.column_config.NumberColumn
 
@@ -25,6 +28,11 @@ def fitted() -> HeteroSpec:
 @st.cache_data(max_entries=10, show_spinner="Drafting the base tree at every position")
 def paths_of(key: str, _view: View) -> pl.DataFrame:
     return strata.meta_paths(_view.recording, fitted(), _view.drafter, _view.few_texts)
+
+
+@st.cache_resource(max_entries=10, show_spinner="Drafting every stratum at every position")
+def outlooks_of(key: str, _view: View) -> list[Outlook]:
+    return strata.outlooks_of(_view.recording, fitted(), _view.drafter, _view.few_texts)
 
 
 @st.fragment  # a move in here draws nothing else on the page again
@@ -58,7 +66,7 @@ def strata_of(view: View) -> None:
             on_select=dragged,
         )
     with right:
-        against_base(view, policy)
+        against_base(view, policy, paths)
     names = {
         "above": NUMBER("above (nats)", format="%.1f"),
         "up_to": NUMBER("up to (nats)", format="%.1f"),
@@ -92,13 +100,23 @@ def dragged() -> None:
         st.session_state[key] = round(max(value, 0.0), 1)
 
 
-def against_base(view: View, policy: HeteroSpec) -> None:
+def against_base(view: View, policy: HeteroSpec, paths: pl.DataFrame) -> None:
     """The thresholds' policy replayed beside its own base, EAGLE-3, on the texts of the chart."""
-    base = replace(policy, thresholds_=())
-    table = differences_of(replayed(view, policy, few=True), replayed(view, base, few=True))
+    ours, base = (replayed(view, each, paths) for each in (policy, replace(policy, thresholds_=())))
     names = {"tau": "tau", "kept": "verified nodes per cycle", "levels": "draft levels per cycle", "ms_per_token": "ms per token"}
-    mean = table.filter((pl.col("domain") == ALL) & pl.col("figure").is_in(list(names)))
+    shown = [figure for figure in names if figure in ours.figures]
     st.markdown("With these thresholds, replayed on the same texts:")
-    for column, row in zip(st.columns(2) * 2, mean.rows(named=True), strict=False):
-        better = "inverse" if row["figure"] != "tau" else "normal"
-        column.metric(names[row["figure"]], f"{row['ours']:.2f}", f"{row['difference']:+.2f} to EAGLE-3", delta_color=better)
+    for column, figure in zip(st.columns(2) * 2, shown, strict=False):
+        value, better = ours.mean(figure), "inverse" if figure != "tau" else "normal"
+        column.metric(names[figure], f"{value:.2f}", f"{value - base.mean(figure):+.2f} to EAGLE-3", delta_color=better)
+
+
+def replayed(view: View, policy: HeteroSpec, paths: pl.DataFrame) -> Tally:
+    """Sums of the policy's replay on the texts of the chart, without predicted times where the profile does not reach."""
+    log = strata.replayed(outlooks_of(view.key, view), paths, policy)
+    about = log, view.recording, policy, view.setting
+    texts = torch.from_numpy(view.few_texts)
+    if view.profile is not None:
+        with friendly():
+            return tally_of(*about, view.cost(policy.name), texts)
+    return tally_of(*about, sequences=texts)

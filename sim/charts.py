@@ -48,7 +48,7 @@ def acceptance_chart(
         curve = curve.with_columns(temperature=pl.col("temperature").cast(pl.Float64).round(3).cast(pl.String))
     base = alt.Chart(curve).encode(x=alt.X("x:Q", title=X_TITLES[x], scale=alt.Scale(zero=False)))
     # a rising scale would be natural for depth, but its ends vanish in one of the two themes
-    colour, shape = signs(by) if by else (alt.value(PALETTE[0]), alt.value(SHAPES[0]))
+    colour, shape = signs(by) if by else one_sign()
     how = {"title": Y_TITLES[outcome], "scale": alt.Scale(domain=[0, 1]), "axis": alt.Axis(format="%")}
     share = alt.Y("acceptance:Q", **how)
     tooltip = [alt.Tooltip(f"{by}:N")] if by else []
@@ -136,6 +136,17 @@ def signs(column: str) -> tuple[alt.Color, alt.Shape]:
     return colour, alt.Shape(f"{column}:N", scale=alt.Scale(range=list(SHAPES)), legend=LEGEND)
 
 
+def one_sign() -> tuple[alt.ColorValue, alt.ShapeValue]:
+    """The colour and the shape of what is not parted into categories."""
+    return alt.ColorValue(PALETTE[0]), alt.ShapeValue(SHAPES[0])
+
+
+def where(test: str, channel: type[alt.SchemaBase], yes: float, no: float) -> alt.SchemaBase:
+    """A channel with one value where ``test`` holds of a row, and another elsewhere. `alt.condition` says the same, but Altair then
+    tries every kind of condition that Vega-Lite knows, which takes longer than the rest of the chart."""
+    return channel(no, condition={"test": test, "value": yes})
+
+
 def brush_chart(table: pl.DataFrame, x: str, height: int = 150) -> alt.Chart:
     """How many samples there are at each ``x``; the selection "range" takes an interval of it.
 
@@ -149,7 +160,7 @@ def brush_chart(table: pl.DataFrame, x: str, height: int = 150) -> alt.Chart:
             alt.X("left:Q", title=X_TITLES[x], bin="binned"),
             alt.X2("right:Q"),
             alt.Y("count:Q", title="samples"),
-            opacity=alt.condition(brush, alt.value(0.85), alt.value(0.3)),
+            opacity=alt.OpacityValue(0.3, condition={"param": "range", "value": 0.85}),
             tooltip=[alt.Tooltip("left:Q", format=".3f"), alt.Tooltip("right:Q", format=".3f"), alt.Tooltip("count:Q", format=",")],
         )
         .properties(height=height)
@@ -192,7 +203,7 @@ def strata_chart(curve: pl.DataFrame, edges: list[float], height: int = 320) -> 
     rules = alt.Chart(marks).mark_rule(color=PALETTE[5], strokeWidth=2, strokeDash=[6, 3])
     rules = rules.encode(alt.X("edge:Q"), tooltip=[alt.Tooltip("name:N"), alt.Tooltip("edge:Q", title="nats", format=".2f")])
     labels = alt.Chart(marks).mark_text(color=PALETTE[5], dx=4, align="left", baseline="top", fontWeight="bold")
-    labels = labels.encode(alt.X("edge:Q"), alt.Text("edge:Q", format=".1f"), y=alt.value(2))
+    labels = labels.encode(alt.X("edge:Q"), alt.YValue(2), alt.Text("edge:Q", format=".1f"))
     return alt.layer(band, line, points, rules, labels, height=height)
 
 
@@ -203,7 +214,7 @@ def reliability_chart(found: pl.DataFrame, by: str | None = None, height: int = 
     x = alt.X("probability:Q", title=X_TITLES["top1_probability"], scale=unit, axis=alt.Axis(format="%"))
     y = alt.Y("accepted:Q", title="accepted (draft's first choice)", scale=unit, axis=alt.Axis(format="%"))
     diagonal = alt.Chart(ends).mark_line(color=GREY, strokeDash=[4, 4]).encode(x, y)
-    colour, shape = signs(by) if by else (alt.value(PALETTE[0]), alt.value(SHAPES[0]))
+    colour, shape = signs(by) if by else one_sign()
     tooltip = [alt.Tooltip(f"{by}:N")] if by else []
     tooltip += [alt.Tooltip("probability:Q", format=".1%"), alt.Tooltip("accepted:Q", format=".1%")]
     tooltip += [alt.Tooltip("count:Q", title="samples", format=",")]
@@ -257,8 +268,8 @@ def pareto_chart(
     line = line.encode(across, up)
     points = alt.Chart(table).mark_point(filled=True, cursor="pointer").encode(
         across, up, color=colour, shape=shape, tooltip=tooltip,
-        size=alt.condition("datum.front", alt.value(110), alt.value(45)),
-        opacity=alt.condition("datum.front", alt.value(1), alt.value(0.45)),
+        size=where("datum.front", alt.SizeValue, 110, 45),
+        opacity=where("datum.front", alt.OpacityValue, 1, 0.45),
     )  # fmt: skip
     ring = alt.Chart(table.filter(pl.col("setting") == (picked or ""))).mark_point(size=330, color=PALETTE[5], strokeWidth=2.5)
     return alt.layer(line, ring.encode(across, up), points.add_params(pick), height=height)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from policies.errors import UserError, run_command
@@ -135,9 +136,14 @@ def aligned(tallies: list[Tally], pairs: np.ndarray) -> list[Tally]:
     return cut
 
 
-def differences(policy: str, first: Tally, second: Tally, resamples: Any) -> list[dict[str, Any]]:
-    """One row per domain, and the mean over domains last: each figure of both sides and its difference."""
-    figures = [figure for figure in first.figures if figure in second.figures]
+def differences(
+    policy: str, first: Tally, second: Tally, resamples: Any, only: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """One row per domain, and the mean over domains last: each figure of both sides and its difference.
+
+    :param only: the figures asked for; by default all that both sides have.
+    """
+    figures = [figure for figure in first.figures if figure in second.figures and (only is None or figure in only)]
     rows = []
     for domain in [*first.present(), None]:
         row: dict[str, Any] = {"policy": policy, "domain": "mean" if domain is None else first.domains[domain]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
-from sim.charts import GREY, LEGEND, PALETTE, SHAPES, signs
+from sim.charts import GREY, LEGEND, PALETTE, SHAPES, one_sign, signs
 
 AXIS_TITLES = {
     "tokens": "tokens per request",
@@ -21,9 +21,11 @@ def latency_chart(points: pl.DataFrame, lines: pl.DataFrame, axis: str, by: str 
     y = alt.Y("ms:Q", title="milliseconds", scale=alt.Scale(zero=True))
     if by:
         points, lines = (table.with_columns(pl.col(by).cast(pl.String)) for table in (points, lines))
-    order = points[by].unique(maintain_order=True).to_list() if by else None
-    colour = alt.Color(f"{by}:N", sort=order, scale=alt.Scale(range=list(PALETTE)), legend=LEGEND) if by else alt.value(PALETTE[0])
-    shape = alt.Shape(f"{by}:N", sort=order, scale=alt.Scale(range=list(SHAPES)), legend=LEGEND) if by else alt.value("circle")
+        order = points[by].unique(maintain_order=True).to_list()
+        colour = alt.Color(f"{by}:N", sort=order, scale=alt.Scale(range=list(PALETTE)), legend=LEGEND)
+        shape = alt.Shape(f"{by}:N", sort=order, scale=alt.Scale(range=list(SHAPES)), legend=LEGEND)
+    else:
+        colour, shape = one_sign()
     tooltip = [alt.Tooltip(f"{axis}:Q"), alt.Tooltip("ms:Q", format=".3f")] + ([alt.Tooltip(f"{by}:N")] if by else [])
     layers = [alt.Chart(lines).mark_line().encode(x, y, color=colour)]
     if "spread_ms" in points.columns:

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -155,6 +156,16 @@ def _look(policies: list[Policy], drafter: Drafter, cycle: Cycle, text: Recorded
     )
 
 
+class _Acts(NamedTuple):
+    """What one policy would do at each of P positions; columns as in :class:`_Seen`, each [P], widths [P, L]."""
+
+    accepted: Tensor
+    kept: Tensor
+    widths: Tensor
+    drafted: Tensor
+    missing: Tensor
+
+
 @dataclass(frozen=True)
 class Outlook:
     """A block of texts seen by all members of a family.
@@ -176,12 +187,29 @@ class Outlook:
         return (self.log(member) for member in range(len(self.policies)))
 
     def log(self, member: int) -> CycleLog:
-        """One member's cycles: from each text's first position on, jump behind what the cycle there emits."""
-        text, policy = self.text, self.policies[member]
-        levels = _levels(policy)
+        """One member's cycles."""
+        seen, levels = self.seen, _levels(self.policies[member])
         depth = _depths(self.policies).index(levels)
-        widths = self.seen.widths[:, :levels]
-        accepted, at = self.seen.accepted[member], self.text.offset[self.sequence] + self.position
+        acts = seen.accepted[member], seen.kept[member], seen.widths[:, :levels], seen.drafted[depth], seen.missing[depth]
+        return self._cycles(_Acts(*acts))
+
+    def mixed(self, member: Tensor) -> CycleLog:
+        """The cycles of a policy that does at each position what one member would do there; which one: int64 [P]."""
+        levels = torch.tensor([_levels(policy) for policy in self.policies])[member]
+        depth = torch.searchsorted(torch.tensor(_depths(self.policies)), levels)
+        widths = self.seen.widths.masked_fill(torch.arange(self.seen.widths.shape[1]) >= levels[:, None], 0)
+
+        def of(columns: Tensor, which: Tensor) -> Tensor:
+            return columns.gather(0, which[None])[0]
+
+        seen = self.seen
+        acts = of(seen.accepted, member), of(seen.kept, member), widths, of(seen.drafted, depth), of(seen.missing, depth)
+        return self._cycles(_Acts(*acts))
+
+    def _cycles(self, acts: _Acts) -> CycleLog:
+        """From each text's first position on, jump behind what the cycle there emits."""
+        text, widths, accepted = self.text, acts.widths, acts.accepted
+        at = text.offset[self.sequence] + self.position
         drafts = widths[:, 0] > 0 if widths.shape[1] else torch.zeros_like(at, dtype=torch.bool)
         behind = text.offset[self.sequence + 1] - 1 - at  # recorded tokens behind the root
         room = text.length[self.sequence] - 1 - self.position
@@ -206,11 +234,11 @@ class Outlook:
             sequence=sequence,
             position=self.position[cycle],
             context_length=text.context_length[at[cycle]],
-            kept=self.seen.kept[member][cycle].to(torch.int64),
+            kept=acts.kept[cycle].to(torch.int64),
             accepted=taken,
             emitted=torch.cat(emitted)[order],
             widths=widths[:, : int((widths > 0).any(0).sum())],
             catch_up=torch.cat(catch_up)[order],
-            drafted=self.seen.drafted[depth][cycle].to(torch.int64),
-            missing=self.seen.missing[depth][cycle].to(torch.int64) + too_deep,
+            drafted=acts.drafted[cycle].to(torch.int64),
+            missing=acts.missing[cycle].to(torch.int64) + too_deep,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,17 +95,19 @@ def table_of(rows: list[dict[str, Any]]) -> pl.DataFrame:
     return table.drop(*(f"{name}{end}" for name in unknown for end in ("", "_low", "_high")), strict=False)
 
 
-def difference_table(ours: Tally, theirs: Tally, draws: Resamples) -> pl.DataFrame:
+def difference_table(ours: Tally, theirs: Tally, draws: Resamples, only: Sequence[str] | None = None) -> pl.DataFrame:
     """How one policy's figures differ from another's on the same texts, per domain and on the mean: one row per figure.
 
     Columns: domain, figure, ours, theirs, difference (ours - theirs), low, high (95%, paired over texts), texts.
+
+    :param only: the figures asked for; by default all that both have.
     """
     import polars as pl
 
     from sim.compare import differences
 
     table = []
-    for row in differences("", theirs, ours, draws):
+    for row in differences("", theirs, ours, draws, only):
         for figure in (figure for figure in FIGURES if f"{figure}_difference" in row):
             ends = {"ours": "second", "theirs": "first", "difference": "difference", "low": "low", "high": "high"}
             values = {name: row[f"{figure}_{end}"] for name, end in ends.items()}

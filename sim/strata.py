@@ -7,9 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import polars as pl
+import torch
 
+from policies.eagle3 import Eagle3
 from policies.heterospec import HeteroSpec
 from sim.curves import Z95, domain_of
+from sim.family import Outlook, outlooks
+from sim.replay import CycleLog
 from sim.samples import build_samples
 from traces.recording import Recording
 
@@ -33,15 +37,44 @@ def meta_paths(recording: Recording, policy: HeteroSpec, drafter: str | None, te
     )
 
 
+def outlooks_of(recording: Recording, policy: HeteroSpec, drafter: str | None, texts: np.ndarray) -> list[Outlook]:
+    """What the policy would do at every position of the given texts in each stratum, whatever its thresholds.
+
+    Nothing of a cycle outlives it, and in a stratum the tree is EAGLE-3's to the bit, some levels deeper and pruned to fewer
+    tokens (section 4.3): so one draft serves all strata (`sim.family`), and thresholds only say which of them counts where.
+    """
+    every = replace(policy, thresholds_=tuple(range(len(policy.gamma))))
+    return list(outlooks(recording, _trees(every), drafter, sequences=torch.from_numpy(np.sort(texts))))
+
+
+def _trees(policy: HeteroSpec) -> list[Eagle3]:
+    """What is drafted and verified in each stratum, lowest entropy first."""
+    sizes = zip(policy.extra_levels(), policy.verified_tokens(), strict=True)
+    return [Eagle3(total_tokens=tokens, depth=policy.depth + extra, top_k=policy.top_k) for extra, tokens in sizes]
+
+
+def replayed(seen: list[Outlook], paths: pl.DataFrame, policy: HeteroSpec) -> CycleLog:
+    """The policy's cycles, as `sim.replay.replay` gives them, looked up in :func:`outlooks_of` and :func:`meta_paths`."""
+    paths = paths.sort("text", "position")
+    member = torch.tensor([seen[0].policies.index(tree) for tree in _trees(policy)])[torch.from_numpy(stratum_of(paths, policy))]
+    parts = member.split([len(part.position) for part in seen])
+    return CycleLog.joined([part.mixed(own) for part, own in zip(seen, parts, strict=True)])
+
+
+def stratum_of(paths: pl.DataFrame, policy: HeteroSpec) -> np.ndarray:
+    """Stratum int64 [P] of each row of :func:`meta_paths`: how many thresholds its entropy exceeds."""
+    edges = np.asarray(policy.thresholds_ or (), np.float64)
+    entropy = paths["entropy"].fill_null(np.inf).to_numpy()  # a tree without a meta-path counts as least sure
+    return np.searchsorted(edges, entropy)
+
+
 def strata(paths: pl.DataFrame, policy: HeteroSpec) -> pl.DataFrame:
     """What the policy's thresholds cut the positions into, lowest entropy first.
 
     stratum, above and up_to (nats; x <= edge lies below; infinite ends are null), positions (share), accepted (mean
     nodes of the base tree on the true path), extra_levels and verified (tokens, root included) of the policy.
     """
-    edges = np.asarray(policy.thresholds_ or (), np.float64)
-    entropy = paths["entropy"].fill_null(np.inf).to_numpy()  # a tree without a meta-path counts as least sure
-    place = np.minimum(np.searchsorted(edges, entropy), len(edges))
+    edges, place = list(policy.thresholds_ or ()), stratum_of(paths, policy)
     count = np.bincount(place, minlength=len(edges) + 1)
     accepted = np.bincount(place, weights=paths["accepted"].to_numpy(), minlength=len(count))
     with np.errstate(invalid="ignore"):
@@ -49,8 +82,8 @@ def strata(paths: pl.DataFrame, policy: HeteroSpec) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "stratum": np.arange(len(count)),
-            "above": [None, *edges.tolist()],
-            "up_to": [*edges.tolist(), None],
+            "above": [None, *edges],
+            "up_to": [*edges, None],
             "positions": count / max(count.sum(), 1),
             "accepted": pl.Series(mean, nan_to_null=True),
             "extra_levels": policy.extra_levels(),

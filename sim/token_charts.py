@@ -6,7 +6,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from sim.charts import PALETTE
+from sim.charts import PALETTE, where
 from sim.vocabulary import VISIBLE, Vocabulary
 
 SOURCES = {"prefill": "#c9c9c9", "drafted": "#8fc1e6", "target": "#f5bf6b"}
@@ -93,7 +93,7 @@ def text_chart(lines: pl.DataFrame, at: int, columns: int = 52) -> alt.LayerChar
     words = alt.Chart(lines.with_columns(middle=pl.col("line") + 0.48, word=word, start=pl.col("left") + blanks)).mark_text(
         align="left", baseline="middle", font="DejaVu Sans Mono, Menlo, Consolas, monospace", fontSize=12, color=DARK, fill=DARK
     )
-    words = words.encode(alt.X("start:Q", **across), alt.Y("middle:Q", **down), alt.Text("word:N"), tooltip=alt.value(None))
+    words = words.encode(alt.X("start:Q", **across), alt.Y("middle:Q", **down), alt.Text("word:N"), tooltip=alt.TooltipValue(None))
     size = {"width": round(columns * CHARACTER) + 5, "height": count * LINE + 5}  # and the room that every chart has around it
     return alt.layer(boxes, here, words, **size).configure_view(stroke=None)
 
@@ -195,13 +195,13 @@ def tree_chart(layout: pl.DataFrame, vocabulary: Vocabulary, depth: int | None =
     lines = alt.Chart(edges).mark_rule().encode(
         alt.X("from_x:Q", **across), alt.X2("depth:Q", title=title), alt.Y("from_y:Q", **down), alt.Y2("y:Q"),
         color=alt.Color("state:N", scale=scale, legend=legend),
-        strokeWidth=alt.condition("datum.true", alt.value(3), alt.value(1)),
-        opacity=alt.condition("datum.true", alt.value(1), alt.value(0.6)),
+        strokeWidth=where("datum.true", alt.StrokeWidthValue, 3, 1),
+        opacity=where("datum.true", alt.OpacityValue, 1, 0.6),
     )  # fmt: skip
     base = alt.Chart(layout)
     points = base.mark_point(filled=True, opacity=1, size=60).encode(x, y, color=colour, shape=shape, tooltip=tooltip)
     words = base.mark_text(align="left", dx=5, dy=-6, fontSize=11, color=INK, fill=INK).encode(
-        x, y, alt.Text("short:N"), tooltip=tooltip, opacity=alt.condition("datum.kept || datum.true", alt.value(1), alt.value(0.6)),
+        x, y, alt.Text("short:N"), tooltip=tooltip, opacity=where("datum.kept || datum.true", alt.OpacityValue, 1, 0.6),
     )  # fmt: skip
     height = int(np.ceil((last + 1) * LEAF)) + 130  # the axis and the legend take their part
     return alt.layer(lines, points, words, height=height)

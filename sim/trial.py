@@ -49,8 +49,7 @@ def run_trials(
     sequences: Tensor | None = None,
 ) -> list[Tally]:
     """:func:`run_trial` of several policies, to the same bits; those that draft the same trees share one replay."""
-    if cost is not None and setting.context_offset:
-        cost = cost.behind(setting.context_offset)
+    cost = _behind(cost, setting)
     chosen = texts_at(recording, setting.temperature) if sequences is None else sequences
     sums = _Sums(recording, setting, cost, chosen)
     found: dict[int, Tally] = {}
@@ -65,6 +64,22 @@ def run_trials(
             tallies = [sums.of(log, policy) for log, policy in zip(logs, family, strict=True)]
         found |= {id(policy): one for policy, one in zip(family, tallies, strict=True)}
     return [found[id(policy)] for policy in policies]
+
+
+def tally_of(
+    log: CycleLog,
+    recording: Recording,
+    policy: Policy,
+    setting: Setting,
+    cost: CostModel | None = None,
+    sequences: Tensor | None = None,
+) -> Tally:
+    """Sum up and price a replay that is at hand: what :func:`run_trial` gives for the policy and the texts that ``log`` is of."""
+    return _Sums(recording, setting, _behind(cost, setting), sequences).of(log, policy)
+
+
+def _behind(cost: CostModel | None, setting: Setting) -> CostModel | None:
+    return cost.behind(setting.context_offset) if cost is not None and setting.context_offset else cost
 
 
 def _logs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 import app
-from dashboard import common, opening, view
+from dashboard import common, garbage, opening, view
 from policies.errors import UserError
 from policies.registry import load_policy
 from sim.glance import overview, policy_rows, tau_by_domain
@@ -45,6 +46,13 @@ def test_every_page_opens_and_asks_its_question(recorded: Path, start, name: str
     assert errors(page) == ""
     assert page.title[0].value == app.PAGES[name][0]
     assert re.fullmatch(r"\*.*\?( .*)?\*", page.markdown[0].value)
+
+
+def test_what_a_page_has_loaded_is_not_searched_for_garbage_again(recorded: Path, start):
+    garbage.set_aside.clear()
+    gc.unfreeze()
+    start("recording", recorded)
+    assert gc.get_freeze_count() > len(gc.get_objects())
 
 
 def test_every_table_is_there_for_the_taking():
