@@ -7,6 +7,8 @@ All layers of one shape live in one tensor, so that accepting a path moves a+1 e
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -24,7 +26,7 @@ class TreeLayer(CacheLayerMixin):
 
     def __init__(self, cache: TreeCache):
         super().__init__()
-        self.cache = cache
+        self.cache = weakref.proxy(cache)  # else keys and values would outlive their use, until Python searches for cycles
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate for the shapes of the first states [R, kv_heads, T, head_dim]."""

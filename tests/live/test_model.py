@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -199,6 +202,20 @@ def test_work_per_commit_does_not_grow_with_context(monkeypatch):
         cached.forward_tree(torch.ones(1, 4, dtype=torch.int64), None, context + torch.arange(4)[None], sees)
         cached.commit(torch.tensor([[0, 2, 3, -1]]), torch.tensor([3]))
     assert {tensor.shape[3] for tensor in moved} == {2} and len(moved) == 2  # slot 0 stands where it belongs
+
+
+def test_memory_is_given_back_at_once():
+    """Keys and values go with their model, not only when Python searches for cycles: a server makes many of them."""
+    cached = CachedModel(build("llama"), rows=2)
+    cached.prefill(torch.tensor([[1, 2], [3, 4]]), torch.tensor([2, 2]))
+    keys = weakref.ref(cached.cache.layers[0].keys)
+    assert keys() is not None
+    gc.disable()
+    try:
+        del cached
+        assert keys() is None
+    finally:
+        gc.enable()
 
 
 def test_wrong_calls_are_refused():
