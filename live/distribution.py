@@ -92,7 +92,7 @@ def _ranked(logits: Tensor, count: int, entropy: bool) -> Ranked:
 
 
 def _ranked_many(logits: Tensor, count: int, entropy: bool) -> Ranked:
-    """The same of many rows [N, V] on a CPU: each exponential is worked out once, and log-probabilities of the best entries only."""
+    """The same of many rows [N, V] on a CPU: each exponential is worked out once, and log-probabilities of the best alone."""
     exact = _exact(logits)
     count = min(count, exact.shape[1])
     value, index = exact.topk(min(count + 1, exact.shape[1]), dim=1)

@@ -73,9 +73,9 @@ class SharedTrees:
         return torch.cat(attended, dim=1).transpose(0, 1).reshape(nodes, -1)
 
     def _attend_some(self, query: Tensor, path: Tensor, absent: Tensor | None, prefix: Tensor) -> Tensor:
-        """The same [g, N, n, d] of some queries [g, N, n, d]. ``path`` int64 [N, D], ``absent`` bool [N, D]: where it holds nothing."""
+        """The same [g, N, n, d] of some queries [g, N, n, d]; ``path`` int64 [N, D], ``absent`` bool [N, D]: where it has ended."""
         groups, nodes, shared, size = query.shape
-        seen, span = (int(end) for end in prefix.aminmax())  # all see the first ``seen`` cells of the text, none one from ``span`` on
+        seen, span = (int(end) for end in prefix.aminmax())  # all see the text's first ``seen`` cells, none one from ``span`` on
         (key, value), query = (part[:, :span] for part in self._text), query.reshape(groups, -1, size)
         own_key, own_value = (
             part.index_select(1, path.flatten()).view(groups * nodes, -1, size) for part in (self._key, self._value)
@@ -85,9 +85,9 @@ class SharedTrees:
         scores[..., span:] = torch.bmm(query.view(-1, shared, size), own_key.mT).view(groups, nodes, shared, -1)
         if seen < span:
             behind = torch.arange(seen, span, device=prefix.device) >= prefix[:, None]
-            scores[..., seen:span] += _bias(behind, scores.dtype)[:, None]
+            scores[..., seen:span].add_(_bias(behind, scores.dtype)[:, None])
         if absent is not None:
-            scores[..., span:] += _bias(absent, scores.dtype)[:, None]
+            scores[..., span:].add_(_bias(absent, scores.dtype)[:, None])
         weight = torch.softmax(scores if scores.dtype == torch.float64 else scores.float(), dim=-1).to(query.dtype)
         far = torch.bmm(weight.flatten(1, 2)[..., :span], value).view(-1, shared, size)
         return torch.baddbmm(far, weight.flatten(0, 1)[..., span:], own_value).view(groups, nodes, shared, size)
