@@ -35,8 +35,11 @@ class Ranked(NamedTuple):
 
 def log_probabilities(logits: Tensor) -> Tensor:
     """log-softmax over the last axis: in float64 for float64 logits, else in float32."""
-    exact = logits if logits.dtype == torch.float64 else logits.float()
-    return torch.log_softmax(exact, dim=-1)
+    return torch.log_softmax(_exact(logits), dim=-1)
+
+
+def _exact(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def entropy_of(logprob: Tensor) -> Tensor:
@@ -67,7 +70,8 @@ def ranked(logits: Tensor, count: int, entropy: bool = True) -> Ranked:
     """The ``count`` best entries by float32 log-probability, ties by lowest index, and the full entropy (-1 unless asked for)."""
     if logits.device.type == "cpu" and logits.numel() > (most := IN_CACHE * torch.get_num_threads()):
         rows = logits.reshape(-1, logits.shape[-1])
-        parts = [_ranked(part, count, entropy) for part in rows.split(max(1, most // logits.shape[-1]))]
+        work = _ranked if count == 1 else _ranked_many
+        parts = [work(part, count, entropy) for part in rows.split(max(1, most // logits.shape[-1]))]
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
         return Ranked(*(column.reshape(*logits.shape[:-1], *column.shape[1:]) for column in columns))
     return _ranked(logits, count, entropy)
@@ -93,6 +97,29 @@ def _ranked(logits: Tensor, count: int, entropy: bool) -> Ranked:
 def _unknown(shape: torch.Size, device: torch.device) -> Tensor:
     """-1.0 float32 [...], the entropy that nobody asked for; nobody writes into it."""
     return torch.full(shape, -1.0, device=device)
+
+
+def _ranked_many(logits: Tensor, count: int, entropy: bool) -> Ranked:
+    """The same of many rows [N, V] on a CPU: each exponential is worked out once, and log-probabilities of the best alone."""
+    exact = _exact(logits)
+    count = min(count, exact.shape[1])
+    value, index = exact.topk(min(count + 1, exact.shape[1]), dim=1)
+    best_one = value[:, :1]
+    below = exact - best_one
+    weight = below.exp()
+    total = weight.sum(1, keepdim=True)
+    logprob = (value - best_one - total.log()).float()
+    if bool((logprob[:, 1:] == logprob[:, :-1]).any()):
+        every = (below - total.log()).float()
+        index = _settled(every, count)
+        logprob = every.gather(1, index)
+    spread = logprob.new_full(logprob.shape[:1], -1.0)
+    if entropy:
+        weighted = weight.mul_(below).sum(1, keepdim=True)
+        if bool(weighted.isnan().any()):
+            weighted = weight.nan_to_num_(0.0).sum(1, keepdim=True)  # a token that cannot be: 0 * -inf counts as 0
+        spread = on_grid((total.log() - weighted / total)[:, 0].float())
+    return Ranked(index[:, :count], on_grid(logprob[:, :count]), spread)
 
 
 def _settled(logprob: Tensor, count: int) -> Tensor:

@@ -6,7 +6,7 @@ Those self-made features never survive a cycle: :meth:`advance` recomputes accep
 
 Keys and values lie in one buffer, [R, kv heads, capacity, d]: the rows' committed cells from the left, and behind the longest
 row's the cells of this cycle's trees, where the next committed cells are written over them. The trees of one text (R = 1, the
-recorder's way) share its committed cells and keep their own beside them.
+recorder's way) share its committed cells and keep their own beside them (live/eagle_trees.py).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from live.distribution import IN_CACHE, Ranked, ranked
+from live.distribution import Ranked, ranked
 from live.eagle3 import Eagle3Head
+from live.eagle_trees import SharedTrees, spread, with_room
 from live.network import Ancestry
 
 
@@ -39,6 +40,7 @@ class EagleNetwork:
         self._shortest = self._longest = 0
         offsets = head.d2t
         self._target_ids = None if offsets is None else offsets + torch.arange(len(offsets), device=offsets.device)
+        self._trees: SharedTrees | None = None  # the trees of one text, where they are several
 
     def gather_rows(self, rows: Tensor) -> None:
         self._key, self._value = self._key[rows], self._value[rows]
@@ -84,24 +86,22 @@ class EagleNetwork:
         return self._attention(query, span, visible)
 
     def open(self, source: Tensor, context_length: Tensor, width: int) -> Ranked:
-        self._prefix, self._before = context_length, context_length - 1  # cells 0 .. context_length - 1
-        self._ancestry = Ancestry(len(source), source.device)
-        self._shared = len(source) != len(self._key)
-        if self._shared:
-            nothing = self._key.new_zeros((self.head.num_kv_heads, len(source), 0, self.head.head_dim))  # [g, B, room, d]
-            self._tree_key, self._tree_value = nothing, nothing
-            self._hidden, self._outputs = source, len(source)  # outputs of all trees, the roots' first, with room behind them
-            self._place = torch.arange(len(source), device=source.device)[:, None]  # int64 [B, S]: where each slot's output lies
+        self._trees = None
+        if len(source) != len(self._key):
+            cells = self._key[0, :, : self._longest], self._value[0, :, : self._longest]
+            self._trees = SharedTrees(self.head, *cells, source, context_length)
         else:
+            self._prefix, self._before = context_length, context_length - 1  # cells 0 .. context_length - 1
+            self._ancestry = Ancestry(len(source), source.device)
             self._hidden = source[:, None]  # each slot's output; the root's is the last committed cell's
             self._all = bool((context_length == self._longest).all())
         return self._children(ranked(self.head.logits(source[:, None])[:, 0], width, self.entropies))
 
     def grow(self, parent: Tensor, token: Tensor, width: int) -> Ranked:
+        if self._trees is not None:
+            return self._grow_shared(parent, token, width)
         sees = self._ancestry.add(parent)[:, :, 1:]  # the root has no cell in the tree
         position = self._ancestry.below(self._before, parent.shape[1])
-        if self._shared:
-            return self._grow_shared(parent, token, position, sees, width)
         hidden = _at(self._hidden, parent)
         query, key, value = self.head.project(hidden, token.clamp(min=0), position)
         self._write(key, value, self._longest + sees.shape[2] - parent.shape[1])
@@ -109,24 +109,11 @@ class EagleNetwork:
         self._hidden = torch.cat([self._hidden, output], dim=1)
         return self._children(ranked(self.head.logits(output), width, self.entropies))
 
-    def _grow_shared(self, parent: Tensor, token: Tensor, position: Tensor, sees: Tensor, width: int) -> Ranked:
-        """The same for B trees over one text. They grow by different numbers of nodes: the N real ones are run side by side."""
-        real = (token >= 0).flatten().nonzero()[:, 0]
-        hidden = self._hidden[self._place.gather(1, parent).take(real)][None]
-        query, key, value = self.head.project(hidden, token.take(real)[None], position.take(real)[None])
-        first, cells = sees.shape[2] - token.shape[1], (self._tree_key, self._tree_value)
-        self._tree_key, self._tree_value = (_with_room(part, 2, sees.shape[2]) for part in cells)
-        for part, new in ((self._tree_key, key), (self._tree_value, value)):
-            part[:, real // token.shape[1], first + real % token.shape[1]] = new[0].transpose(0, 1)
-        attended = self._attend_shared(_spread(query[0], real, token.shape), sees)
-        output = self.head.finish(hidden, attended.flatten(0, 1)[None, real])
-        place, self._outputs = self._outputs, self._outputs + len(real)
-        self._hidden = _with_room(self._hidden, 0, self._outputs)
-        self._hidden[place : self._outputs] = output[0]
-        own = torch.arange(place, self._outputs, device=real.device)
-        self._place = torch.cat([self._place, _spread(own, real, token.shape)], dim=1)
-        found = self._children(ranked(self.head.logits(output)[0], width, self.entropies))
-        return Ranked(*(_spread(part, real, token.shape) for part in found))
+    def _grow_shared(self, parent: Tensor, token: Tensor, width: int) -> Ranked:
+        """The same for B trees over one text. They grow by different numbers of nodes: the real ones are run side by side."""
+        output, real = self._trees.grow(parent, token)
+        found = self._children(ranked(self.head.logits(output[None])[0], width, self.entropies))
+        return Ranked(*(spread(part, real, token.shape) for part in found))
 
     def _attend(self, query: Tensor, sees: Tensor) -> Tensor:
         """Attention of tree nodes [B, W, heads, d] to their committed prefix and to tree cells where ``sees`` bool [B, W, S]."""
@@ -142,37 +129,6 @@ class EagleNetwork:
             query.transpose(1, 2), self._key[:, :, :span], self._value[:, :, :span], attn_mask=visible, enable_gqa=True
         )
         return attended.transpose(1, 2).flatten(2)
-
-    def _attend_shared(self, query: Tensor, sees: Tensor) -> Tensor:
-        """The same for B trees over one text; on a CPU head by head, as many trees at a time as its cache holds the scores of."""
-        trees, count, heads, size = query.shape
-        groups, cells = self.head.num_kv_heads, sees.shape[2]
-        query = (query * size**-0.5).view(trees, count, groups, -1, size).permute(2, 0, 1, 3, 4).reshape(groups, trees, -1, size)
-        side_by_side = groups, trees
-        if query.device.type == "cpu":
-            side_by_side = 1, max(1, IN_CACHE // (query.shape[2] * (self._longest + cells)))
-        attended = torch.empty_like(query)  # [g, B, W * n, d], n query heads for each of keys and values
-        for first in range(0, trees, side_by_side[1]):
-            tree = slice(first, first + side_by_side[1])
-            for group in range(0, groups, side_by_side[0]):
-                some = slice(group, group + side_by_side[0]), tree
-                attended[some] = self._attend_some(query[some], sees[tree], *some)
-        return attended.view(groups, trees, count, -1, size).permute(1, 2, 0, 3, 4).reshape(trees, count, -1)
-
-    def _attend_some(self, query: Tensor, sees: Tensor, group: slice, tree: slice) -> Tensor:
-        """The same for some trees and heads; the committed keys and values are read once for all of the trees."""
-        prefix, (groups, trees, _, size) = self._prefix[tree], query.shape
-        seen, span = (int(end) for end in prefix.aminmax())  # all see the first ``seen`` committed cells, none one from ``span`` on
-        scores = query.new_empty((*query.shape[:3], span + sees.shape[2]))
-        torch.bmm(query.flatten(1, 2), self._key[0, group, :span].mT, out=scores.flatten(1, 2)[..., :span])
-        key, value = (part[group, tree, : sees.shape[2]].flatten(0, 1) for part in (self._tree_key, self._tree_value))
-        torch.bmm(query.flatten(0, 1), key.mT, out=scores.flatten(0, 1)[..., span:])
-        behind = torch.arange(seen, span, device=query.device) >= prefix[:, None]
-        scores[..., seen:span].masked_fill_(behind[:, None], -torch.inf)
-        scores[..., span:].unflatten(2, (sees.shape[1], -1)).masked_fill_(~sees[:, :, None], -torch.inf)
-        weight = torch.softmax(scores if scores.dtype == torch.float64 else scores.float(), dim=-1).to(query.dtype)
-        far = torch.bmm(weight.flatten(1, 2)[..., :span], self._value[0, group, :span]).view(groups * trees, -1, size)
-        return torch.baddbmm(far, weight.flatten(0, 1)[..., span:], value).view_as(query)
 
     def _children(self, found: Ranked) -> Ranked:
         """From the draft vocabulary to the target's token ids."""
@@ -190,27 +146,12 @@ class EagleNetwork:
                 cells.narrow(2, place, count).copy_(new.transpose(1, 2))
 
     def _reserve(self, cells: int) -> None:
-        self._key, self._value = (_with_room(part, 2, cells) for part in (self._key, self._value))
+        self._key, self._value = (with_room(part, 2, cells) for part in (self._key, self._value))
 
     def _set_length(self, length: Tensor) -> None:
         self._length = length
         lengths = length.tolist()
         self._shortest, self._longest = min(lengths, default=0), max(lengths, default=0)
-
-
-def _with_room(values: Tensor, axis: int, count: int) -> Tensor:
-    """Values with room for ``count`` along an axis, zeros where they grew; grown, they double: it costs little per entry."""
-    held = values.shape[axis]
-    if count <= held:
-        return values
-    return F.pad(values, (0, 0) * (values.dim() - 1 - axis) + (0, max(count - held, held)))
-
-
-def _spread(values: Tensor, real: Tensor, shape: torch.Size) -> Tensor:
-    """Values [N, ...] of the real nodes at places ``real`` int64 [N] of a level [B, W, ...], zeros between them."""
-    whole = values.new_zeros((shape.numel(), *values.shape[1:]))
-    whole[real] = values
-    return whole.view(*shape, *values.shape[1:])
 
 
 def _at(cells: Tensor, place: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from live.distribution import DRAFT_STEP, log_probabilities, on_grid, ranked
+from live.distribution import DRAFT_STEP, IN_CACHE, log_probabilities, on_grid, ranked
 
 
 def test_numbers_are_rounded_to_the_nearest_step():
@@ -36,3 +36,35 @@ def test_one_child_is_the_first_of_several():
     one, more = ranked(logits, 1), ranked(logits, 4)
     assert torch.equal(one.index, more.index[..., :1]) and torch.equal(one.logprob, more.logprob[..., :1])
     assert torch.equal(one.entropy, more.entropy)
+
+
+def many(entries: int) -> torch.Tensor:
+    """Logits [N, entries] of more rows than a core's cache holds."""
+    rows = IN_CACHE * torch.get_num_threads() // entries + 5
+    return torch.randn(rows, entries, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * 4
+
+
+def one_by_one(logits: torch.Tensor, count: int) -> list[torch.Tensor]:
+    rows = [ranked(row, count) for row in logits]
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+@pytest.mark.parametrize("dtype, near", [(torch.float32, DRAFT_STEP), (torch.float64, 0.0)])
+def test_many_rows_are_as_each_alone(dtype, near, count):
+    logits = many(512).to(dtype)
+    logits[:7] = logits[:7].round()  # ties, in and behind the best
+    logits[3, ::2] = -torch.inf
+    found, alone = ranked(logits, count), one_by_one(logits, count)
+    assert torch.equal(found.index, alone[0])
+    assert ((found.logprob - alone[1]).abs() <= near).all()
+    assert ((found.entropy - alone[2]).abs() <= near).all() and found.entropy.isfinite().all()
+    assert (found.entropy.double() / DRAFT_STEP % 1 == 0).all()
+
+
+def test_what_is_broken_among_many_rows_stays_broken():
+    logits = many(512).float()
+    logits[4, 17] = torch.nan
+    logits[5, 18] = torch.inf
+    found = ranked(logits, 3)
+    assert found.entropy.isnan().nonzero().flatten().tolist() == [4, 5] and found.logprob.isnan().any(1).sum() == 2

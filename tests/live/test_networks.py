@@ -108,6 +108,15 @@ def test_shared_text_rows_and_scratch_agree(pair64, material, name):
             assert together.entropy[tree, node] == on_grid(-(dense.exp() * dense).sum().float())
 
 
+def test_nodes_of_a_level_may_attend_in_turns(pair64, material, monkeypatch):
+    text, features, tokens = material
+    network = pair64.networks["eagle3"]
+    with torch.inference_mode():
+        together = grow(network, shared(network, text, features), CONTEXTS, tokens)
+        monkeypatch.setattr("live.eagle_trees.IN_CACHE", 1)
+        assert close(grow(network, shared(network, text, features), CONTEXTS, tokens), together)
+
+
 @pytest.mark.parametrize("name", ["eagle3", "draft"])
 def test_padding_in_a_level_disturbs_nobody(pair64, material, name):
     text, features, tokens = material
