@@ -247,9 +247,28 @@ def _tables(content: dict[str, Any]) -> dict[str, Any]:
         tables[kind] = {name: _grid(content, kind, part, f" of {name}") for name, part in parts.items()}
     if DEFAULT_POLICY not in tables["overhead"]:
         raise UserError(f"it has no overhead of the policy {DEFAULT_POLICY}, which stands for the others: {_CURE}")
+    default = tables["overhead"][DEFAULT_POLICY]
+    for name, part in content["overhead"].items():
+        tables["overhead"][name] = _grid(content, "overhead", _as_the_default(part, default), f" of {name}")
     if lacking := tables["draft"].keys() ^ tables["catch_up"].keys():
         raise UserError(f"its tables draft and catch_up disagree about the drafter {min(lacking)!r}: {_CURE}")
     return tables
+
+
+def _as_the_default(part: dict[str, Any], default: Grid) -> dict[str, Any]:
+    """A policy's overhead, which was seen at the numbers of levels that it chose: below and beyond them it changes by what the
+    default's changes by, and not by the slope between its own last two, which may lie one noisy level apart."""
+    own, batches = part["levels"], part["batch"]
+    if not set(batches) <= set(default.axes["batch"]):
+        return part
+    ms = dict(zip(own, torch.tensor(part["ms"], dtype=torch.float64), strict=True))
+    batch = torch.tensor(batches)
+    for level in default.axes["levels"]:
+        if not own[0] <= level <= own[-1]:
+            nearest = own[0] if level < own[0] else own[-1]
+            ms[level] = (ms[nearest] + default(level, batch) - default(nearest, batch)).clamp(min=0)
+    levels = sorted(ms)
+    return part | {"levels": levels, "ms": [ms[level].tolist() for level in levels]}
 
 
 def _grid(content: dict[str, Any], kind: str, part: Any, owner: str = "") -> Grid:

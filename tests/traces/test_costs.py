@@ -98,6 +98,15 @@ def test_overhead_of_the_policy_that_was_measured():
     assert float(profile.cost("head", "heterospec").overhead_ms(0, 1)) == 0.3
 
 
+def test_where_a_policy_was_not_seen_its_overhead_changes_as_the_defaults():
+    loops = CONTENT["overhead"] | {"goodput": {"levels": [2, 3], "batch": [1, 2], "ms": [[0.9, 1.0], [1.5, 1.6]]}}
+    overhead = Profile(changed(overhead=loops)).cost("head", "goodput").overhead_ms
+    assert [float(overhead(n, 1)) for n in (2, 3)] == [0.9, 1.5]
+    assert float(overhead(0, 1)) == pytest.approx(0.9 - 0.2)
+    assert float(overhead(8, 2)) == pytest.approx(1.6 + 0.5), "not five more of the slope between 2 and 3"
+    assert float(overhead(9, 1)) == pytest.approx(1.5 + 0.5 + 0.1)
+
+
 def test_plain_decoding_without_its_own_table():
     assert float(cost(plain=None).plain_ms(100, 1)) == pytest.approx(5 + 0.3)
 
