@@ -28,8 +28,8 @@ DEPTHS = tuple(range(2, 13))
 TOKENS = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 60, 70, 80)
 TOP_KS = (4, 8, 10)
 CHAINS = tuple(range(1, 13))
-TREE_TOKENS = (4, 8, 16, 32, 60)
-TREE_DEPTHS = (2, 4, 6, 8, 10)
+TREE_TOKENS = (4, 6, 8, 12, 16, 32, 60)
+TREE_DEPTHS = (1, 2, 3, 4, 6, 8, 10)
 COARSE = tuple((depth, tokens, top_k) for depth in (2, 4, 7, 10) for tokens in (6, 16, 40) for top_k in (4, 10))
 
 

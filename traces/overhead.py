@@ -23,6 +23,7 @@ POLICIES = {
     "eagle3": ("eagle3(depth=2)", "eagle3(depth=8)"),
     "chain": ("chain(k=2)", "chain(k=8)"),
     "static": ("static",),
+    "sequoia": tuple(f"sequoia(acceptance_=[0.5], tree_={tree})" for tree in ("[[0], [1], [2]]", "[[0], [1], [0, 0], [0, 0, 0]]")),
     "heterospec": (str(FITTED / "heterospec.json"),),
     "goodput": tuple(f"{FITTED / 'goodput.json'}({own})" for own in ("patience_=0", "depth=1", "depth=2", "depth=8, patience_=9")),
 }
