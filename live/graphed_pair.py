@@ -6,7 +6,9 @@ from live.eagle_network import EagleNetwork
 from live.graphed import GraphedModel
 from live.graphed_eagle import GraphedEagle
 from live.model import CachedModel
+from live.network import DraftNetwork
 from live.pair import Pair
+from policies.lookup.rule import Rule
 
 
 class GraphedPair(Pair):
@@ -15,8 +17,8 @@ class GraphedPair(Pair):
     capacity = 2048
     graphs = True
 
-    def target(self, rows: int = 1) -> CachedModel:
-        return GraphedModel(self.model, rows, self.capacity, self.captured, self.graphs)
+    def target(self, rows: int = 1, drafter: DraftNetwork | Rule | None = None) -> CachedModel:
+        return GraphedModel(self.model, rows, self.capacity, self.captured_for(drafter), self.graphs)
 
     def plain(self, rows: int = 1) -> CachedModel:
         return GraphedModel(self.model, rows, self.capacity, (), self.graphs)

@@ -46,9 +46,12 @@ class Pair:
     description: dict[str, Any]
 
     def target(self, rows: int = 1, drafter: DraftNetwork | Rule | None = None) -> CachedModel:
-        """The target with a cache of its own. For a ``drafter`` that reads no features none are captured."""
-        reads = drafter is None or getattr(drafter, "needs_features", False)
-        return CachedModel(self.model, rows, layers_to_capture=self.captured if reads else ())
+        """The target with a cache of its own, for a ``drafter``; for any when none is named."""
+        return CachedModel(self.model, rows, layers_to_capture=self.captured_for(drafter))
+
+    def captured_for(self, drafter: DraftNetwork | Rule | None) -> tuple[int, ...]:
+        """The layers to capture for a drafter: none for one that reads no features."""
+        return self.captured if drafter is None or getattr(drafter, "needs_features", False) else ()
 
     def plain(self, rows: int = 1) -> CachedModel:
         """The target as plain decoding uses it: nothing is captured."""

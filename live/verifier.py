@@ -69,7 +69,7 @@ class LiveVerifier:
         self.features = None
         if output.captured is not None:
             if alone(output.captured):
-                self.features = output.captured.index_select(1, self.walked[0])
+                self.features = output.captured.index_select(1, self.walked[0].clamp(min=0))
             else:
                 place = self.walked.clamp(min=0)[:, :, None].expand(-1, -1, output.captured.shape[-1])
                 self.features = output.captured.gather(1, place)
@@ -96,7 +96,8 @@ class LiveVerifier:
     def committed(self, kept: Kept, outcome: Walk) -> tuple[Tensor, Tensor]:
         """The newly committed tokens int64 [B, A + 1]: accepted ones, then the bonus; and how many [B]."""
         if alone(kept.token):
-            held, path, bonus = kept.token[0].tolist(), outcome.path[0].tolist(), int(outcome.bonus)
+            held, bonus = kept.token[0].tolist(), int(outcome.bonus)
+            path = [place for place in outcome.path[0].tolist() if place >= 0]
             tokens = [*(held[place] for place in path), bonus]
             return integers([tokens], kept.token), integers([len(path) + (bonus >= 0)], kept.token)
         accepted = kept.token.gather(1, outcome.path.clamp(min=0))
