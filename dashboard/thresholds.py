@@ -8,7 +8,7 @@ import polars as pl
 import streamlit as st
 import torch
 
-from dashboard.common import FITTED, friendly, show_chart, show_table
+from dashboard.common import FITTED, friendly, policy_key, show_chart, show_table
 from dashboard.view import View, says_which_texts
 from policies.heterospec import HeteroSpec
 from policies.registry import load_policy
@@ -23,6 +23,11 @@ NUMBER = st.column_config.NumberColumn
 def fitted() -> HeteroSpec:
     path = FITTED / "heterospec.json"
     return load_policy(str(path) if path.is_file() else "heterospec(thresholds_=[9, 10, 11])")
+
+
+def _key(view: View) -> str:
+    """What is drafted depends on the view and on the fitted policy, whose file may be written anew."""
+    return f"{view.key} {policy_key(fitted())}"
 
 
 @st.cache_data(max_entries=10, show_spinner="Drafting the base tree at every position")
@@ -49,7 +54,7 @@ def show(view: View) -> None:
 
 
 def strata_of(view: View) -> None:
-    paths = paths_of(view.key, view)
+    paths = paths_of(_key(view), view)
     if paths["entropy"].null_count() == len(paths):
         st.info("No position's base tree reaches the depth that HeteroSpec looks at.")
         return
@@ -113,7 +118,7 @@ def against_base(view: View, policy: HeteroSpec, paths: pl.DataFrame) -> None:
 
 def replayed(view: View, policy: HeteroSpec, paths: pl.DataFrame) -> Tally:
     """Sums of the policy's replay on the texts of the chart, without predicted times where the profile does not reach."""
-    log = strata.replayed(outlooks_of(view.key, view), paths, policy)
+    log = strata.replayed(outlooks_of(_key(view), view), paths, policy)
     about = log, view.recording, policy, view.setting
     texts = torch.from_numpy(view.few_texts)
     if view.profile is not None:

@@ -96,7 +96,7 @@ def _ranked(logits: Tensor, count: int, entropy: bool) -> Ranked:
 @lru_cache(maxsize=64)
 def _unknown(shape: torch.Size, device: torch.device) -> Tensor:
     """-1.0 float32 [...], the entropy that nobody asked for; nobody writes into it."""
-    return torch.full(shape, -1.0, device=device)
+    return torch.full(shape, -1.0, dtype=torch.float32, device=device)
 
 
 def _ranked_many(logits: Tensor, count: int, entropy: bool) -> Ranked:

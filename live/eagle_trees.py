@@ -82,7 +82,7 @@ class SharedTrees:
         )
         scores = query.new_empty((groups, nodes, shared, span + path.shape[1]))
         torch.bmm(query, key.mT, out=scores.flatten(1, 2)[..., :span])
-        scores[..., span:] = torch.bmm(query.view(-1, shared, size), own_key.mT).view(groups, nodes, shared, -1)
+        scores[..., span:] = torch.bmm(query.reshape(-1, shared, size), own_key.mT).view(groups, nodes, shared, -1)
         if seen < span:
             behind = torch.arange(seen, span, device=prefix.device) >= prefix[:, None]
             scores[..., seen:span].add_(_bias(behind, scores.dtype)[:, None])

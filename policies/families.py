@@ -83,4 +83,4 @@ def layout(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[T
 @lru_cache(maxsize=64)
 def root_columns(rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """What holds of every root: -1 int64 [B, 1] and 0.0 float32 [B, 1]; nobody writes into them."""
-    return torch.full((rows, 1), NONE, device=device), torch.zeros((rows, 1), device=device)
+    return torch.full((rows, 1), NONE, device=device), torch.zeros((rows, 1), dtype=torch.float32, device=device)

@@ -263,7 +263,7 @@ def _as_the_default(part: dict[str, Any], default: Grid) -> dict[str, Any]:
         return part
     ms = dict(zip(own, torch.tensor(part["ms"], dtype=torch.float64), strict=True))
     batch = torch.tensor(batches)
-    for level in default.axes["levels"]:
+    for level in (*default.axes["levels"], own[-1] + 1):  # one more, whose slope goes on
         if not own[0] <= level <= own[-1]:
             nearest = own[0] if level < own[0] else own[-1]
             ms[level] = (ms[nearest] + default(level, batch) - default(nearest, batch)).clamp(min=0)

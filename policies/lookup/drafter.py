@@ -71,7 +71,7 @@ class LookupDrafter:
 @lru_cache(maxsize=8)
 def _number(value: float, axes: int) -> Tensor:
     """A number as float32 [1, ...], made once; nobody writes into it."""
-    return torch.full((1,) * axes, value)
+    return torch.full((1,) * axes, value, dtype=torch.float32)
 
 
 def entropy(probability: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from live.distribution import Ranked, on_grid
+from live.eagle3 import Eagle3Head
+from live.eagle_network import EagleNetwork
 from live.network import Ancestry
 from live.pair import Pair
 from tests.live.dense import head_logprob, model_logprob
@@ -106,6 +109,21 @@ def test_shared_text_rows_and_scratch_agree(pair64, material, name):
             assert together.index[tree, node].tolist() == index.tolist()
             assert torch.equal(together.logprob[tree, node], on_grid(best.values[:WIDTH]))
             assert together.entropy[tree, node] == on_grid(-(dense.exp() * dense).sum().float())
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_heads_may_share_their_keys_or_not(pair64, material, groups):
+    """Grouped queries, a key of its own for each head (Vicuna's checkpoints), and one for all."""
+    text, features, tokens = material
+    given = pair64.networks["eagle3"].head
+    torch.manual_seed(groups)
+    config = replace(given.config, num_attention_heads=4, num_key_value_heads=groups)
+    head = Eagle3Head(config, given.embed_tokens).to(given.fc.weight.dtype).eval().requires_grad_(False)
+    network = EagleNetwork(head)
+    with torch.inference_mode():
+        together = grow(network, shared(network, text, features), CONTEXTS, tokens)
+        alone = grow(network, rows(network, text, features, CONTEXTS), CONTEXTS, tokens)
+    assert close(together, alone)
 
 
 def test_nodes_of_a_level_may_attend_in_turns(pair64, material, monkeypatch):
