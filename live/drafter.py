@@ -58,7 +58,7 @@ class LiveDrafter:
         return self._root
 
     def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children:
-        holes = int(nodes.min()) < 0
+        nothing = nodes < 0 if int(nodes.min()) < 0 else None  # mostly: no place in any row is empty
         if tree.levels == 0:
             self.network.entropies = "entropy" in tree.needs  # a sum over the vocabulary that most policies never look at
             if self._pending is not None:
@@ -69,15 +69,13 @@ class LiveDrafter:
             self._slots, slot = 1, torch.zeros_like(nodes)
         else:
             token, parent = tree.at("token", nodes), tree.at("handle", nodes)
-            if holes:
-                nothing = nodes < 0
+            if nothing is not None:
                 token, parent = token.masked_fill(nothing, NONE), parent.masked_fill(nothing, 0)
             found = self.network.grow(parent, token, branching)
             slot = torch.arange(self._slots, self._slots + nodes.shape[1], device=nodes.device).expand_as(nodes)
             self._slots += nodes.shape[1]
         token, logprob, entropy = found
-        if holes:
-            nothing = nodes < 0
+        if nothing is not None:
             token, logprob = token.masked_fill(nothing[:, :, None], NONE), logprob.masked_fill(nothing[:, :, None], -torch.inf)
             entropy = entropy.masked_fill(nothing, -1.0)
         return Children(token, logprob, entropy, slot[:, :, None].expand_as(token))

@@ -59,10 +59,9 @@ class LiveVerifier:
         self.logits = output.logits
         self.choice = self._choice(cycle, known, sees)
         choice = self.choice
-        if not alone(kept.token):
-            choice = choice.masked_fill(kept.token < 0, NONE)
-        if not alone(kept.token) or self._end_set.intersection(kept.token[0].tolist()):  # nothing follows an end of sequence
-            choice = choice.masked_fill(self.ends(kept.token) & (kept.depth > 0), NONE)
+        if not alone(kept.token) or self._end_set.intersection(kept.token[0].tolist()):  # a single row has no padding
+            ended = self.ends(kept.token) & (kept.depth > 0)  # nothing follows an end of sequence
+            choice = choice.masked_fill(ended | (kept.token < 0), NONE)
         outcome = walk(kept, choice)
         self.walked = torch.nn.functional.pad(outcome.path, (1, 0))  # root and accepted path, as places in the kept list
         self.target.commit(self.walked, outcome.accepted + 1)

@@ -1,6 +1,6 @@
 """One request on a CPU: its tree is some dozen small integers, and plain Python is done before a few tensor operations start.
 
-The same decisions as `policies.verification`, `policies.tree` and `live.verifier` make for many rows at once; a test compares them.
+The same decisions as `policies.verification`, `policies.tree` and the verifiers make for many rows at once; a test compares them.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ POLICIES = {
     "heterospec": (str(FITTED / "heterospec.json"),),
     "goodput": tuple(f"{FITTED / 'goodput.json'}({own})" for own in ("patience_=0", "depth=1", "depth=2", "depth=8, patience_=9")),
 }
-"""Measured policies by name: the fixed ones at two depths, for their cost per level; goodput too, since it drafts anything between
-nothing (no patience) and many levels; the others at the levels they choose."""
+"""Measured policies by name: the fixed ones at two depths, for their cost per level; a tree of Sequoia's at
+one level and at three; goodput from nothing drafted (no patience) to many levels; the others at the levels they choose."""
 SEEN = 3
 """Cycles of one number of levels that make a median."""
 
