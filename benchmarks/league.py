@@ -50,8 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError("a league needs to know what time costs: give --profile FILE, from traces.profile or traces.analytic")
     _check_names(args)
     from benchmarks.league_tables import render
-    from policies.autoregressive import Autoregressive
-    from policies.registry import all_policies, load_policy
+    from policies.registry import all_policies
     from sim.opening import about, says
     from sim.options import opened
     from sim.outputs import check_writable, write_json, write_text
@@ -63,12 +62,11 @@ def main(arguments: list[str] | None = None) -> None:
     page, data = args.markdown or args.out / "league.md", args.json or args.out / "league.json"
     check_writable(page, data)
     recording, setting, profile = opened(args, args.trace)
+    setting = setting.scheduled(all_policies().values())  # not by --only: one league prices everybody alike, whoever is left out
     facts = about(recording, profile, setting.drafter)
     content: dict[str, Any] = {"command": shlex.join(["python", "-m", "benchmarks.league", *given]), "about": facts}
     content["groups"] = [_play(args, recording, group, profile) for group in _settings(recording, setting)]
-    placed = [kind for name, kind in all_policies().items() if not args.only or name in args.only]
-    placed += [*map(load_policy, args.policy), Autoregressive]  # a control is always there
-    content["says"] = says(facts, setting, placed)
+    content["says"] = says(facts, setting)
     write_json(data, content)
     write_text(page, render(content))
     print(render(content), end="")

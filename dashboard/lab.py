@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, replace
 
 import polars as pl
@@ -78,7 +79,9 @@ def page() -> None:
         setting = choose_setting(view)
         start = [spec for spec in specs if any(lab.head_of(spec) == name or f"{name}.json" in spec for name in START)]
         against = choose_policies("Compared with", "against", start)
-        tallies = replay_all(view, setting, [study, *against] if study else against)
+        chosen = [study, *against] if study else against
+        setting = under_one_schedule(setting, chosen)
+        tallies = replay_all(view, setting, chosen)
         if tallies:
             rows = rows_of(view, tallies, setting)
             results(view, rows)
@@ -159,6 +162,15 @@ def choose_setting(view: View) -> Setting:
     return replace(setting, execution=execution)
 
 
+def under_one_schedule(setting: Setting, specs: list[str]) -> Setting:
+    """Price everybody in fixed groups where one decides for the whole batch."""
+    policies = []
+    for spec in specs:
+        with suppress(UserError):  # said where it is replayed
+            policies.append(policy_of(spec))
+    return setting.scheduled(policies)
+
+
 # --- replay and results
 
 
@@ -217,7 +229,7 @@ def figures(view: View, setting: Setting, rows: pl.DataFrame) -> None:
 
 
 def said(view: View, setting: Setting) -> list[str]:
-    """Warnings that belong under predicted times."""
+    """Notes that belong under predicted times."""
     lines = says(about(view.recording, view.profile, setting.drafter), setting)
     return [f"{line[0].upper()}{line[1:]}." for line in map(escaped, lines)]
 

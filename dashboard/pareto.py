@@ -64,7 +64,7 @@ def cloud(table: pl.DataFrame) -> None:
         "Texts", domains, domains.index("mean") if "mean" in domains else 0, key="swept", bind="query-params"
     )
     shown = table.filter(domain=domain)
-    for name in ("batch", "temperature"):
+    for name in ("batch", "schedule", "temperature"):
         values = sorted(shown[name].drop_nulls().unique().to_list()) if name in shown.columns else []
         if len(values) > 1:
             value = columns[3].selectbox(name, values, key=f"swept_{name}", bind="query-params")

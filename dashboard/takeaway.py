@@ -46,7 +46,7 @@ def commands(view: View, setting: Setting, study: str) -> list[str]:
     if view.profile is not None:
         profile = f" --profile {shlex.quote(view.profile.source.removeprefix('the profile '))}"
         words += [profile.strip(), "--other-models"] if view.what_if else [profile.strip()]
-    for option in ("batch", "ragged", "execution"):
+    for option in ("batch", "ragged", "execution", "schedule"):
         if (value := getattr(setting, option)) != getattr(view.setting, option):
             words.append(f"--{option} {value}")
     lines = [f"python -m sim.replay {' '.join(words)} --policy {spec}"]

@@ -172,7 +172,7 @@ def bench_in_batches(
     from sim.setting import Setting
     from sim.trial import run_trial
 
-    setting, predicted = Setting(drafter, batch=batch), {}
+    setting, predicted = Setting(drafter, batch=batch).scheduled(policies), {}
     for policy in policies if cost is not None else []:
         tally = run_trial(recording, policy, setting, cost, torch.tensor(members))
         predicted[policy.spec()] = result_rows(tally, policy, setting)[-1].speedup
@@ -181,10 +181,11 @@ def bench_in_batches(
     print("\n" + report({name: summed_up(own, len(jobs)) for name, own in found.items()}, predicted or None))
     left_out = " (the prediction leaves it out)" if predicted else ""
     print(f"\n{len(jobs)} texts, {batch} requests at a time, {rounds} rounds; prefill included{left_out}.")
-    fixed = [policy.spec() for policy in policies if policy.batch_wide and policy.spec() in predicted]
-    if fixed and batch > 1:  # the only schedule that replay runs them under (sim.schedule)
-        print(f"Requests join as others end; predictions of {', '.join(fixed)} are for fixed groups, plain decoding's too.")
-    return {"batch": batch, "predicted_speedup": predicted, "throughput": as_json(found)}
+    if predicted and batch > 1:
+        told = {"joining": "in the predictions too", "fixed": "the predictions, plain decoding's too, are for fixed groups"}
+        print(f"Requests join as others end; {told[setting.schedule]}.")
+    facts = {"batch": batch, "predicted_schedule": setting.schedule, "predicted_speedup": predicted}
+    return facts | {"throughput": as_json(found)}
 
 
 def summed_up(rounds: Sequence[Round], jobs: int) -> Figures:

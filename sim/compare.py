@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from policies.errors import UserError, run_command
-from sim.options import add_outputs, add_setting, add_statistics, cost_of, opened
+from sim.options import add_outputs, add_schedule, add_setting, add_statistics, cost_of, opened
 
 if TYPE_CHECKING:  # torch is imported when there is work to do, not for --help
     import numpy as np
@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--second-profile", metavar="FILE", help="profile for the second recording (default: as for the first)")
     parse.add_argument("--second-temperature", type=float, metavar="T", help="texts of the second (default: as for the first)")
     add_setting(parse)
+    add_schedule(parse)
     add_statistics(parse)
     add_outputs(parse)
     return parse
@@ -52,8 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
     from sim.opening import about, open_policies, says
     from sim.trial import run_trial
 
-    rows = []
-    for policy in open_policies(args.policy):
+    rows, policies = [], open_policies(args.policy)
+    sides = [(recording, setting.scheduled(policies, args.schedule), profile) for recording, setting, profile in sides]
+    for policy in policies:
         tallies = [run_trial(recording, policy, setting, cost_of(profile, setting)) for recording, setting, profile in sides]
         tallies = aligned(tallies, pairs)
         rows += differences(policy.spec(), *tallies, Resamples(tallies[0], args.resamples, args.seed))

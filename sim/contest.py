@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from policies.errors import run_command
-from sim.options import add_outputs, add_setting, add_statistics, cost_of, opened
+from sim.options import add_outputs, add_schedule, add_setting, add_statistics, cost_of, opened
 
 if TYPE_CHECKING:  # torch is imported when there is work to do, not for --help
     from policies.contract import Policy
@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("trace", metavar="TRACE", help="a recording's folder")
     parse.add_argument("--policy", action="append", required=True, help="name, name(...), JSON or file.py:Class; repeat it")
     add_setting(parse)
+    add_schedule(parse)
     add_statistics(parse)
     add_outputs(parse)
     return parse
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     from sim.trial import run_trial
 
     policies, tallies, rows = open_policies(args.policy), [], []
+    setting = setting.scheduled(policies, args.schedule)
     with tqdm(policies, desc="replaying", unit="policy", file=sys.stderr, disable=None) as bar:
         for policy in bar:
             bar.set_postfix_str(policy.spec())
@@ -65,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     content = {"command": shlex.join(["python", "-m", "sim.replay", *given]), "about": facts, "setting": setting.to_json()}
     content |= {"bootstrap": {"resamples": args.resamples, "seed": args.seed}, "rows": flat, "contest": result}
     write_results(args, content, flat)
-    print("\n".join([*render(content), *says(facts, setting, policies)]))
+    print("\n".join([*render(content), *says(facts, setting)]))
 
 
 def add_intervals(rows: list[dict[str, Any]], sums: Tally, resamples: Resamples) -> None:

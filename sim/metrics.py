@@ -38,6 +38,7 @@ class ResultRow:
     tokens_per_second predicted, of the machine: all requests of a batch together; None without a cost model
     batch             requests side by side
     temperature       of the texts; None when they differ
+    schedule          who decodes together in a batch (see sim.setting)
     """
 
     policy: str
@@ -58,6 +59,7 @@ class ResultRow:
     tokens_per_second: float | None = None
     batch: int = 1
     temperature: float | None = None
+    schedule: str = Setting.schedule
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -98,6 +100,7 @@ def result_rows(sums: Tally, policy: Policy, setting: Setting) -> list[ResultRow
                 parameters=policy.to_json(),
                 batch=setting.batch,
                 temperature=setting.temperature,
+                schedule=setting.schedule,
                 **figures,
             )
         )

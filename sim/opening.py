@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,17 +104,13 @@ def about(recording: Recording, profile: Profile | None, drafter: str | None = N
     return facts
 
 
-def says(facts: dict[str, Any], setting: Setting, kinds: Iterable[Policy | type[Policy]] = ()) -> list[str]:
-    """Warnings that belong under every table made from these facts.
-
-    :param kinds: the policies that stand in it side by side, or their classes.
-    """
+def says(facts: dict[str, Any], setting: Setting) -> list[str]:
+    """Notes that belong under every table made from these facts."""
     lines = []
-    if setting.batch > 1 and len({one.batch_wide for one in kinds}) == 2 and facts.get("profile"):
-        lines.append(
-            "policies that decide for the whole batch are priced in fixed groups, which shrink as texts end, all others with "
-            "requests that join: compare them by speedup, each against plain decoding of its own kind, not by ms per token"
-        )
+    if setting.batch > 1:
+        joining = "the next request joins when one has ended"
+        how = joining if setting.schedule == "joining" else "groups shrink as texts end and admit nobody"
+        lines.append(f"schedule {setting.schedule}, for every policy and for plain decoding: {how}")
     if setting.execution == "pipelined":
         kind = next((drafter.get("kind") for drafter in facts["drafters"] if drafter["name"] == setting.drafter), KIND)
         exact = kind in EXACT_KINDS

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policies.errors import UserError
-from sim.setting import EXECUTIONS, RAGGED, Setting
+from sim.setting import EXECUTIONS, RAGGED, SCHEDULES, Setting
 
 if TYPE_CHECKING:
     from traces.costs import CostModel, Profile
@@ -29,6 +29,13 @@ def add_setting(parse: argparse.ArgumentParser) -> None:
     parse.add_argument("--execution", choices=EXECUTIONS, default="serial", help="pipelined: drafting overlaps verification")
     parse.add_argument(
         "--memory", type=int, metavar="MIB", help="hold no more of the recording at a time; changes no result (default 1024)"
+    )
+
+
+def add_schedule(parse: argparse.ArgumentParser) -> None:
+    """--schedule: how all policies of a table are priced, where it is not left to them."""
+    parse.add_argument(
+        "--schedule", choices=SCHEDULES, help="of a batch (default: fixed if a policy decides for the whole batch, else joining)"
     )
 
 

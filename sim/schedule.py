@@ -4,6 +4,9 @@ Joining: at most ``batch`` requests decode side by side; when one has ended, the
 following step (continuous batching). The queue never runs dry before the recording does, so the last steps are less full.
 Fixed: the requests form groups of ``batch``, which shrink as texts end and admit nobody. That is how replay runs a
 policy that decides for the whole batch, so only this schedule prices what such a policy saw.
+
+Fixed groups take more steps for the same texts, so policies compare only under one schedule: `sim.setting.Setting.scheduled`
+chooses it for all that stand in a table.
 """
 
 from __future__ import annotations

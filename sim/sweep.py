@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from policies.errors import UserError, run_command
 from sim.gridpoints import parse_grid, points_of
-from sim.options import add_outputs, add_setting, add_statistics, opened
+from sim.options import add_outputs, add_schedule, add_setting, add_statistics, opened
 
 if TYPE_CHECKING:  # torch is imported when there is work to do, not for --help
     from policies.contract import Policy
@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--backend", choices=("local", "dask"), default="local", help="dask: on a running cluster")
     parse.add_argument("--scheduler", metavar="ADDRESS", help="of the Dask cluster, e.g. tcp://host:8786")
     add_setting(parse)
+    add_schedule(parse)
     add_statistics(parse)
     add_outputs(parse)
     return parse
@@ -50,6 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     check_writable(args.json, args.parquet)
     recording, setting, profile = opened(args, args.trace)
     points = points_of(args.policy, grid)
+    setting = setting.scheduled(points, args.schedule)
     from tqdm import tqdm
 
     from sim.farm import Job, run_points

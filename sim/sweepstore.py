@@ -9,6 +9,7 @@ from typing import Any
 
 from policies.contract import Policy
 from policies.errors import UserError
+from sim.setting import Setting
 from sim.tally import Tally
 from traces.manifest import first_difference
 
@@ -46,7 +47,7 @@ class SweepStore:
             finished = {entry["policy"]: Tally.from_json(entry["tally"]) for entry in entries}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}): delete the folder, and sweep again") from None
-        if differs := first_difference(identity, theirs):
+        if differs := first_difference(identity, _as_of_today(theirs)):
             key, ours, other = differs
             raise UserError(f"{folder} holds a sweep with another {key} ({other}, now {ours}): name another folder with --out")
         return cls(path, finished)
@@ -63,6 +64,12 @@ class SweepStore:
             stream.flush()
             os.fsync(stream.fileno())
         self.finished[_key(policy)] = sums
+
+
+def _as_of_today(identity: dict[str, Any]) -> dict[str, Any]:
+    """Of stores from before there was a choice of schedule: those of single requests go on, as it changes nothing there."""
+    setting = identity.get("setting", {})
+    return identity | {"setting": {"schedule": Setting.schedule} | setting} if setting.get("batch") == 1 else identity
 
 
 def _key(policy: Policy) -> str:

@@ -35,8 +35,8 @@ def run_trial(
     """Replay a policy and sum up, priced where a cost model is given, its own decisions included.
 
     :param sequences: indices int64 of the texts to replay; by default those at the setting's temperature.
-    :raises UserError: when the batch is larger than the number of texts, the temperature was not recorded, or the profile
-        does not reach.
+    :raises UserError: when the batch is larger than the number of texts, the temperature was not recorded, the profile does
+        not reach, or the setting's schedule is not the one that the policy is replayed under.
     """
     return run_trials(recording, [policy], setting, cost, sequences)[0]
 
@@ -49,6 +49,8 @@ def run_trials(
     sequences: Tensor | None = None,
 ) -> list[Tally]:
     """:func:`run_trial` of several policies, to the same bits; those that draft the same trees share one replay."""
+    for policy in policies:
+        setting.check(policy)
     cost = _behind(cost, setting)
     chosen = texts_at(recording, setting.temperature) if sequences is None else sequences
     sums = _Sums(recording, setting, cost, chosen)
@@ -75,6 +77,7 @@ def tally_of(
     sequences: Tensor | None = None,
 ) -> Tally:
     """Sum up and price a replay that is at hand: what :func:`run_trial` gives for the policy and the texts that ``log`` is of."""
+    setting.check(policy)
     return _Sums(recording, setting, _behind(cost, setting), sequences).of(log, policy)
 
 
@@ -100,48 +103,46 @@ class _Sums:
 
     def __init__(self, recording: Recording, setting: Setting, cost: CostModel | None, chosen: Tensor | None):
         self.recording, self.setting, self.cost, self.chosen = recording, setting, cost, chosen
-        self._plain_ms: dict[bool, Tensor] = {}
+        self.joining = setting.schedule == "joining"
 
     def of(self, log: CycleLog, policy: Policy) -> Tally:
         setting, cost = self.setting, self.cost and self.cost.of(policy.name)
-        joining = not policy.batch_wide  # such a policy decided for the fixed groups that replay ran
-        step = None if setting.batch == 1 else steps_of(log.sequence, setting.batch, joining)
+        step = None if setting.batch == 1 else steps_of(log.sequence, setting.batch, self.joining)
         if cost is None:
             return tally(self.recording, log, step=step)
         if setting.execution == "pipelined":
             cycle_ms = pipelined_price(log, cost, self.recording, self._first_choice_runs)
         else:
             cycle_ms = price(log, cost, step, setting.ragged)
-        return tally(self.recording, log, cycle_ms, self._plain(joining), step)
+        return tally(self.recording, log, cycle_ms, self._plain_ms, step)
 
     @cached_property
     def _first_choice_runs(self) -> Tensor:
         return first_choice_runs(self.recording, self.setting.drafter)
 
-    def _plain(self, joining: bool) -> Tensor:
+    @cached_property
+    def _plain_ms(self) -> Tensor:
         """Predicted milliseconds float64 [S] of plain decoding of each text; 0 for those that are not replayed."""
-        if joining not in self._plain_ms:
-            recording, setting = self.recording, self.setting
-            length, offset = torch.from_numpy(recording.length.copy()), torch.from_numpy(recording.offset.copy())
-            if self.chosen is not None:
-                length = length.where(_among(self.chosen, len(length)), 0)
-            context = tensor(recording.context_length)
-            texts = TEXTS if setting.batch == 1 else len(length)
-            self._plain_ms[joining] = torch.cat(
-                [
-                    plain_ms(
-                        context[offset[first] : offset[first + len(part)]],
-                        offset[first : first + len(part) + 1] - offset[first],
-                        part,
-                        self.cost,
-                        setting.batch,
-                        setting.ragged,
-                        joining,
-                    )
-                    for first, part in zip(range(0, len(length), texts), length.split(texts), strict=True)
-                ]
-            )
-        return self._plain_ms[joining]
+        recording, setting = self.recording, self.setting
+        length, offset = torch.from_numpy(recording.length.copy()), torch.from_numpy(recording.offset.copy())
+        if self.chosen is not None:
+            length = length.where(_among(self.chosen, len(length)), 0)
+        context = tensor(recording.context_length)
+        texts = TEXTS if setting.batch == 1 else len(length)
+        return torch.cat(
+            [
+                plain_ms(
+                    context[offset[first] : offset[first + len(part)]],
+                    offset[first : first + len(part) + 1] - offset[first],
+                    part,
+                    self.cost,
+                    setting.batch,
+                    setting.ragged,
+                    self.joining,
+                )
+                for first, part in zip(range(0, len(length), texts), length.split(texts), strict=True)
+            ]
+        )
 
 
 @dataclass

@@ -133,9 +133,10 @@ def prediction(recording: Recording, policy: Policy, cost: CostModel, groups: li
     from sim.setting import Setting as Circumstances
     from sim.trial import run_trial
 
+    setting = Circumstances("eagle3", batch=batch, schedule="fixed")  # as the groups are decoded: nobody joins
     sums = dict.fromkeys(("emitted", "cycles", "machine_ms", "covered", "kept", "levels"), 0.0)
     for group in groups:
-        tally = run_trial(recording, policy, Circumstances("eagle3", batch=batch), cost, torch.tensor(group))
+        tally = run_trial(recording, policy, setting, cost, torch.tensor(group))
         for name in sums:
             sums[name] += float(tally.sums[name].sum())
     per_cycle = {name: round(sums[name] / sums["cycles"], 4) for name in ("covered", "kept", "levels")}
