@@ -94,6 +94,23 @@ def test_lab_batches_and_pipelines_as_replay_does(recorded: Path, start, tmp_pat
     assert "an estimate" in captions(page)  # an EAGLE head would run ahead on features of its own
 
 
+def test_beside_a_policy_that_decides_for_the_batch_the_lab_prices_fixed_groups(recorded: Path, start, tmp_path: Path):
+    path, query = write_profile(tmp_path / "profile.json", batch=2), {"study": "chain(k=2)", "batch": "2"}
+    cost, recording, policy = load_profile(path).cost("eagle3"), open_recording(recorded), load_policy("chain(k=2)")
+    speeds = set()
+    for against, schedule in (("autoregressive", "joining"), ("tetris", "fixed")):
+        page = start("lab", recorded, "--profile", path, against=against, **query)
+        row = table_with(page, "policy").set_index("policy").loc["chain(k=2)"]
+        sums = run_trial(recording, policy, Setting("eagle3", 2, schedule=schedule), cost)
+        assert errors(page) == "" and row["ms_per_token"] == pytest.approx(sums.mean("ms_per_token"))
+        assert row["tokens_per_second"] == pytest.approx(sums.mean("tokens_per_second"))
+        speeds.add(row["tokens_per_second"])
+        assert f"Schedule {schedule}" in captions(page)
+        told = [code.value for code in page.code if "sim.replay" in code.value]
+        assert len(told) == 1 and ("--schedule fixed" in told[0]) == (schedule == "fixed")
+    assert len(speeds) == 2, "the texts must tell the schedules apart"
+
+
 def test_a_profile_of_other_models_is_a_what_if(recorded: Path, start):
     page = start("lab", recorded, study="chain(k=2)", against="autoregressive")
     by_key(page.sidebar.selectbox, "profile").set_value("what if: h100_llama-3.1-8b").run()

@@ -13,6 +13,12 @@ from live import bench
 from live.bench_batches import GENERATE, PLAIN
 from live.verifier import LiveVerifier
 from policies.contract import Sampling
+from policies.registry import load_policy
+from sim.setting import Setting
+from sim.trial import run_trial
+from tests.sim.many_texts import content as priced
+from traces.costs import Profile
+from traces.recording import open_recording
 
 SMALL = "eagle3(total_tokens=8, depth=3, top_k=4)"
 
@@ -36,6 +42,24 @@ def test_bench_in_batches(tiny_recording, tmp_path, capsys, refused):
     assert "leave out --batch" in refused(lambda: bench.main([str(tiny_recording), *options, "--breakdown"]))
     for batch in ("5", "-1"):
         assert "does not fit the 4 texts" in refused(lambda b=batch: bench.main([str(tiny_recording), *options, "--batch", b]))
+
+
+def test_predictions_in_batches_are_made_under_one_schedule(tiny_recording, tmp_path, capsys):
+    own = {name: {"draft": priced()[name]["made-up"]} for name in ("draft", "catch_up")}
+    profile, chain, whole = Profile(priced(**own)), "chain(k=2)", "tetris(k=1, extra=1)"
+    profile.save(tmp_path / "p.json")
+    words = [str(tiny_recording), "--drafter", "draft", "--texts", "2", "--batch", "3", "--rounds", "1"]
+    words += ["--profile", str(tmp_path / "p.json"), "--json", str(tmp_path / "bench.json")]
+    recording, found = open_recording(tiny_recording), {}
+    for schedule, specs, said in (("joining", [chain], "in the predictions too"), ("fixed", [chain, whole], "for fixed groups")):
+        bench.main([*words, *(word for spec in specs for word in ("--policy", spec))])
+        found[schedule] = json.loads((tmp_path / "bench.json").read_text())
+        assert found[schedule]["predicted_schedule"] == schedule and said in capsys.readouterr().out
+        setting = Setting("draft", 3, schedule=schedule)
+        for spec in specs:
+            speedup = run_trial(recording, load_policy(spec), setting, profile.cost("draft")).mean("speedup")
+            assert found[schedule]["predicted_speedup"][spec] == pytest.approx(speedup, rel=1e-12)
+    assert found["joining"]["predicted_speedup"][chain] != found["fixed"]["predicted_speedup"][chain]
 
 
 def test_throughput_of_batch_sizes(tiny_pair, tmp_path, capsys, refused):

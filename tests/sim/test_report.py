@@ -83,6 +83,20 @@ def test_the_markdown_of_everything(results):
     assert sum(len(section.charts) for section in sections) == 2 + 1 + 4 + 1
 
 
+def test_results_from_before_there_was_a_schedule(results):
+    from sim.sections import section_of
+
+    for path in results.values():
+        content = json.loads(path.read_text())
+        now = section_of(content)
+        settings = content.get("settings", [content["setting"]] if "setting" in content else [])
+        for held in (*settings, *content.get("rows", [])):
+            held.pop("schedule", None)
+        before = section_of(content)
+        assert (before.title, before.tables) == (now.title, now.tables)
+        assert bool(settings) == any("schedule" in cell for row in now.facts.rows for cell in row)
+
+
 def test_refusals(results, tmp_path, refused):
     assert "cannot be read" in refused(lambda: main([str(tmp_path / "none.json"), "--out", str(tmp_path / "r")]))
     (tmp_path / "x.json").write_text('{"a": 1}')
