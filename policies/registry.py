@@ -134,7 +134,7 @@ def _outside(head: str) -> type[Policy]:
         raise UserError(f"policy file {path} does not exist: give FILE.py:Class")
     module_spec = importlib.util.spec_from_file_location(f"_outside_{Path(path).stem}", path)
     module = importlib.util.module_from_spec(module_spec)
-    inside = dict(_registered)
+    inside = all_policies()  # all of them: what the outside file is the first to import would be forgotten with it
     sys.modules[module_spec.name] = module  # dataclasses look the module up to read its annotations
     try:
         module_spec.loader.exec_module(module)

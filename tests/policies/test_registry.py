@@ -168,6 +168,13 @@ def test_an_outside_class_replaces_nothing(tmp_path):
     assert Eagle3().to_json()["policy"] == "eagle3"
 
 
+def test_what_an_outside_file_imports_first_stays_registered(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(OUTSIDE.format(name="mine"))
+    code = f"from policies.registry import load_policy\nload_policy({f'{path}:Mine'!r})\nload_policy('eagle3')"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)  # where nothing is imported yet
+
+
 @pytest.mark.parametrize(
     "code, name, told",
     [
