@@ -61,6 +61,7 @@ class Acceptance:
         kinds = [min(group, 1) for group in range(len(RANK_EDGES) + 1)]
         object.__setattr__(self, "_held", (values.reshape(len(RANK_EDGES) + 1, -1), slopes[kinds], *edges))
         object.__setattr__(self, "_levels", {})
+        object.__setattr__(self, "_lists", {})
 
     def __call__(
         self, rank: np.ndarray, depth: np.ndarray, logprob: np.ndarray, entropy: np.ndarray, history: np.ndarray
@@ -92,6 +93,18 @@ class Acceptance:
         chance += 1
         return np.reciprocal(chance, out=chance)
 
+    def by_one_history(self, history: float, fanout: int) -> list[float]:
+        """:meth:`by_history` of one row."""
+        return self.by_history(np.array([history]), fanout)[0, 0].tolist()
+
+    def of_one_level(self, depth: int, fanout: int) -> tuple[list[float], list[list[int]], int, list[float], list[float]]:
+        """What :meth:`of_level` looks up, as lists: odds against a node by cell; by entropy bin, where the cells of each rank begin;
+        cells from one log-probability bin to the next; edges of the log-probability bins and of the entropy bins."""
+        if (depth, fanout) not in self._lists:
+            against, first, columns, *edges = self._level(depth, fanout)
+            self._lists[depth, fanout] = against.tolist(), first.tolist(), columns, *(edge.tolist() for edge in edges)
+        return self._lists[depth, fanout]
+
     def _level(self, depth: int, fanout: int) -> tuple:
         """For a level: odds against a node by cell, where the cells of each rank begin by entropy bin, and the bins."""
         values, slopes, logprob_edges, entropy_edges = self._held
@@ -112,6 +125,11 @@ def remember(history: np.ndarray, surprise: np.ndarray, tested: np.ndarray) -> n
     :param surprise: float64 [B], their sum over the ``tested`` (int64 [B]) first choices of the cycle.
     """
     return _FADED.take(tested, mode="clip") * history + (1 - MEMORY) * surprise
+
+
+def remember_one(history: float, surprise: float, tested: int) -> float:
+    """:func:`remember` for one row."""
+    return float(_FADED[min(tested, len(_FADED) - 1)]) * history + (1 - MEMORY) * surprise
 
 
 _FADED = np.array([MEMORY**power for power in range(100)])

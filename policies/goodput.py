@@ -30,17 +30,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.acceptance_table import Acceptance, fit_acceptance, histories, remember
+from policies.acceptance_table import Acceptance, fit_acceptance, histories
 from policies.contract import Cycle, Expansion, Outcome, Policy, State, require
 from policies.cost import Cost
 from policies.eagle3 import Eagle3
 from policies.errors import UserError
-from policies.grown import Grown, on_host
+from policies.grown import Grown
+from policies.grown_alone import GrownAlone
 from policies.lookahead import LookAhead, Plan, fit_look_ahead, plan_of
-from policies.order import NONE
+from policies.one_row import alone
 from policies.prices import Prices, prices_at
 from policies.registry import policy
-from policies.sums import UNIT
 from policies.tree import DraftTree
 
 
@@ -110,49 +110,21 @@ class Goodput(Policy):
         return {"history": torch.zeros(rows, dtype=torch.float64, device=key.device)}
 
     def begin(self, cycle: Cycle, state: State) -> State:
-        """For the cycle: ``plan``, what it is decided by; ``place`` int64 [B], at which of its contexts; and the trees as they
-        have ``grown``."""
+        """For the cycle: ``plan``, what it is decided by, and the trees as they have ``grown``."""
         plan, history = self._plan(cycle.cost), state["history"]
-        grown = Grown(self._acceptance, on_host(history), self.top_k)
-        return {"history": history, "plan": plan, "place": plan.at(on_host(cycle.context_length)), "grown": grown}
+        kind = GrownAlone if alone(history) else Grown
+        return {"history": history, "plan": plan, "grown": kind(self._acceptance, plan, history, cycle.context_length, self.top_k)}
 
     def expand(self, tree: DraftTree, cycle: Cycle, state: State) -> Expansion | None:
-        if tree.levels == self.depth:
-            return None
-        plan, place, grown = state["plan"], state["place"], state["grown"]
-        if tree.levels == 0:
-            slot = np.where(plan.opens[place], 0, NONE)[:, None]
-        else:
-            slot, score, chance = grown.frontier(tree, self.top_k)
-            width = plan.width(tree.levels, place, chance)
-            most = width.max()
-            if most == 0:
-                return None
-            grown.expanded(score, chance, width)
-            slot = np.where(np.arange(most) < width[:, None], slot[:, :most], NONE)
-        return Expansion(tree.frontier_in(torch.from_numpy(slot).to(tree.device)), self.top_k)
+        return None if tree.levels == self.depth else state["grown"].wish(tree)
 
     def select(self, tree: DraftTree, cycle: Cycle, state: State) -> Tensor:
-        if tree.levels == 0:
-            return tree.exists
-        plan, place, grown = state["plan"], state["place"], state["grown"]
-        grown.look_at_all(tree)
-        node, chance = grown.likeliest(self.total_tokens - 1)
-        count = most_worth(plan.value[place], chance, plan.verify[place])
-        kept = grown.marked(node, np.arange(node.shape[1]) < count[:, None], tree.width)
-        return torch.from_numpy(kept).to(tree.device)
+        return tree.exists if tree.levels == 0 else state["grown"].kept(tree, self.total_tokens)
 
     def observe(self, outcome: Outcome, cycle: Cycle, state: State) -> State:
         """The history, from the first choices that were tested; what was for the cycle alone is dropped."""
         history = state["history"]
-        if outcome.tree.levels == 0:
-            return {"history": history}
-        node, expected = state["grown"].first_choices()
-        status = on_host(outcome.status)[np.arange(len(node))[:, None], node]
-        tested = (status >= 0) & (node >= 0) & on_host(cycle.active)[:, None]
-        surprise = np.rint(UNIT * tested * (status - expected)).sum(1) / UNIT  # whole numbers: any order of adding is exact
-        new = remember(on_host(history), surprise, tested.sum(1))
-        return {"history": torch.from_numpy(new).to(history.device)}
+        return {"history": history if outcome.tree.levels == 0 else state["grown"].remembered(outcome, cycle.active)}
 
     def fit_base(self) -> Policy:
         return BaseTree(depth=min(self.depth, 10), top_k=self.top_k)
@@ -192,16 +164,6 @@ class BaseTree(Eagle3):
     """EAGLE-3's beam, with the entropies that acceptance is estimated from."""
 
     needs = frozenset({"entropy"})
-
-
-def most_worth(value: np.ndarray, chance: np.ndarray, ms: np.ndarray) -> np.ndarray:
-    """The n int64 [B] that maximises value * (sum of the first n chances) - ms[n], the least of equal ones.
-
-    :param value: float64 [B]. :param chance: float64 [B, M], each at most 1. :param ms: float64 [B, M + 1 or more], from 0 up.
-    """
-    gain = -ms[:, : chance.shape[1] + 1]
-    gain[:, 1:] += np.rint(UNIT * chance).cumsum(1) * (value / UNIT)[:, None]
-    return gain.argmax(1)
 
 
 def _expected(acceptance: Acceptance, samples: Any) -> np.ndarray:

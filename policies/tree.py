@@ -170,20 +170,20 @@ class DraftTree:
         """The ``count`` best nodes of the last level in total order: int64 [B, count'], -1 where a row has fewer."""
         score = self._newest["score"]
         few = best_of_few(score, count)
-        return self.frontier_in(best(score, count)) if few is None else self._offer(few)
+        return self.frontier_in(best(score, count)) if few is None else self.frontier_of(few)
 
     def frontier_in(self, slot: Tensor) -> Tensor:
         """The nodes int64 [B, W] in slots int64 [B, W] of the last level, -1 = none; the caller vouches for the total order."""
         if alone(slot):
-            return self._offer(slot[0].tolist())
+            return self.frontier_of(slot[0].tolist())
         known = slot.clamp(min=0)
         node = known + self._start if self._newest_node is None else self._newest_node.gather(1, known)
         nodes = node.masked_fill(slot < 0, NONE)
         self._offered = nodes.clone(), known
         return nodes
 
-    def _offer(self, slot: list[int]) -> Tensor:
-        """The same for the only row, whose slots are numbers on the host."""
+    def frontier_of(self, slot: list[int]) -> Tensor:
+        """The same for a tree that is alone, whose slots are numbers on the host."""
         found = nodes_in(slot, self._newest_node, self._start)
         nodes, own, place = integers([found, found, [max(place, 0) for place in slot]], self._root_token).split(1)
         self._offered = own, place  # the policy may write into its own

@@ -12,7 +12,8 @@ import torch
 from policies.acceptance_table import MEMORY, RANK_EDGES, Acceptance, fit_acceptance, histories, remember
 from policies.drafting import draft
 from policies.errors import UserError
-from policies.goodput import Goodput, most_worth
+from policies.goodput import Goodput
+from policies.grown import most_worth
 from policies.lookahead import GRID, LookAhead, fit_look_ahead
 from tests.policies.cases import SETTINGS, make
 from tests.policies.synthetic import Language, SyntheticDrafter, cycle_at, fresh

@@ -1,0 +1,92 @@
+"""The only tree of a request that decodes alone on a CPU, as goodput sees it: what `policies.grown` decides, to the bit.
+
+A level is some ten numbers mostly, and plain Python is done with them before a few of NumPy's operations have started. Where all
+nodes are ranked at once, NumPy does it.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policies.acceptance_table import Acceptance, remember_one
+from policies.contract import Expansion, Outcome
+from policies.lookahead import Plan
+from policies.order import NONE
+from policies.sums import UNIT
+from policies.tree import DraftTree
+
+
+class GrownAlone:
+    """One tree, with the methods of :class:`policies.grown.Grown`. Of all levels so far:
+
+    chance  P of the node in each slot, -1 in empty ones
+    node    the node in each slot, -1 = empty
+    first   every family's first choice: its node and its chance, given its parent
+    """
+
+    def __init__(self, acceptance: Acceptance, plan: Plan, history: Tensor, context: Tensor, fanout: int):
+        self.chance: list[float] = []
+        self.node: list[int] = []
+        self.first: list[tuple[int, float]] = []
+        self._acceptance, self._plan, self._fanout, self._history = acceptance, plan, fanout, history.item()
+        self._place, self._by_history = plan.place_of(context.item()), acceptance.by_one_history(self._history, fanout)
+        self._looked, self._passed, self._parent = 0, -math.inf, [1.0]
+
+    def wish(self, tree: DraftTree) -> Expansion | None:
+        if tree.levels == 0:
+            return Expansion(tree.frontier_of([0]), self._fanout) if self._plan.opens[self._place] else None
+        own, score = self._look(tree)
+        slot = sorted(range(len(score)), key=score.__getitem__, reverse=True)[: self._fanout]  # equal ones keep their order
+        chance = [own[place] if score[place] > self._passed else 0.0 * own[place] for place in slot]
+        width = self._plan.width_of_one(tree.levels, self._place, chance)
+        if width == 0:
+            return None
+        if width < len(slot):
+            self._passed = max(self._passed, score[slot[width]])
+        self._parent = chance[:width]
+        return Expansion(tree.frontier_of(slot[:width]), self._fanout)
+
+    def kept(self, tree: DraftTree, tokens: int) -> Tensor:
+        if self._looked < tree.levels:
+            self._look(tree)
+        chance = np.array(self.chance, dtype=np.float32)
+        place = (-chance).argsort(kind="stable")[: tokens - 1]
+        worth = np.rint(UNIT * np.maximum(chance[place], 0).astype(np.float64)).cumsum()
+        gain = -self._plan.verify[self._place, : len(worth) + 1]
+        gain[1:] += worth * (self._plan.value[self._place] / UNIT)
+        kept = np.zeros((1, tree.width), dtype=bool)
+        for chosen in place[: gain.argmax()].tolist():
+            kept[0, self.node[chosen]] = True
+        return torch.from_numpy(kept)
+
+    def remembered(self, outcome: Outcome, active: Tensor) -> Tensor:
+        status, tested, surprise = outcome.status[0].tolist(), 0, 0
+        for node, expected in self.first if active.item() else ():
+            if node >= 0 and status[node] >= 0:
+                tested += 1
+                surprise += round(UNIT * (status[node] - expected))
+        return torch.tensor([remember_one(self._history, surprise / UNIT, tested)], dtype=torch.float64)
+
+    def _look(self, tree: DraftTree) -> tuple[list[float], list[float]]:
+        """Estimate the chances of the newest level: P and score of the node in each slot."""
+        families, level = tree.newest_families(), tree.levels
+        fanout, by_history = families.logprob.shape[2], self._by_history
+        against, begins, columns, logprob_edges, entropy_edges = self._acceptance.of_one_level(level, fanout)
+        given: list[float] = []
+        for siblings, entropy in zip(families.logprob[0].tolist(), families.entropy[0].tolist(), strict=True):
+            begin = begins[bisect_left(entropy_edges, entropy)]
+            for rank, logprob in enumerate(siblings):
+                odds = against[bisect_left(logprob_edges, logprob) * columns + begin[rank]]
+                given.append(1 / (odds * by_history[rank] + 1))
+        node = range(families.first, families.first + len(given)) if families.node is None else families.node[0].tolist()
+        chance = [own * self._parent[slot // fanout] if node[slot] >= 0 else NONE for slot, own in enumerate(given)]
+        self.chance += chance
+        self.node += node
+        self.first += zip(node[::fanout], given[::fanout], strict=True)
+        self._looked += 1
+        return chance, families.score[0].tolist()
