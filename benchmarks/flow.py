@@ -72,8 +72,8 @@ def click_curve(browser: Browser) -> None:
 
 def drag_threshold(browser: Browser) -> None:
     """From a threshold's rule (its colour tells it) one fifteenth of the chart to the left."""
-    left, top, width, height = place(browser, ".st-key-chart_strata .marks")
-    x, y = found_colour(browser, ".st-key-chart_strata .marks", RULE)
+    left, top, width, height = place(browser, "[class*=st-key-chart_strata_] .marks")
+    x, y = found_colour(browser, "[class*=st-key-chart_strata_] .marks", RULE)
     browser.drag((x, y), (x - width / 15, y))
 
 

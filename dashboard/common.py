@@ -110,14 +110,20 @@ class Drawn:
 
 
 def show_chart(
-    chart: alt.TopLevelMixin, data: pl.DataFrame, name: str, caption: str, on_select=None, width: str = "stretch"
+    chart: alt.TopLevelMixin,
+    data: pl.DataFrame,
+    name: str,
+    caption: str,
+    on_select=None,
+    width: str = "stretch",
+    key: str | None = None,
 ) -> None:
     """A chart, its caption and the data behind it.
 
-    :param on_select: what to call when something in the chart is selected; the chart's key is ``chart_{name}``.
+    :param on_select: what to call when something in the chart is selected; the chart's key is ``key``, or ``chart_{name}``.
     """
     more = {"on_select": on_select} if on_select else {}
-    st.altair_chart(Drawn(chart), key=f"chart_{name}", width=width, alt=caption, **more)
+    st.altair_chart(Drawn(chart), key=key or f"chart_{name}", width=width, alt=caption, **more)
     with st.container(horizontal=True):
         st.caption(caption, width="stretch")
         download(data, name)

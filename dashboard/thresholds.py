@@ -69,6 +69,7 @@ def strata_of(view: View) -> None:
             f"How many nodes of the base tree ({policy.total_tokens} tokens, {policy.depth} levels) the target accepts, at "
             f"{len(paths):,} positions; bands are 95% intervals. {says_which_texts(view, view.few_texts)}",
             on_select=dragged,
+            key=chart_key(),
         )
     with right:
         against_base(view, policy, paths)
@@ -94,11 +95,17 @@ def chosen_thresholds(top: float) -> HeteroSpec:
     return strata.with_thresholds(policy, chosen)
 
 
+def chart_key() -> str:
+    """The chart's key; another one after each drag, so that a fresh chart stands there without the box that was dragged."""
+    return f"chart_strata_{st.session_state.get('drags', 0)}"
+
+
 def dragged() -> None:
     """A threshold was dragged in the chart: move its slider."""
-    found = st.session_state["chart_strata"].selection["drag"].get("entropy")
+    found = st.session_state[chart_key()].selection["drag"].get("entropy")
     if not found:
         return
+    st.session_state["drags"] = st.session_state.get("drags", 0) + 1
     keys = ["t1", "t2", "t3"]
     moved = strata.dragged(sorted(st.session_state[key] for key in keys), *sorted(found))
     for key, value in zip(keys, moved, strict=True):
