@@ -98,8 +98,8 @@ class Acceptance:
         return self.by_history(np.array([history]), fanout)[0, 0].tolist()
 
     def of_one_level(self, depth: int, fanout: int) -> tuple[list[float], list[list[int]], int, list[float], list[float]]:
-        """What :meth:`of_level` looks up, as lists: odds against a node by cell; by entropy bin, where the cells of each rank begin;
-        cells from one log-probability bin to the next; edges of the log-probability bins and of the entropy bins."""
+        """What :meth:`of_level` looks up, as lists: odds against a node by cell; by entropy bin, where the cells of each rank
+        begin; cells from one log-probability bin to the next; edges of the log-probability bins and of the entropy bins."""
         if (depth, fanout) not in self._lists:
             against, first, columns, *edges = self._level(depth, fanout)
             self._lists[depth, fanout] = against.tolist(), first.tolist(), columns, *(edge.tolist() for edge in edges)

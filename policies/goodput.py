@@ -9,7 +9,7 @@ programming", https://doi.org/10.1287/mnsc.13.7.492). So with P a node's calibra
 - *whether to draft another level, and how wide*: the W best nodes of EAGLE-2's beam and the number m of levels to come for which
   ``patience`` * (what m levels behind each of them bring) - (ms of a level W wide and of m - 1 more) is largest, as long as that
   is positive (`policies.lookahead`);
-- *whether to draft at all*: the same, at the root, whose P is 1.
+- *whether to draft at all*: the same, at the root, whose P is 1, by how unsure the target was of it.
 
 What is learned of acceptance knows no machine, and the rate is computed from it and the prices: so one fit serves any machine.
 Prices are those of the cycle's cost model, at the request's own context and for a request that decodes alone; without a cost model
@@ -37,7 +37,7 @@ from policies.eagle3 import Eagle3
 from policies.errors import UserError
 from policies.grown import Grown
 from policies.grown_alone import GrownAlone
-from policies.lookahead import LookAhead, Plan, fit_look_ahead, plan_of
+from policies.lookahead import LookAhead, Opening, Plan, fit_look_ahead, fit_opening, plan_of
 from policies.one_row import alone
 from policies.prices import Prices, prices_at
 from policies.registry import policy
@@ -50,8 +50,9 @@ class Goodput(Policy):
 
     ``depth`` is the most levels, ``top_k`` the widest frontier and the children of each node, ``total_tokens`` the most
     verified tokens, root included. Learned: what a token is worth in units of the rate (``markup_``), ``patience_``, what lies
-    ``ahead_`` of a node, the acceptance estimate, and, for where there is no cost model, what the machine takes at the recording's
-    mean context: a plain cycle, each number of further verified tokens, each level by its width.
+    ``ahead_`` of a node and, by the root's entropy, of a root (``opening_``), the acceptance estimate, and, for where there is no
+    cost model, what the machine takes at the recording's mean context: a plain cycle, each number of further verified tokens, each
+    level by its width.
     """
 
     depth: int = 12
@@ -60,6 +61,8 @@ class Goodput(Policy):
     markup_: float | None = None
     patience_: float | None = None
     ahead_: tuple | None = None
+    root_edges_: tuple | None = None
+    opening_: tuple | None = None
     logprob_edges_: tuple | None = None
     entropy_edges_: tuple | None = None
     odds_: tuple | None = None
@@ -90,12 +93,16 @@ class Goodput(Policy):
     def _look_ahead(self) -> LookAhead:
         return LookAhead(self.ahead_)
 
+    @cached_property
+    def _opening(self) -> Opening:
+        return Opening(self.root_edges_, self.opening_)
+
     def _plan(self, cost: Cost | None) -> Plan:
         """What time costs under a cost model; without one, as it was when fitted."""
         if cost is None:
             return self._fitted_plan
         sizes = self.depth, self.top_k, self.total_tokens
-        return plan_of(cost, self._look_ahead, self.markup_, self.patience_, *sizes)
+        return plan_of(cost, self._look_ahead, self._opening, self.markup_, self.patience_, *sizes)
 
     @cached_property
     def _fitted_plan(self) -> Plan:
@@ -103,7 +110,7 @@ class Goodput(Policy):
         verify = torch.tensor([(0.0, *self.verify_ms_)], dtype=torch.float64)
         level = tuple(torch.tensor([(0.0, *level)], dtype=torch.float64) for level in self.level_ms_)
         prices = Prices(torch.zeros(1, dtype=torch.int64), plain, verify, level)
-        return Plan(prices, self._look_ahead, self.markup_, self.patience_)
+        return Plan(prices, self._look_ahead, self._opening, self.markup_, self.patience_)
 
     def init(self, rows: int, key: Tensor) -> State:
         """``history`` float64 [B] as in `policies.acceptance_table`."""
@@ -113,7 +120,7 @@ class Goodput(Policy):
         """For the cycle: ``plan``, what it is decided by, and the trees as they have ``grown``."""
         plan, history = self._plan(cycle.cost), state["history"]
         kind = GrownAlone if alone(history) else Grown
-        return {"history": history, "plan": plan, "grown": kind(self._acceptance, plan, history, cycle.context_length, self.top_k)}
+        return {"history": history, "plan": plan, "grown": kind(self._acceptance, plan, history, cycle, self.top_k)}
 
     def expand(self, tree: DraftTree, cycle: Cycle, state: State) -> Expansion | None:
         return None if tree.levels == self.depth else state["grown"].wish(tree)
@@ -126,6 +133,9 @@ class Goodput(Policy):
         history = state["history"]
         return {"history": history if outcome.tree.levels == 0 else state["grown"].remembered(outcome, cycle.active)}
 
+    def measure(self, tree: DraftTree, cycle: Cycle) -> dict[str, Tensor]:
+        return {"root_entropy": cycle.root_entropy}
+
     def fit_base(self) -> Policy:
         return BaseTree(depth=min(self.depth, 10), top_k=self.top_k)
 
@@ -137,11 +147,15 @@ class Goodput(Policy):
         chance = _expected(table, samples)
         context = torch.tensor([round(float(samples.context.mean()))])
         prices = prices_at(samples.cost, context, self.depth, self.top_k, self.total_tokens)
+        ahead = fit_look_ahead(chance, samples.nodes, self.top_k)
+        edges, opening = fit_opening(chance, samples.nodes, self.top_k, ahead, samples.columns["root_entropy"])
         return replace(
             self,
             markup_=1.0,
             patience_=1.0,
-            ahead_=fit_look_ahead(chance, samples.nodes, self.top_k),
+            ahead_=ahead,
+            root_edges_=edges,
+            opening_=opening,
             logprob_edges_=table.logprob_edges,
             entropy_edges_=table.entropy_edges,
             odds_=table.table,

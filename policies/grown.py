@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from policies.acceptance_table import Acceptance, remember
-from policies.contract import Expansion, Outcome
+from policies.contract import Cycle, Expansion, Outcome
 from policies.lookahead import Plan
 from policies.order import NONE
 from policies.sums import UNIT
@@ -26,15 +26,16 @@ class Grown:
     first   float64 [B, W]      the chance of each family's first choice, given its parent
     """
 
-    def __init__(self, acceptance: Acceptance, plan: Plan, history: Tensor, context: Tensor, fanout: int):
-        """:param history: float64 [B], see `policies.acceptance_table`. :param context: int64 [B], tokens before the roots.
+    def __init__(self, acceptance: Acceptance, plan: Plan, history: Tensor, cycle: Cycle, fanout: int):
+        """:param history: float64 [B], see `policies.acceptance_table`.
         :param fanout: the most children that a node gets, and the widest frontier."""
         rows = len(history)
         self.chance: list[np.ndarray] = []
         self.node: list[np.ndarray] = []
         self.first: list[np.ndarray] = []
         self._acceptance, self._plan, self._fanout, self._history = acceptance, plan, fanout, on_host(history)
-        self._place, self._by_history = plan.at(on_host(context)), acceptance.by_history(self._history, fanout)
+        self._cycle, self._place = cycle, plan.at(on_host(cycle.context_length))
+        self._by_history = acceptance.by_history(self._history, fanout)
         self._row = np.arange(rows)[:, None]
         self._passed = np.full((rows, 1), -np.inf, dtype=np.float32)  # the best score that was passed over
         self._parent = np.ones((rows, 1))  # P of the nodes that were expanded last
@@ -42,7 +43,7 @@ class Grown:
     def wish(self, tree: DraftTree) -> Expansion | None:
         """The nodes that are worth another level; None where there is none in any row."""
         if tree.levels == 0:
-            slot = np.where(self._plan.opens[self._place], 0, NONE)[:, None]
+            slot = np.where(self._opens(), 0, NONE)[:, None]
             most = slot.max() + 1
         else:
             slot, score, chance = self._frontier(tree)
@@ -53,6 +54,13 @@ class Grown:
         if most == 0:
             return None
         return Expansion(tree.frontier_in(torch.from_numpy(slot).to(tree.device)), self._fanout)
+
+    def _opens(self) -> np.ndarray:
+        """bool [B]: whether drafting is worth it. What gave the roots is asked for only where it matters."""
+        plan = self._plan
+        if plan.always[self._place].all():
+            return plan.always[self._place]
+        return plan.opens[self._place, plan.root_edges.searchsorted(on_host(self._cycle.root_entropy))]
 
     def kept(self, tree: DraftTree, tokens: int) -> Tensor:
         """The nodes that are worth verifying, bool [B, N], of at most ``tokens`` with the root."""

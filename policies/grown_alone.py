@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from policies.acceptance_table import Acceptance, remember_one
-from policies.contract import Expansion, Outcome
+from policies.contract import Cycle, Expansion, Outcome
 from policies.lookahead import Plan
 from policies.order import NONE
 from policies.sums import UNIT
@@ -29,17 +29,18 @@ class GrownAlone:
     first   every family's first choice: its node and its chance, given its parent
     """
 
-    def __init__(self, acceptance: Acceptance, plan: Plan, history: Tensor, context: Tensor, fanout: int):
+    def __init__(self, acceptance: Acceptance, plan: Plan, history: Tensor, cycle: Cycle, fanout: int):
         self.chance: list[float] = []
         self.node: list[int] = []
         self.first: list[tuple[int, float]] = []
         self._acceptance, self._plan, self._fanout, self._history = acceptance, plan, fanout, history.item()
-        self._place, self._by_history = plan.place_of(context.item()), acceptance.by_one_history(self._history, fanout)
+        self._cycle, self._place = cycle, plan.place_of(cycle.context_length.item())
+        self._by_history = acceptance.by_one_history(self._history, fanout)
         self._looked, self._passed, self._parent = 0, -math.inf, [1.0]
 
     def wish(self, tree: DraftTree) -> Expansion | None:
         if tree.levels == 0:
-            return Expansion(tree.frontier_of([0]), self._fanout) if self._plan.opens[self._place] else None
+            return Expansion(tree.frontier_of([0]), self._fanout) if self._opens() else None
         own, score = self._look(tree)
         slot = sorted(range(len(score)), key=score.__getitem__, reverse=True)[: self._fanout]  # equal ones keep their order
         chance = [own[place] if score[place] > self._passed else 0.0 * own[place] for place in slot]
@@ -50,6 +51,12 @@ class GrownAlone:
             self._passed = max(self._passed, score[slot[width]])
         self._parent = chance[:width]
         return Expansion(tree.frontier_of(slot[:width]), self._fanout)
+
+    def _opens(self) -> bool:
+        plan = self._plan
+        if plan.always[self._place]:
+            return True
+        return bool(plan.opens[self._place, bisect_left(plan.root_edge_list, self._cycle.root_entropy.item())])
 
     def kept(self, tree: DraftTree, tokens: int) -> Tensor:
         if self._looked < tree.levels:

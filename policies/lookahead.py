@@ -11,6 +11,10 @@ f_m knows no machine: it is measured on a recording once, and any prices may be 
     f_m(u) = E[sum over children of max(0, r - u) + r * f_(m-1)(u / r)],
 
 r being the children's conditional chances (`policies.acceptance_table`).
+
+At the root nothing has been drafted yet, so its children's chances are unknown. But how unsure the target was of the root itself is
+known, and says whether the next tokens will be easy: where it samples from flat distributions, they are hard for any draft. So the
+first level's mean is taken in bins of that entropy, and a cycle is decoded plainly where drafting does not pay in its bin.
 """
 
 from __future__ import annotations
@@ -35,6 +39,8 @@ TYPICAL = 8
 """Verified tokens over which the price of one more is averaged: real prices come in stairs."""
 NARROW = 4
 """Width at which levels beyond the next are priced."""
+ROOTS = 8
+"""Bins of the root's entropy, each as often seen as the others."""
 LEAST = 1e-9
 """Prices and worths are taken as no less, ms: they are divided by."""
 
@@ -61,16 +67,38 @@ class LookAhead:
         place = self._inner.searchsorted(share)
         return (self.start[place] + self.slope[place] * share[..., None]).clip(min=0)
 
-    def rate(self, prices: Prices) -> np.ndarray:
-        """What a token costs, ms float64 [C], where prices are typical: at that value a cycle is worth just what it takes."""
-        ahead, plain, level = np.arange(self.levels), prices.plain.numpy(), [level.numpy() for level in prices.level]
+
+class Opening:
+    """f_m behind a root, in bins of the target's entropy there.
+
+    edges  float32 [R - 1]  ascending edges between bins of that entropy (nats); x <= edge lies below
+    ahead  one :class:`LookAhead` for each of the R bins, which are equally frequent
+    """
+
+    def __init__(self, edges: tuple[float, ...], tables: tuple[tuple[tuple[float, ...], ...], ...]):
+        self.edges, self.ahead = np.array(edges, dtype=np.float32), [LookAhead(table) for table in tables]
+        if len(self.ahead) != len(self.edges) + 1:
+            raise UserError("a look-ahead must hold a table for each bin of the root's entropy: write it with sim.fit")
+
+    def gain(self, prices: Prices, value: np.ndarray, patience: float = 1.0) -> np.ndarray:
+        """What drafting brings, ms float64 [C, R]: the best number of levels' worth less their time, which may be negative.
+
+        :param value: float64 [C], ms that a token is worth.
+        """
+        price, level = price_of(prices), [level.numpy() for level in prices.level]
         next_one = level[min(1, len(level) - 1)]
-        drafting = level[0][:, 1:2] + ahead * next_one[:, _at(NARROW, next_one), None]
-        price, low, high = price_of(prices), np.zeros_like(plain), plain.copy()
+        taken = level[0][:, 1:2] + np.arange(self.ahead[0].levels) * next_one[:, _at(NARROW, next_one), None]
+        share = price / value.clip(min=LEAST)
+        return np.stack([(patience * value[:, None] * ahead(share) - taken).max(1) for ahead in self.ahead], 1)
+
+    def rate(self, prices: Prices) -> np.ndarray:
+        """What a token costs, ms float64 [C], where prices are typical: at that value a cycle is worth just what it takes, if it
+        drafts where that pays."""
+        plain = prices.plain.numpy()
+        low, high = np.zeros_like(plain), plain.copy()
         for _ in range(60):
             middle = (low + high) / 2
-            gain = middle[:, None] * self(price / middle.clip(min=LEAST)) - drafting
-            enough = middle + gain.max(1).clip(min=0) > plain
+            enough = middle + self.gain(prices, middle).clip(min=0).mean(1) > plain
             low, high = np.where(enough, low, middle), np.where(enough, middle, high)
         return high
 
@@ -88,12 +116,14 @@ class Plan:
 
     value   float64 [C]     ms that a token is worth
     verify  float64 [C, V]  ms of n further verified tokens
+    opens   bool [C, R]     whether drafting is worth it at all, by bin of the root's entropy
+    always  bool [C]        whether it is in every bin
     """
 
-    def __init__(self, prices: Prices, ahead: LookAhead, markup: float, patience: float):
+    def __init__(self, prices: Prices, ahead: LookAhead, opening: Opening, markup: float, patience: float):
         self._context, self.verify, price = prices.context.numpy(), prices.verify.numpy(), price_of(prices)
         self._contexts = self._context.tolist()
-        self.value = markup * ahead.rate(prices)
+        self.value = markup * opening.rate(prices)
         self._steep = self.value / price
         flat = np.maximum(ahead.start[-1:] + ahead.slope[-1:], 0)  # from u = 1 on
         start, slope = np.concatenate([flat, ahead.start[::-1]]), np.concatenate([0 * flat, ahead.slope[::-1]])
@@ -103,9 +133,9 @@ class Plan:
         level, further = [level.numpy() for level in prices.level], np.arange(ahead.levels)
         behind = [level[min(place + 1, len(level) - 1)][:, 1:, None] * further for place in range(len(level))]
         self._level = [np.rint(UNIT * (own[:, 1:, None] + more)) for own, more in zip(level, behind, strict=True)]
-        every = np.arange(len(self.value))
-        self.opens = self.width(0, every, np.ones((len(every), 1))) > 0
-        """bool [C]: whether drafting is worth it at all."""
+        self.root_edges, self.root_edge_list = opening.edges, opening.edges.tolist()
+        self.opens = opening.gain(prices, self.value, patience) > 0
+        self.always = self.opens.all(1)
 
     def at(self, context: np.ndarray) -> np.ndarray:
         """Which of the C contexts int64 [B] holds behind so many tokens int64 [B]."""
@@ -146,9 +176,11 @@ class Plan:
 
 
 @lru_cache(maxsize=64)
-def plan_of(cost: Cost, ahead: LookAhead, markup: float, patience: float, depth: int, widest: int, tokens: int) -> Plan:
+def plan_of(
+    cost: Cost, ahead: LookAhead, opening: Opening, markup: float, patience: float, depth: int, widest: int, tokens: int
+) -> Plan:
     """The plan under a cost model, made once for each."""
-    return Plan(prices_at(cost, torch.tensor(CONTEXTS), depth, widest, tokens), ahead, markup, patience)
+    return Plan(prices_at(cost, torch.tensor(CONTEXTS), depth, widest, tokens), ahead, opening, markup, patience)
 
 
 def price_of(prices: Prices) -> np.ndarray:
@@ -163,12 +195,42 @@ def _at(place: int, table: Any) -> int:
 
 def fit_look_ahead(chance: np.ndarray, nodes: Any, widest: int) -> tuple[tuple[float, ...], ...]:
     """f_m from the tested nodes (`sim.samples.Nodes`) and the ``chance`` float64 [n] of each, given its parent."""
-    family = np.unique(nodes.sample * (int(nodes.depth.max()) + 1) + nodes.depth, return_inverse=True)[1]
-    known = nodes.rank < widest
-    child = np.zeros((family.max() + 1, widest))
-    child[family[known], nodes.rank[known]] = chance[known]  # those of one accepted node are one family
-    grid, table = np.array(GRID), [np.zeros(len(GRID))]
+    child, table = _families(chance, nodes, widest)[0], [np.zeros(len(GRID))]
     for _ in range(LEVELS):
-        behind = [child * np.interp(u / np.maximum(child, LEAST), grid, table[-1]) for u in grid]
-        table.append(np.array([(np.maximum(child - u, 0) + more).sum(1).mean() for u, more in zip(grid, behind, strict=True)]))
-    return tuple(tuple(float(value) for value in row.round(6)) for row in table[1:])
+        table.append(_one_more(child, table[-1]))
+    return _as_tuples(table[1:])
+
+
+def fit_opening(
+    chance: np.ndarray, nodes: Any, widest: int, ahead: tuple[tuple[float, ...], ...], entropy: np.ndarray
+) -> tuple[tuple[float, ...], tuple[tuple[tuple[float, ...], ...], ...]]:
+    """The edges and the tables of an :class:`Opening`; ``entropy`` float32 [P]: the target's at each position's root."""
+    child, sample, depth = _families(chance, nodes, widest)
+    child, told = child[depth == 1], entropy[sample[depth == 1]]
+    edges = np.unique(np.quantile(told, np.linspace(0, 1, ROOTS + 1)[1:-1], method="lower"))
+    edges = edges[edges < told.max()]  # each bin holds a root
+    bin_of, behind = edges.searchsorted(told), [np.zeros(len(GRID)), *map(np.array, ahead)]
+    of_root = [child[bin_of == own] for own in range(len(edges) + 1)]
+    tables = tuple(_as_tuples([_one_more(own, rest) for rest in behind[:LEVELS]]) for own in of_root)
+    return tuple(edges.astype(np.float64).tolist()), tables
+
+
+def _families(chance: np.ndarray, nodes: Any, widest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The chances float64 [F, widest] of the children of each accepted node, its position int64 [F] and their depth."""
+    family, first, index = np.unique(
+        nodes.sample * (int(nodes.depth.max()) + 1) + nodes.depth, return_index=True, return_inverse=True
+    )
+    known, child = nodes.rank < widest, np.zeros((len(family), widest))
+    child[index[known], nodes.rank[known]] = chance[known]  # those of one accepted node are one family
+    return child, nodes.sample[first], nodes.depth[first]
+
+
+def _one_more(child: np.ndarray, behind: np.ndarray) -> np.ndarray:
+    """f_m float64 [len(GRID)] of families with these chances [F, K], from f_(m - 1) behind their nodes."""
+    grid = np.array(GRID)
+    further = [child * np.interp(u / np.maximum(child, LEAST), grid, behind) for u in grid]
+    return np.array([(np.maximum(child - u, 0) + more).sum(1).mean() for u, more in zip(grid, further, strict=True)])
+
+
+def _as_tuples(table: list[np.ndarray]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(value) for value in row.round(6)) for row in table)

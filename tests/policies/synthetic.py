@@ -172,7 +172,7 @@ def cycle_at(
         context_length=place + 5,
         room=torch.full_like(rows, 10**6),
         reach=torch.tensor(reach).expand(len(sequence)).clone(),
-        root_told=lambda: (torch.full((len(sequence),), 0.5), torch.full((len(sequence),), -0.25)),
+        root_told=lambda: (0.25 * ((7 * rows + 3 * place) % 5), torch.full((len(sequence),), -0.25)),
         group=rows,  # every sequence a serving batch of its own
     )
 

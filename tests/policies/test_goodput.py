@@ -14,7 +14,7 @@ from policies.drafting import draft
 from policies.errors import UserError
 from policies.goodput import Goodput
 from policies.grown import most_worth
-from policies.lookahead import GRID, LookAhead, fit_look_ahead
+from policies.lookahead import GRID, LookAhead, Opening, fit_look_ahead, fit_opening
 from tests.policies.cases import SETTINGS, make
 from tests.policies.synthetic import Language, SyntheticDrafter, cycle_at, fresh
 
@@ -27,8 +27,16 @@ def chance_of(policy: Goodput, rank: int, depth: int, logprob: float, entropy: f
     return 1 / (1 + math.exp(-(policy.odds_[group][row][column] + slope[0] * depth + slope[1] * history)))
 
 
-def ahead_of(policy: Goodput, share: float) -> list[float]:
-    return [float(np.interp(min(share, 1.0), GRID, row)) for row in policy.ahead_]
+def ahead_of(table: tuple, share: float) -> list[float]:
+    return [float(np.interp(min(share, 1.0), GRID, row)) for row in table]
+
+
+def opening_gain(policy: Goodput, root_entropy: float, value: float, patience: float) -> float:
+    """What drafting brings at a root, ms."""
+    table = policy.opening_[sum(root_entropy > edge for edge in policy.root_edges_)]
+    price, first, further = policy.verify_ms_[7] / 8, policy.level_ms_[0][0], policy.level_ms_[1][min(4, policy.top_k) - 1]
+    worth = enumerate(ahead_of(table, price / value))
+    return max(patience * value * ahead - first - more * further for more, ahead in worth)
 
 
 @pytest.mark.parametrize("spec", SETTINGS["goodput"])
@@ -39,7 +47,7 @@ def test_decisions_by_loops(spec, history):
     state = policy.begin(cycle, {"history": torch.full((rows,), history, dtype=torch.float64)})
     got = draft(policy, SyntheticDrafter(language, [language.truth(key, 3) for key in range(rows)]), cycle, state)
     tree, verify, depths = got.tree, (0.0, *policy.verify_ms_), set()
-    price, value = verify[8] / 8, state["plan"].value[0]
+    price, value, opened = verify[8] / 8, state["plan"].value[0], set()
     for row in range(rows):
         chance, level_of = [1.0], {0: [0]}
         for node in range(1, int(tree.size[row])):
@@ -49,7 +57,10 @@ def test_decisions_by_loops(spec, history):
             chance.append(chance[parent] * own)
             level_of.setdefault(depth, []).append(node)
         passed = -math.inf
-        for depth in range(policy.depth):
+        opens = opening_gain(policy, float(cycle.root_entropy[row]), value, policy.patience_) > 0
+        assert bool(tree.expanded[row, 0]) == opens
+        opened.add(opens)
+        for depth in range(1 if opens else policy.depth, policy.depth):
             score = {node: float(tree.score[row, node]) for node in level_of.get(depth, [])}
             beam = sorted(score, key=lambda node: (-score[node], node))[: policy.top_k]
             open_ = [node for node in beam if score[node] > passed]
@@ -57,7 +68,7 @@ def test_decisions_by_loops(spec, history):
             best, width = 0.0, 0
             for w in range(1, len(open_) + 1):
                 for more in range(len(policy.ahead_)):
-                    worth = [value * chance[n] * ahead_of(policy, price / (value * chance[n]))[more] for n in open_[:w]]
+                    worth = [value * chance[n] * ahead_of(policy.ahead_, price / (value * chance[n]))[more] for n in open_[:w]]
                     gain = policy.patience_ * sum(worth) - this[w - 1] - more * behind[w - 1]
                     best, width = (gain, w) if gain > best + 1e-9 else (best, width)
             expanded = [node for node in beam if bool(tree.expanded[row, node])]
@@ -68,16 +79,15 @@ def test_decisions_by_loops(spec, history):
         count = int(np.argmax(gain))
         assert set(got.kept[row].nonzero()[:, 0].tolist()) == {0, *order[:count]}
         depths.add(max(level_of))
-    assert len(depths) > 1 or history < 0
+    assert len(opened) == 2 and (len(depths) > 2 or history < 0)
 
 
 def test_a_token_is_worth_what_a_cycle_takes():
-    """At the rate, the plain token and the best plan together are worth their milliseconds."""
+    """At the rate, the plain token and what drafting brings at the mean root together are worth their milliseconds."""
     policy = make(SETTINGS["goodput"][0])
     rate = fresh(policy, cycle_at([0], [0]))["plan"].value[0] / policy.markup_
-    price, first, further = policy.verify_ms_[7] / 8, policy.level_ms_[0][0], policy.level_ms_[1][2]
-    gains = [rate * ahead - first - more * further for more, ahead in enumerate(ahead_of(policy, price / rate))]
-    assert max(gains) > 0 and rate + max(gains) == pytest.approx(policy.plain_ms_)
+    gains = [max(opening_gain(policy, entropy, rate, 1.0), 0.0) for entropy in (0.1, 0.5, 0.9)]
+    assert gains[0] > gains[1] > gains[2] == 0 and rate + np.mean(gains) == pytest.approx(policy.plain_ms_)
 
 
 class Machine:
@@ -130,6 +140,21 @@ def test_what_lies_ahead():
     assert table[1][0] == pytest.approx(0.625 + 0.625 * 0.625, abs=1e-5)
     with pytest.raises(UserError, match="write it with sim.fit"):
         LookAhead(((0.5,),))
+
+
+def test_what_lies_behind_a_root_depends_on_its_entropy():
+    """Two roots, each with one child and one grandchild: the sure one's child has chance 0.8, the other's 0.2."""
+    columns = {"sample": [0, 0, 1, 1], "depth": [1, 2, 1, 2], "rank": [0, 0, 0, 0]}
+    nodes = Nodes(**{name: np.array(value) for name, value in columns.items()}, logprob=None, entropy=None, accepted=None)
+    chance = np.array([0.8, 0.5, 0.2, 0.5])
+    ahead = fit_look_ahead(chance, nodes, 3)
+    edges, tables = fit_opening(chance, nodes, 3, ahead, np.array([0.1, 2.0], dtype=np.float32))
+    sure, unsure = tables[0], tables[-1]
+    assert sure[0][0] == pytest.approx(0.8) and unsure[0][0] == pytest.approx(0.2)
+    assert sure[1][0] == pytest.approx(0.8 + 0.8 * ahead[0][0]) and unsure[1][0] == pytest.approx(0.2 + 0.2 * ahead[0][0])
+    assert edges == (pytest.approx(0.1),) and len(tables) == 2
+    with pytest.raises(UserError, match="write it with sim.fit"):
+        Opening(edges, tables[:-1])
 
 
 def test_where_drafting_does_not_pay_it_decodes_plainly():
