@@ -20,6 +20,7 @@ class Children(NamedTuple):
     entropy  float32 [B, W]     entropy (nats) of the whole next-token distribution of the expanded node
     handle   int64   [B, W, K]  the drafter's own reference to each child, opaque to everyone else
     missing  bool    [B, W]     the drafter could not answer: a recording does not hold this expansion; None = all answered
+    free     bool    [B]        rows that were answered without a draft forward: what was asked costs nothing there; None = none
     """
 
     token: Tensor
@@ -27,6 +28,7 @@ class Children(NamedTuple):
     entropy: Tensor
     handle: Tensor
     missing: Tensor | None = None
+    free: Tensor | None = None
 
 
 class ChildTable(NamedTuple):
@@ -70,6 +72,10 @@ class StoredChildren:
     @property
     def fanout(self) -> int:
         return self.logprob.shape[2]
+
+    @property
+    def free(self) -> None:
+        """A recorded expansion stands for a draft forward."""
 
     @cached_property
     def handle(self) -> Tensor:

@@ -29,7 +29,7 @@ class Draft(NamedTuple):
 
     tree    the whole draft tree
     kept    bool  [B, N]  nodes to verify, root included
-    widths  int64 [B, L]  frontier width of each draft forward, the root's first; 0 where a row had stopped
+    widths  int64 [B, L]  frontier width of each draft forward, the root's first; 0 where a row had stopped, or was looked up
     missing int64 [B]     expansions that the drafter could not answer
     """
 
@@ -43,7 +43,7 @@ class Growth:
     """A draft tree that grows under a policy, level by level: ask for :meth:`wish`, run the draft, :meth:`take` its answer.
 
     tree      the draft tree so far
-    widths    per level, the nodes expanded in each row: int64 [B], or one number for all
+    widths    per level, the nodes that the draft was run on in each row: int64 [B], or one number for all
     missing   int64 [B]: expansions that the drafter could not answer
     everyone  whether all rows drafted at the last level
     """
@@ -93,6 +93,16 @@ class Growth:
         self.tree.append(wish.nodes, children)
         if children.missing is not None:
             self.missing = self.missing + children.missing.sum(1)
+        if children.free is not None:
+            self._refund(children.free)
+
+    def _refund(self, free: Tensor) -> None:
+        """No draft forward was run for the rows ``free`` bool [B] at the newest level."""
+        if bool(free.all()):
+            self.widths[-1] = 0
+        else:
+            width = torch.as_tensor(self.widths[-1], device=free.device).expand(len(free))
+            self.widths[-1] = width.masked_fill(free, 0)
 
 
 def draft(policy: Policy, drafter: Drafter, cycle: Cycle, state: State) -> Draft:

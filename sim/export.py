@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     check_writable(args.json)
     recording, drafter = open_sound(args.trace, args.drafter)
     if drafter not in recording.drafters:
-        raise UserError(f"drafter {drafter} is training-free, which sim.export does not write settings for: name a recorded one")
+        raise UserError(f"drafter {drafter} looks tokens up, which sim.export does not write settings for: name a recorded one")
     policy = load_policy(args.policy)
     row = replay_rows(recording, policy, drafter)[-1]
     shapes = {upto: shape_of(load_policy(spec)) for upto, spec in tiers.items()}

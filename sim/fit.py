@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     about.add_argument("--profile", metavar="FILE", help="what time costs, for policies that weigh it (from traces.profile)")
     about.add_argument("--train-share", type=float, default=0.5, help="share of every domain's sequences to learn from")
     about.add_argument("--seed", type=int, default=0, help="which sequences are learned from")
-    about.add_argument("--drafter", help="the recorded drafter to fit for; the recording's first by default")
+    about.add_argument("--drafter", help="whose drafts to fit for, as in sim.replay; the recording's first drafter by default")
     return about
 
 
@@ -55,7 +55,7 @@ def fit(
 
     from policies.contract import Policy
     from sim.finding import manifest_digest
-    from sim.looked_up import runs_again
+    from sim.looked_up import check_drafter
     from sim.samples import build_samples
     from sim.split import split_texts
 
@@ -64,8 +64,7 @@ def fit(
     if policy.fits_on_cost and cost is None:
         raise UserError(f"policy '{policy.name}' weighs time against tokens: give --profile FILE, from traces.profile")
     drafter = drafter or recording.drafters[0]
-    if drafter not in recording.drafters and not runs_again(recording, drafter):
-        raise UserError(f"the recording has no drafter '{drafter}': it has {', '.join(recording.drafters)}")
+    check_drafter(recording, drafter)
     texts = np.arange(len(recording.length)) if texts is None else texts
     split = split_texts(recording, texts, train_share, seed)
     positions = int((recording.length[split.train] - 1).clip(min=0).sum())

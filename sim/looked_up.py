@@ -9,8 +9,10 @@ from policies.contract import Cycle
 from policies.drafting import Drafter
 from policies.errors import UserError
 from policies.lookup.drafter import LookupDrafter
+from policies.lookup.first import LookupFirst
+from policies.lookup.name import DrafterName, read_name
 from policies.lookup.past import Past
-from policies.lookup.rule import Rule, is_rule, load_rule
+from policies.lookup.rule import Rule, load_rule
 from sim.recorded import RecordedDrafter, RecordedText, tensor
 from traces.recording import Recording
 
@@ -18,19 +20,33 @@ from traces.recording import Recording
 def replayed_drafter(recording: Recording, name: str | None, text: RecordedText) -> Drafter:
     """The drafter that a replay asks.
 
-    :param name: of a recorded drafter (None: the first), or how a training-free one is written, ``suffix(depth=8)``.
+    :param name: of a recorded drafter (None: the first), or how a training-free one is written, ``suffix(depth=8)``, or one that
+        is asked first, ``suffix+eagle3``.
     :raises UserError: when there is none such, or the recording lacks what it reads.
     """
-    if not runs_again(recording, name):
-        return RecordedDrafter(recording, name, text)
-    rule = load_rule(name)
+    asked = asked_of(recording, name)
+    network = None if asked.network is None else RecordedDrafter(recording, asked.network, text)
+    if asked.rule is None:
+        return network
+    rule = load_rule(asked.rule)
     check_readable(recording, rule)
-    return LookupDrafter(rule, RecordedPast(recording, text))
+    lookup = LookupDrafter(rule, RecordedPast(recording, text))
+    return lookup if network is None else LookupFirst(lookup, network)
 
 
-def runs_again(recording: Recording, name: str | None) -> bool:
-    """Whether the name is a training-free drafter's; what was recorded under that name comes first."""
-    return name is not None and name not in recording.drafters and is_rule(name)
+def asked_of(recording: Recording, name: str | None) -> DrafterName:
+    """Which rule runs again and which forest is read for a drafter's name (None: the first recorded one)."""
+    return read_name(recording.drafters[0] if name is None else name, recording.drafters)
+
+
+def check_drafter(recording: Recording, name: str | None) -> DrafterName:
+    """The same. :raises UserError: when the recording holds no such forest, or not what the rule reads."""
+    asked = asked_of(recording, name)
+    if asked.network is not None:
+        recording.forest(asked.network)
+    if asked.rule is not None:
+        check_readable(recording, load_rule(asked.rule))
+    return asked
 
 
 def check_readable(recording: Recording, rule: Rule) -> None:

@@ -10,10 +10,11 @@ import numpy as np
 
 from policies.contract import Policy
 from policies.errors import UserError
+from policies.lookup.name import read_name
 from policies.lookup.rule import KIND, load_rule
 from policies.registry import load_policy
 from sim.finding import manifest_digest
-from sim.looked_up import check_readable, runs_again
+from sim.looked_up import asked_of, check_drafter
 from sim.setting import EXACT_KINDS, Setting
 from sim.streaming import let_go
 from traces.costs import Profile, check_profile, load_profile
@@ -30,10 +31,9 @@ def open_sound(folder: str | Path, drafter: str | None = None) -> tuple[Recordin
     recording = open_recording(folder)
     name = drafter or recording.drafters[0]
     columns = {"logprob": recording.logprob, "entropy": recording.entropy, "top_logprobs": recording.top_logprobs}
-    if runs_again(recording, name):
-        check_readable(recording, load_rule(name))
-    else:
-        forest = recording.forest(name)
+    asked = check_drafter(recording, name)
+    if asked.network is not None:
+        forest = recording.forest(asked.network)
         columns |= {"draft entropy": forest.entropy, "child_logprobs": forest.child_logprob}
     for column, values in columns.items():
         if _holds_nan(values, recording):
@@ -99,7 +99,8 @@ def about(recording: Recording, profile: Profile | None, drafter: str | None = N
         kind = profile.content.get("kind", "measured")
         facts["profile"] = {"source": profile.source.removeprefix("the profile "), "kind": kind, "machine": profile.machine}
         facts["profile"]["target"] = profile.content.get("target", {}).get("id")
-    if runs_again(recording, drafter) and (frozen := load_rule(drafter).frozen) is not None:
+    rule = asked_of(recording, drafter).rule if drafter is not None else None
+    if rule is not None and (frozen := load_rule(rule).frozen) is not None:
         facts["corpus"] = frozen.facts()
     return facts
 
@@ -122,8 +123,8 @@ def says(facts: dict[str, Any], setting: Setting) -> list[str]:
     profile, target = facts.get("profile"), facts["target"].get("id")
     if profile is None:
         return lines
-    if setting.drafter not in [drafter["name"] for drafter in facts["drafters"]]:
-        lines.append(f"the training-free drafter {setting.drafter} is priced at nothing: looking up takes no forward pass")
+    if rule := read_name(setting.drafter, [drafter["name"] for drafter in facts["drafters"]]).rule:
+        lines.append(f"the training-free drafter {rule} is priced at nothing: looking up takes no forward pass")
     if profile["kind"] == "analytic":
         lines.append(f"times are analytic (a roofline of {profile['machine']}), not measured")
     if profile["target"] and target and Path(profile["target"]).name.lower() != Path(target).name.lower():

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def add_setting(parse: argparse.ArgumentParser) -> None:
     """--drafter, --temperature and everything about prices."""
-    parse.add_argument("--drafter", help="recorded drafter (default: the first), or a training-free one: 'suffix(depth=8)'")
+    parse.add_argument(
+        "--drafter", help="recorded drafter (default: the first), a training-free one: 'suffix(depth=8)', or both: suffix+eagle3"
+    )
     parse.add_argument("--temperature", type=float, metavar="T", help="only the texts sampled at it (default: all)")
     parse.add_argument("--profile", metavar="FILE", help="what time costs: from traces.profile or traces.analytic")
     parse.add_argument("--other-models", action="store_true", help="take a profile of other models too, as a what-if")

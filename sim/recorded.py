@@ -126,7 +126,7 @@ class RecordedDrafter:
         """The recorded expansions int64 [B, W] of the nodes, -1 = not recorded."""
         if tree.levels == 0:
             return self._root[:, None].expand_as(nodes)
-        handle = tree.at("handle", nodes).clamp(min=0)
+        handle = tree.at("handle", nodes).clamp(0, len(self.child_row) - 1)  # where there is no node, it means nothing
         row = self.child_row.index_select(0, handle.view(-1)).view(handle.shape).to(torch.int64)
         return torch.where(nodes == 0, self._root[:, None], row)
 

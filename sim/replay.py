@@ -94,7 +94,7 @@ def replay(
 ) -> CycleLog:
     """Run ``policy`` over the recorded sequences and log every cycle.
 
-    :param drafter: name of a recorded drafter (by default the first), or a training-free one such as ``suffix(depth=8)``.
+    :param drafter: name of a recorded drafter (by default the first), a training-free one, ``suffix(depth=8)``, or both.
     :param sequences: indices int64 of the sequences to replay; all by default. Order matters to policies that learn
         across requests.
     :param cost: what the policy may know about time.

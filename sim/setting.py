@@ -22,7 +22,7 @@ EXACT_KINDS = ("lm", "training-free")
 class Setting:
     """What is not the policy's to choose.
 
-    drafter         name of a recorded drafter, or a training-free one with its parameters
+    drafter         name of a recorded drafter, a training-free one with its parameters, or one before the other (RULE+NETWORK)
     batch           requests that decode together
     ragged          what unequal requests of a batch pay for: "max" (padded to the largest) or "sum" (packed tokens)
     context_offset  tokens to put before every text, in price only: what a long prompt would cost

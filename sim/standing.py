@@ -106,8 +106,8 @@ class _Along:
         logprob = children.logprob[:, :, :branching]
         self.score.append((tree.at("score", nodes)[:, :, None] + logprob).flatten(1))
         self.size.append(tree.size)
-        wanted, held = nodes >= 0, children.logprob.shape[2]
-        lacking = wanted if held < branching else children.missing
+        wanted, recorded = nodes >= 0, isinstance(children, StoredChildren) or children.missing is not None
+        lacking = wanted if recorded and children.logprob.shape[2] < branching else children.missing
         self.missing.append(torch.zeros_like(tree.size) if lacking is None else lacking.sum(1))
         here = (nodes == 0) if tree.levels == 0 else wanted & (tree.at("handle", nodes) == self.handle)
         place = here.to(torch.int8).argmax(1)[:, None]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from policies.contract import Policy
+from sim.looked_up import asked_of
 from traces.recording import Recording
 
 TEXT = ("token", "logprob", "entropy", "context_length", "top_tokens", "top_logprobs")
@@ -43,9 +44,8 @@ def blocks(recording: Recording, policy: Policy, sequences: Tensor, batch: int =
 def bytes_per_position(recording: Recording, drafter: str | None = None) -> float:
     """What a replay with one drafter (by default the first; none for a training-free one) reads per position."""
     columns = [getattr(recording, name) for name in TEXT]
-    name = recording.drafters[0] if drafter is None else drafter
-    if name in recording.drafters:
-        forest = recording.forest(name)
+    if (network := asked_of(recording, drafter).network) is not None:
+        forest = recording.forest(network)
         columns += [getattr(forest, column) for column in FOREST]
     return sum(column.nbytes for column in columns) / max(len(recording.token), 1)
 

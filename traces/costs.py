@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from policies.errors import UserError
-from policies.lookup.rule import is_rule
+from policies.lookup.name import read_name
 from traces.grid import INTERPOLATIONS, Grid, aligned
 
 FORMAT = "specreplay-profile"
@@ -142,16 +142,19 @@ class Profile:
     def cost(self, drafter: str, policy: str = DEFAULT_POLICY) -> CostModel:
         """The cost model of one drafter; the loop's overhead is that measured with ``policy``, or else the default's.
 
+        Of a rule and a network (``suffix+eagle3``) it is the network's: what looking up takes is not priced.
+
         :raises UserError: when the profile does not hold the drafter.
         """
-        if drafter not in self.drafters and is_rule(drafter):  # looking up takes no forward pass
-            return CostModel(self._shared_tables(policy), loops=self.tables["overhead"])
-        if drafter not in self.drafters:
+        network, tables = read_name(drafter, self.drafters).network, self._shared_tables(policy)
+        if network is None:  # looking up takes no forward pass
+            return CostModel(tables, loops=self.tables["overhead"])
+        if network not in self.drafters:
             raise UserError(
-                f"{self.source} has no drafter '{drafter}': it holds {', '.join(self.drafters)}; "
+                f"{self.source} has no drafter '{network}': it holds {', '.join(self.drafters)}; "
                 "measure this one with python -m traces.profile --draft"
             )
-        tables = self._shared_tables(policy) | {kind: self.tables[kind][drafter] for kind in _PER_DRAFTER}
+        tables |= {kind: self.tables[kind][network] for kind in _PER_DRAFTER}
         return CostModel(tables, loops=self.tables["overhead"])
 
     def _shared_tables(self, policy: str) -> dict[str, Grid]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from policies.errors import UserError
 from policies.lookup.past import Past
 from policies.lookup.rule import Candidates, Rule, at_least, rule
 from policies.lookup.trie import Trie, follow, rooted
@@ -16,6 +17,7 @@ class PromptLookup(Rule):
     Saxena 2023, in Hugging Face ``prompt_lookup_num_tokens``. The proposal is a chain, and certain (log-probability 0).
 
     ngram   longest run of tokens to look for (Hugging Face: max_matching_ngram_size, there 2)
+    least   shortest run that counts: where only fewer tokens are found, nothing is proposed
     tokens  how many to copy
     latest  take the latest of several places; the original takes the earliest
     corpus  file of a frozen corpus, in which a longer match is looked for
@@ -25,14 +27,17 @@ class PromptLookup(Rule):
     tokens: int = 10
     latest: bool = False
     corpus: str | None = None
+    least: int = 1
 
     def __post_init__(self):
-        at_least(self, 1, "ngram", "tokens")
+        at_least(self, 1, "ngram", "tokens", "least")
+        if self.least > self.ngram:
+            raise UserError(f"drafter 'prompt_lookup': least must not be above ngram, which is {self.ngram}, not {self.least}")
 
     def look(self, past: Past) -> Trie:
         context, last = past.context()
         matches = self.longest_matches(context, last, self.ngram, 1, self.tokens, self.latest)
-        found = matches.length > 0
+        found = matches.length >= self.least
         paths = follow(matches.behind, found)
         return Trie(paths, rooted(paths.followers(found.long()), found[:, 0].long()))
 

@@ -101,7 +101,7 @@ def all_rules() -> dict[str, type[Rule]]:
 
 
 def is_rule(spec: str) -> bool:
-    """Whether a drafter's name is that of a training-free one, with or without parameters."""
+    """Whether a drafter's name, which is no ``RULE+NETWORK`` (policies/lookup/name.py), is a rule's, with or without parameters."""
     return spec.partition("(")[0].strip() in all_rules()
 
 

@@ -1,0 +1,88 @@
+"""Two drafters as one: a training-free rule where it finds something, a draft network elsewhere.
+
+What engines do that have both: SAM-Decoding (https://arxiv.org/abs/2411.10666) drafts with EAGLE-2 where its suffix automaton
+has no long match; ArcticInference puts SuffixDecoding (https://arxiv.org/abs/2411.04975) before a trained speculator.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from policies.children import Children, StoredChildren
+from policies.contract import Cycle
+from policies.drafting import Drafter
+from policies.lookup.drafter import LookupDrafter
+from policies.order import NONE
+from policies.tree import DraftTree
+
+
+class LookupFirst:
+    """Asks the rule about every root; whoever answers there drafts the whole cycle of that row.
+
+    A row in which the rule proposes a token or more is the rule's. The network is asked for the others only, and not at all
+    where none is left, so that it pays no draft forward, nor a catch-up before it next drafts. What looking up takes is not
+    priced. A child's handle is that of whoever proposed it.
+    """
+
+    def __init__(self, lookup: LookupDrafter, network: Drafter):
+        self.lookup, self.network = lookup, network
+
+    def __copy__(self) -> LookupFirst:
+        """A drafter remembers its cycle: a copy has two of its own."""
+        return LookupFirst(copy.copy(self.lookup), copy.copy(self.network))
+
+    def root(self, cycle: Cycle) -> Tensor:
+        self.lookup.root(cycle)
+        return self.network.root(cycle)
+
+    def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children | StoredChildren:
+        found: Children | None = None
+        if tree.levels == 0:
+            found = self.lookup.expand(tree, nodes, branching)
+            self._known = (found.token >= 0).flatten(1).any(1)
+            self._some, self._all = bool(self._known.any()), bool(self._known.all())
+        if not self._some:
+            return self.network.expand(tree, nodes, branching)
+        ours, theirs = (nodes, None) if self._all else self._shared_out(nodes)
+        if ours is None:
+            return self.network.expand(tree, theirs, branching)
+        found = self.lookup.expand(tree, ours, branching) if found is None else found
+        if theirs is not None:
+            found = by_row(self._known, found, self.network.expand(tree, theirs, branching), theirs, branching)
+        return found._replace(free=self._known)
+
+    def _shared_out(self, nodes: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The nodes int64 [B, W] of the rule's rows, and those of the network's: -1 elsewhere, None where there are none."""
+        ours = nodes.masked_fill(~self._known[:, None], NONE)
+        theirs = nodes.masked_fill(self._known[:, None], NONE)
+        return tuple(part if int(part.max()) >= 0 else None for part in (ours, theirs))
+
+
+def by_row(
+    known: Tensor, found: Children, drafted: Children | StoredChildren, nodes: Tensor, branching: int
+) -> Children:
+    """The children ``found`` in the rows ``known`` bool [B], those that were ``drafted`` in the others.
+
+    :param nodes: int64 [B, W] whom the network was asked about. :param branching: how many children each. A recording that
+        holds fewer of them lacks these expansions; the narrower of the two is padded.
+    """
+    drafted = drafted.read() if isinstance(drafted, StoredChildren) else drafted
+    missing = drafted.missing
+    if missing is not None and drafted.token.shape[2] < branching:
+        missing = missing | (nodes >= 0)
+    width = max(branching, found.token.shape[2], drafted.token.shape[2])
+
+    def chosen(ours: Tensor, theirs: Tensor, fill: float) -> Tensor:
+        pair = (torch.nn.functional.pad(part, (0, width - part.shape[2]), value=fill) for part in (ours, theirs))
+        return torch.where(known[:, None, None], *pair)
+
+    return Children(
+        token=chosen(found.token, drafted.token, NONE),
+        logprob=chosen(found.logprob, drafted.logprob, -torch.inf),
+        entropy=torch.where(known[:, None], found.entropy, drafted.entropy),
+        handle=chosen(found.handle, drafted.handle, NONE),
+        missing=missing,
+    )
