@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("trace", metavar="TRACE", help="a recording of the pair to run")
     parse.add_argument("--profile", metavar="FILE", help="what traces.profile measured on this machine")
     parse.add_argument("--policy", action="append", default=[], help="may be repeated (default: one of each kind)")
-    parse.add_argument("--drafter", help="recorded drafter (default: the first), or a training-free one: suffix")
+    parse.add_argument("--drafter", help="recorded drafter (default: the first), a training-free one: suffix, or suffix+eagle3")
     parse.add_argument("--temperature", type=float, help="which of the recording's texts (default: its lowest temperature)")
     parse.add_argument("--texts", type=int, default=1, help="texts per domain to decode live (default 1)")
     parse.add_argument("--rounds", type=int, default=1, help="times that each text is decoded by each policy (default 1)")
@@ -57,9 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
     check_counts(("--texts", args.texts), ("--rounds", args.rounds))
     from live.fidelity import check_same_models, shipped
     from live.pair import load_pair
-    from policies.lookup.rule import is_rule, load_rule
     from policies.registry import load_policy
-    from sim.looked_up import check_readable
+    from sim.looked_up import check_drafter
     from traces.recording import open_recording
 
     recording = open_recording(args.trace)
@@ -71,10 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     for policy in policies:
         policy.check_fitted()
     drafter = args.drafter or recording.drafters[0]
-    if drafter in recording.drafters or not is_rule(drafter):
-        recording.forest(drafter)
-    else:
-        check_readable(recording, load_rule(drafter))
+    check_drafter(recording, drafter)
     cost = None
     if args.profile:
         from traces.costs import check_profile, load_profile

@@ -86,11 +86,10 @@ class Breaker:
     @contextmanager
     def watching(self) -> Iterator[Breaker]:
         """Within, the decoder's parts are timed; behind it they are as before."""
-        decoder, network = self.decoder, getattr(self.decoder.drafter, "network", None)
+        decoder = self.decoder
         timed = [(decoder.policy, name, "policy") for name in _OF_POLICY if _has(decoder.policy, name)]
         timed += [(decoder.target, "run", "verify"), (decoder.target, "commit", "cache"), (decoder.drafter, "commit", "cache")]
-        forwards = [(decoder.drafter, "expand")] if network is None else network.forwards()  # a training-free one looks things up
-        timed += [(owner, name, "draft") for owner, name in forwards]
+        timed += [(owner, name, "draft") for owner, name in decoder.drafter.forwards()]
         for owner, name, part in timed:  # in the instance's own dictionary: a policy is frozen, and classes are shared
             vars(owner)[name] = self._clock.timed(part, getattr(owner, name))
         try:

@@ -84,8 +84,8 @@ def decoder_of(
 ) -> SpeculativeDecoder:
     """A live decoder of the recording's texts under a policy."""
     limit = recording.manifest["context_limit"]
-    network = pair.draft(drafter)
-    return SpeculativeDecoder(pair.target(drafter=network), network, policy, pair.end_tokens, cost, limit)
+    drafts = pair.draft(drafter)
+    return SpeculativeDecoder(pair.target(drafter=drafts), drafts, policy, pair.end_tokens, cost, limit)
 
 
 def decode_text(

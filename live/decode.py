@@ -11,18 +11,15 @@ import torch
 from torch import Tensor
 
 from live.distribution import told_of
-from live.drafter import LiveDrafter
 from live.faults import DraftFailed, GuardedDrafter, check_prompt, drafting
-from live.looking_up import LiveLookup
+from live.looking_up_first import Drafts, live_drafter
 from live.model import CachedModel
-from live.network import DraftNetwork
 from live.sampling import GREEDY, Sampler
 from live.verifier import LiveVerifier
 from policies.autoregressive import Autoregressive
 from policies.contract import Cycle, Policy, Sampling, State
 from policies.cost import Cost
 from policies.drafting import Drafter
-from policies.lookup.rule import Rule
 from policies.loop import Cycled, Step, emitted, gather_rows, run_cycle
 
 PER_ROW = ("row", "root", "sequence", "position", "number", "last", "told_last", "context", "root_logits", "group", "going")
@@ -65,17 +62,17 @@ class SpeculativeDecoder:
     def __init__(
         self,
         target: CachedModel,
-        network: DraftNetwork | Rule,
+        drafts: Drafts,
         policy: Policy,
         end_tokens: Sequence[int] = (),
         cost: Cost | None = None,
         context_limit: int | None = None,
     ):
-        """:param network: what drafts: a network, or a training-free rule.
+        """:param drafts: a draft network, a training-free rule, or a rule that is asked before a network.
         :param context_limit: tokens that fit in the context of target and draft; the target's by default."""
         policy.check_fitted()
         self.target, self.policy, self.cost = target, policy, cost
-        self.drafter = LiveLookup(network) if isinstance(network, Rule) else LiveDrafter(network)
+        self.drafter = live_drafter(drafts)
         self.asked: Drafter = self.drafter  # whom the drafting loop asks; fidelity puts a tape in between
         ends = torch.tensor(list(end_tokens), dtype=torch.int64, device=target.device)
         self.verifier = LiveVerifier(target, ends)
@@ -212,8 +209,8 @@ class SpeculativeDecoder:
         self._going = going
         if bool(self._going.any()):
             if self.draft_error is None:
-                if isinstance(self.drafter, LiveLookup) and (count := self.drafter.rule.top):
-                    self.drafter.hear(*self.verifier.target_top(cycle, done.kept, done.walk, count))
+                if self.drafter.top:
+                    self.drafter.hear(*self.verifier.target_top(cycle, done.kept, done.walk, self.drafter.top))
                 self.drafter.commit(tokens, self.verifier.features, counts)
             self._root = done.walk.bonus  # -1 in rows that have ended, which leave before the next cycle
             self.verifier.sampler.commit(tokens, counts)

@@ -17,6 +17,9 @@ class LiveDrafter:
     The catch-up is lazy: a policy that declines to draft does not pay for it. A child's handle is its parent's slot.
     """
 
+    top = 0
+    """How many of the target's best tokens at each committed place it wants to hear of (live/looking_up.py): none."""
+
     def __init__(self, network: DraftNetwork):
         self.network = network
 
@@ -52,6 +55,18 @@ class LiveDrafter:
         self.network.join(other.network)
         self._root = torch.cat([self._root, other._root])
         self._source = torch.cat([self._source, other._source])
+
+    def beside(self) -> DraftNetwork:
+        """Who drafts for another decoder beside this one: the same network with committed parts of its own."""
+        return self.network.beside()
+
+    def forget(self) -> None:
+        """Let the caches go: no row is left."""
+        self.network.reset(0)
+
+    def forwards(self) -> list[tuple[object, str]]:
+        """Owner and name of the methods that do the drafting, for timers (live/breakdown.py)."""
+        return self.network.forwards()
 
     def root(self, cycle: Cycle) -> Tensor:
         self._context_length = cycle.context_length

@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     parse = argparse.ArgumentParser(prog="python -m live.fidelity", description=__doc__.split("\n")[0])
     parse.add_argument("trace", metavar="TRACE")
     parse.add_argument("--policy", action="append", default=[], help="policy to check; may be repeated (default: the foundation's)")
-    parse.add_argument("--drafter", action="append", default=[], help="may be training-free; repeat it (default: all recorded)")
+    parse.add_argument("--drafter", action="append", default=[], help="or suffix, suffix+eagle3; repeat it (default: all recorded)")
     parse.add_argument("--cycles", type=int, default=2000, help="cycles to compare per policy, drafter, temperature (default 2000)")
     parse.add_argument("--profile", metavar="FILE", help="what time costs, for policies that weigh it; told to both sides")
     parse.add_argument("--device", default="cpu")
@@ -74,9 +74,10 @@ def main(arguments: list[str] | None = None) -> int:
     from sim.outputs import check_writable, write_text
 
     check_writable(args.json)
-    from policies.lookup.rule import is_rule, load_rule
     from policies.registry import load_policy
+    from sim.looked_up import check_drafter
     from traces.costs import load_profile
+    from traces.recording import open_recording
 
     check_counts(("--jobs", args.jobs))
     if args.profile:
@@ -84,13 +85,10 @@ def main(arguments: list[str] | None = None) -> int:
     specs = args.policy or shipped(FOUNDATION)
     for spec in specs:  # before the models: loading them may take minutes
         load_policy(spec).check_fitted()
-    for drafter in filter(is_rule, args.drafter):
-        load_rule(drafter)
+    for drafter in args.drafter:
+        check_drafter(open_recording(args.trace), drafter)
     recording, pair = opened(args.trace, args.device)
     about = recording.manifest
-    unknown = [name for name in args.drafter if name not in recording.drafters and not is_rule(name)]
-    if unknown:
-        raise UserError(f"the recording has no drafter '{unknown[0]}': it has {', '.join(recording.drafters)}")
     exact = about["dtype"] == "float64"
     failures = 0
     reports, texts, witness = [], None, None

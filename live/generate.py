@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--chat", action="store_true", help="go on with turns read line by line from standard input")
     parse.add_argument("--show", action="store_true", help="per cycle, what was drafted and which nodes were accepted")
     parse.add_argument("--target", default="reference", help="hub id or folder of the target (default: the shipped one)")
-    parse.add_argument("--draft", help="hub id or folder, or a training-free drafter: suffix (default: the shipped EAGLE-3 head)")
+    parse.add_argument("--draft", help="hub id or folder, training-free: suffix, or suffix+ID (default: the shipped EAGLE-3 head)")
     parse.add_argument("--policy", default="eagle3(total_tokens=16, depth=5, top_k=8)", help="name, JSON file or file.py:Class")
     parse.add_argument("--max-new-tokens", type=int, default=128)
     add_sampling_options(parse)
@@ -54,23 +54,24 @@ def main(arguments: list[str] | None = None) -> None:
     policy = load_policy(args.policy)
     policy.check_fitted()
     from live.decode import SpeculativeDecoder
-    from live.pair import encode_prompt, load_pair, needs_no_model
+    from live.pair import asked_of, encode_prompt, load_pair
+    from policies.lookup.name import DrafterName
     from policies.lookup.rule import load_rule
 
     draft = args.draft or ("reference/eagle3" if args.target == "reference" else None)
-    if draft is not None and needs_no_model(draft):
-        load_rule(draft)  # before the target: loading it may take minutes
-        pair = load_pair(args.target, None, args.dtype, args.device)
-        name, network = draft, pair.draft(draft)
-    else:
-        pair = load_pair(args.target, [draft] if draft else [], args.dtype, args.device)
-        ((name, network),) = pair.networks.items()
+    asked = DrafterName(None, None) if draft is None else asked_of(draft)
+    if asked.rule is not None:
+        load_rule(asked.rule)  # before the target: loading it may take minutes
+    alone = asked.rule is not None and asked.network is None
+    pair = load_pair(args.target, None if alone else [asked.network] if asked.network else [], args.dtype, args.device)
+    name = str(asked._replace(network=next(iter(pair.networks), None)))
+    drafts = pair.draft(name)
     cost = None
     if args.profile:
         from traces.costs import load_profile
 
         cost = load_profile(args.profile).cost(name)
-    decoder = SpeculativeDecoder(pair.target(drafter=network), network, policy, pair.end_tokens, cost, pair.context_limit)
+    decoder = SpeculativeDecoder(pair.target(drafter=drafts), drafts, policy, pair.end_tokens, cost, pair.context_limit)
     messages: list[dict[str, str]] = []
     for said in turns(prompt, args.chat):
         messages.append({"role": "user", "content": said})

@@ -5,10 +5,9 @@ from __future__ import annotations
 from live.eagle_network import EagleNetwork
 from live.graphed import GraphedModel
 from live.graphed_eagle import GraphedEagle
+from live.looking_up_first import Drafts
 from live.model import CachedModel
-from live.network import DraftNetwork
 from live.pair import Pair
-from policies.lookup.rule import Rule
 
 
 class GraphedPair(Pair):
@@ -17,7 +16,7 @@ class GraphedPair(Pair):
     capacity = 2048
     graphs = True
 
-    def target(self, rows: int = 1, drafter: DraftNetwork | Rule | None = None) -> CachedModel:
+    def target(self, rows: int = 1, drafter: Drafts | None = None) -> CachedModel:
         return GraphedModel(self.model, rows, self.capacity, self.captured_for(drafter), self.graphs)
 
     def plain(self, rows: int = 1) -> CachedModel:

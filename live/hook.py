@@ -27,12 +27,13 @@ from live.hub import parse_source, resolve
 from live.identity import check_same_tokenizer, tokenizer_hash
 from live.lm_network import LanguageModelNetwork
 from live.loading import load_model, load_tokenizer
+from live.looking_up_first import Drafts, RuleFirst
 from live.model import CachedModel
 from live.network import DraftNetwork
-from live.pair import REFERENCE_DRAFTS, is_eagle3, load_eagle3, needs_no_model
+from live.pair import REFERENCE_DRAFTS, asked_of, is_eagle3, load_eagle3
 from policies.contract import Policy
 from policies.errors import UserError
-from policies.lookup.rule import Rule, load_rule
+from policies.lookup.rule import load_rule
 from policies.registry import load_policy
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def speculate(
     whether or not there is an end token.
 
     :param draft: folder or hub id of an EAGLE-3 head or a draft LM, with its options as in live/hub.py ("reference/eagle3" and
-        "reference/draft" are the shipped ones), or a training-free drafter, ``suffix(depth=8)``.
+        "reference/draft" are the shipped ones), a training-free drafter, ``suffix(depth=8)``, or one that is asked first,
+        ``suffix+reference/eagle3``.
     :param policy: name, name with parameters, JSON file, FILE.py:CLASS, or the object.
     :param seed: of sampled texts; drawn from torch's generator by default, so that ``torch.manual_seed`` rules.
     :param tokenizer: the target's, for stop strings and to compare with a draft LM's or a corpus's (default: the one beside the
@@ -65,7 +67,7 @@ def speculate(
     """
     policy = load_policy(policy) if isinstance(policy, str) else policy
     policy.check_fitted()
-    drafts: dict[int, tuple[PreTrainedModel, CachedModel, DraftNetwork | Rule, int]] = {}
+    drafts: dict[int, tuple[PreTrainedModel, CachedModel, Drafts, int]] = {}
     own_stop_strings = stop_strings
 
     def custom_generate(
@@ -91,8 +93,8 @@ def speculate(
             criteria.append(StopStringCriteria(tokenizer or _tokenizer_of(model), wanted))
         if id(model) not in drafts:
             drafts[id(model)] = model, *attach(model, draft, tokenizer)
-        _, target, network, limit = drafts[id(model)]
-        decoder = SpeculativeDecoder(target, network, policy, end_tokens(stopping_criteria), context_limit=limit)
+        _, target, drafting, limit = drafts[id(model)]
+        decoder = SpeculativeDecoder(target, drafting, policy, end_tokens(stopping_criteria), context_limit=limit)
         batcher = Batcher(decoder, len(prompts), say=lambda sentence: warnings.warn(sentence, stacklevel=2))
         longest = min(one.max_length for one in stopping_criteria if isinstance(one, MaxLengthCriteria)) - input_ids.shape[1]
         texts = _Texts(batcher, input_ids, criteria, told)
@@ -147,13 +149,23 @@ class _Texts:
 
 def attach(
     model: PreTrainedModel, draft: str, tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[CachedModel, DraftNetwork | Rule, int]:
+) -> tuple[CachedModel, Drafts, int]:
     """The target with a cache, what drafts, and the context that both hold. Raises UserError when they do not fit."""
-    if needs_no_model(draft):
-        rule, target = load_rule(draft), CachedModel(model)
-        if rule.frozen is not None:
-            rule.frozen.check_tokenizer(tokenizer_hash(tokenizer or _tokenizer_of(model)), "the target")
+    asked = asked_of(draft)
+    rule = None if asked.rule is None else load_rule(asked.rule)
+    if rule is not None and rule.frozen is not None:
+        rule.frozen.check_tokenizer(tokenizer_hash(tokenizer or _tokenizer_of(model)), "the target")
+    if asked.network is None:
+        target = CachedModel(model)
         return target, rule, target.context_limit
+    target, network, limit = _attach_network(model, asked.network, tokenizer)
+    return target, network if rule is None else RuleFirst(rule, network), limit
+
+
+def _attach_network(
+    model: PreTrainedModel, draft: str, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[CachedModel, DraftNetwork, int]:
+    """:func:`attach` for a network."""
     source = parse_source(draft)
     shipped = source.name in REFERENCE_DRAFTS
     folder = resolve("reference", source.name.split("/")[1]) if shipped else resolve(source.name)

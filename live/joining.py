@@ -9,16 +9,14 @@ from __future__ import annotations
 import torch
 
 from live.decode import PER_ROW, SpeculativeDecoder
-from live.looking_up import LiveLookup
 from policies.contract import Policy, State
 
 
 def beside(decoder: SpeculativeDecoder) -> SpeculativeDecoder:
     """A decoder of the same models under the same policy, with caches of its own: weights are shared."""
-    drafter = decoder.drafter
-    network = drafter.rule if isinstance(drafter, LiveLookup) else drafter.network.beside()
+    target, drafts = decoder.target.beside(), decoder.drafter.beside()
     ends = decoder.verifier.end_tokens.tolist()
-    return SpeculativeDecoder(decoder.target.beside(), network, decoder.policy, ends, decoder.cost, decoder.context_limit)
+    return SpeculativeDecoder(target, drafts, decoder.policy, ends, decoder.cost, decoder.context_limit)
 
 
 def join(decoder: SpeculativeDecoder, other: SpeculativeDecoder) -> None:
@@ -44,8 +42,7 @@ def join(decoder: SpeculativeDecoder, other: SpeculativeDecoder) -> None:
 def forget(decoder: SpeculativeDecoder) -> None:
     """Let the caches go: no row is left. The policy's state stays, for policies that learn across requests."""
     decoder.target.reset(0)
-    if not isinstance(decoder.drafter, LiveLookup):
-        decoder.drafter.network.reset(0)
+    decoder.drafter.forget()
 
 
 def joined_states(policy: Policy, parts: list[tuple[State, int]]) -> State:

@@ -18,6 +18,11 @@ class LiveLookup(LookupDrafter):
     def __init__(self, rule: Rule):
         super().__init__(rule, self._committed)
 
+    @property
+    def top(self) -> int:
+        """How many of the target's best tokens at each committed place it wants to hear of; see :meth:`hear`."""
+        return self.rule.top
+
     def prefill(self, prompt: Tensor, counts: Tensor, features: Tensor | None, root: Tensor) -> None:
         """Begin with prompts int64 [R, L] (counts int64 [R]) and the first roots [R]; of the target's distributions none is
         known. ``features`` are for draft networks."""
@@ -75,6 +80,17 @@ class LiveLookup(LookupDrafter):
             padded = [torch.nn.functional.pad(part, room, value=fill) for part, room in zip(parts, spare, strict=True)]
             setattr(self, f"_{name}", torch.cat(padded))
         self._count, self._told = torch.cat([self._count, other._count]), torch.cat([self._told, other._told])
+
+    def beside(self) -> Rule:
+        """Who drafts for another decoder beside this one."""
+        return self.rule
+
+    def forget(self) -> None:
+        """Nothing to let go but the texts, which the next ones take the place of."""
+
+    def forwards(self) -> list[tuple[object, str]]:
+        """Owner and name of the methods that do the drafting, for timers (live/breakdown.py)."""
+        return [(self, "expand")]
 
     def _committed(self, cycle: Cycle) -> Past:
         rows, width = self._tokens.shape

@@ -20,10 +20,12 @@ from live.hub import Source, fetch_config, fetch_folder, parse_source, resolve
 from live.identity import check_same_tokenizer, tokenizer_hash, weights_hash
 from live.lm_network import LanguageModelNetwork
 from live.loading import load_model, load_target, load_tokenizer
+from live.looking_up_first import Drafts, RuleFirst
 from live.model import CachedModel
 from live.network import DraftNetwork
 from policies.errors import UserError
-from policies.lookup.rule import Rule, is_rule, load_rule
+from policies.lookup.name import DrafterName, read_name
+from policies.lookup.rule import load_rule
 
 REFERENCE_DRAFTS = ("reference/eagle3", "reference/draft")
 
@@ -45,11 +47,11 @@ class Pair:
     captured: tuple[int, ...]
     description: dict[str, Any]
 
-    def target(self, rows: int = 1, drafter: DraftNetwork | Rule | None = None) -> CachedModel:
+    def target(self, rows: int = 1, drafter: Drafts | None = None) -> CachedModel:
         """The target with a cache of its own, for a ``drafter``; for any when none is named."""
         return CachedModel(self.model, rows, layers_to_capture=self.captured_for(drafter))
 
-    def captured_for(self, drafter: DraftNetwork | Rule | None) -> tuple[int, ...]:
+    def captured_for(self, drafter: Drafts | None) -> tuple[int, ...]:
         """The layers to capture for a drafter: none for one that reads no features."""
         return self.captured if drafter is None or getattr(drafter, "needs_features", False) else ()
 
@@ -57,17 +59,23 @@ class Pair:
         """The target as plain decoding uses it: nothing is captured."""
         return CachedModel(self.model, rows)
 
-    def draft(self, name: str) -> DraftNetwork | Rule:
-        """What drafts under a name: a network of this pair, or a training-free rule with its parameters.
+    def draft(self, name: str) -> Drafts:
+        """What drafts under a name: a network of this pair, a training-free rule with its parameters, or a rule before a network.
 
-        :raises UserError: when there is no such rule, or its corpus is of another tokenizer.
+        :raises UserError: when there is no such rule or network, or the rule's corpus is of another tokenizer.
         """
         if name in self.networks:
             return self.networks[name]
-        rule = load_rule(name)
+        asked = read_name(name, self.networks)
+        rule = load_rule(asked.rule or name)
         if rule.frozen is not None:
             rule.frozen.check_tokenizer(self.description["target"]["tokenizer_sha256"], "the target")
-        return rule
+        if asked.network is None:
+            return rule
+        if asked.network not in self.networks:
+            known = ", ".join(self.networks) or "none"
+            raise UserError(f"drafter '{name}' names no network of the pair behind its '+': write one that is loaded ({known})")
+        return RuleFirst(rule, self.networks[asked.network])
 
     @property
     def end_tokens(self) -> list[int]:
@@ -107,11 +115,13 @@ def load_pair(
         if source.name != "reference":
             raise UserError("name at least one drafter with --draft (a folder or hub id of an EAGLE-3 head or a draft model)")
         drafts = list(REFERENCE_DRAFTS)
-    if rule := next((draft for draft in drafts if needs_no_model(draft)), None):
-        raise UserError(
-            f"'{rule}' is training-free and has no model to load: leave it out here, and name it as --drafter {rule} where a "
-            "recording is replayed"
-        )
+    for draft in drafts:
+        if (asked := asked_of(draft)).rule is not None:
+            rest = f"give {asked.network} alone" if asked.network else "leave it out here"
+            raise UserError(
+                f"'{asked.rule}' is training-free and has no model to load: {rest}, and name it as --drafter {draft} where a "
+                "recording is replayed"
+            )
     model, tokenizer = load_target(source.name, dtype, device, source.revision, trust_remote_code, device_map)
     cached = CachedModel(model)
     networks: dict[str, DraftNetwork] = {}
@@ -156,9 +166,9 @@ def load_pair(
     return Pair(model, tokenizer, networks, captured, description)
 
 
-def needs_no_model(draft: str) -> bool:
-    """Whether this is how a training-free drafter is written; a folder of that name comes first."""
-    return is_rule(draft) and not Path(draft).exists()
+def asked_of(draft: str) -> DrafterName:
+    """What is asked for where a model may be named: its source, a training-free rule, or both; a folder comes first."""
+    return DrafterName(None, draft) if Path(draft).exists() else read_name(draft)
 
 
 def load_eagle3(folder: str, draft: Source, target: CachedModel) -> tuple[EagleNetwork, tuple[int, ...]]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from live.explain import TOLERANCE, TapedDrafter, largest_difference, same_decision, same_kept
-from live.looking_up import LiveLookup
 from policies.contract import Sampling, State
 from policies.loop import Step
 from sim.looked_up import replayed_drafter
@@ -82,7 +81,7 @@ class Tandem:
             sampling=Sampling(**self.recording.sampling(sequence)),
             text=torch.tensor([self.recording.uniform_keys[sequence]], device=self.decoder.target.device),
         )
-        if isinstance(self.decoder.drafter, LiveLookup):  # it forgot what the target said on the way here
+        if self.decoder.drafter.top:  # it forgot what the target said on the way here
             told = slice(first + 1, first + position + 1)
             self.decoder.drafter.recall(text.top_tokens[told], text.top_logprobs[told])
 

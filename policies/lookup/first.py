@@ -61,9 +61,7 @@ class LookupFirst:
         return tuple(part if int(part.max()) >= 0 else None for part in (ours, theirs))
 
 
-def by_row(
-    known: Tensor, found: Children, drafted: Children | StoredChildren, nodes: Tensor, branching: int
-) -> Children:
+def by_row(known: Tensor, found: Children, drafted: Children | StoredChildren, nodes: Tensor, branching: int) -> Children:
     """The children ``found`` in the rows ``known`` bool [B], those that were ``drafted`` in the others.
 
     :param nodes: int64 [B, W] whom the network was asked about. :param branching: how many children each. A recording that
