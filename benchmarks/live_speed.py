@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 SAMPLE = Path(__file__).parents[1] / "traces" / "samples" / "reference"
 FITTED = Path(__file__).parents[1] / "policies" / "fitted"
 HEAD, LM = "eagle3", "draft"
+BOTH = f"prompt_lookup(ngram=5, least=3)+{HEAD}"
+LONG = "survival(threshold=0.02, most=10)"
+"""Copies what was looked up to its end, since that is certain, and drafts about as far as a short chain elsewhere."""
 CONTENDERS = (
     f"{HEAD}: autoregressive",
     f"{HEAD}: chain(k=2)",
@@ -40,6 +43,8 @@ CONTENDERS = (
     "prompt_lookup: chain(k=4)",
     "prompt_lookup: chain(k=10)",
     "suffix: chain(k=4)",
+    f"{BOTH}: chain(k=4)",
+    f"{BOTH}: {LONG}",
 )
 PLAIN = ("plain loop", "model.generate")
 ASSISTED = {
@@ -218,6 +223,7 @@ def predictions(
 ) -> dict[str, dict[str, float | None]]:
     """Per contender: tau, and the predicted speedup (None without a profile, or for what no profile prices)."""
     from live.bench import predict
+    from sim.looked_up import asked_of
     from traces.costs import check_profile, load_profile
 
     told = load_profile(profile) if profile else None
@@ -225,7 +231,7 @@ def predictions(
         check_profile(told, recording.manifest)
     found = {}
     for drafter, policy in ours:
-        priced = told is not None and drafter in recording.drafters
+        priced = told is not None and asked_of(recording, drafter).network is not None
         row = predict(recording, policy, drafter, told.cost(drafter) if priced else None, members)[-1]
         found[called(drafter, policy)] = {"tau": row.tau, "speedup": row.speedup}
     return found

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from policies.lookup.index import Index
+from policies.one_row import alone
 from policies.order import NONE
 
 
@@ -28,6 +30,8 @@ def own_matches(context: Tensor, last: Tensor, longest: int, count: int, depth: 
     :param context: int64 [B, L] tokens, -1 behind the end. :param last: int64 [B] column of the end.
     :param longest: tokens to compare at most. :param depth: tokens to follow a match at most.
     """
+    if alone(context):
+        return _matches_of_one(context[0, : int(last) + 1].numpy(), longest, count, depth, latest)
     place, length = best_matches(match_lengths(context, last, longest), count, latest)
     matched = place >= 0
     deepest = int((last[:, None] - place).masked_fill(~matched, 0).amax())
@@ -36,6 +40,27 @@ def own_matches(context: Tensor, last: Tensor, longest: int, count: int, depth: 
     going = matched[:, None] & (column <= last[:, None, None])
     behind = context.gather(1, column.clamp(max=context.shape[1] - 1).flatten(1)).view_as(column)
     return Matches(length, behind.masked_fill(~going, NONE))
+
+
+def _matches_of_one(text: np.ndarray, longest: int, count: int, depth: int, latest: bool) -> Matches:
+    """The same for a single row in the host's memory, its text int64 [L]: only where the last token stood is looked any further."""
+    last = len(text) - 1
+    place = np.flatnonzero(text[:last] == text[last])
+    length, going = np.ones_like(place), np.arange(len(place))
+    for back in range(1, min(longest, last + 1)):
+        going = going[place[going] >= back]
+        going = going[text[place[going] - back] == text[last - back]]
+        if not len(going):
+            break
+        length[going] += 1
+    order = np.lexsort((-place if latest else place, -length))[:count]
+    found = np.zeros(count, dtype=np.int64)
+    found[: len(order)] = length[order]
+    deepest = min(depth, last - int(place[order].min())) if len(order) else 0
+    behind = np.full((deepest, count), NONE, dtype=np.int64)
+    column = place[order] + np.arange(1, deepest + 1)[:, None]
+    behind[:, : len(order)] = np.where(column <= last, text[np.minimum(column, last)], NONE)
+    return Matches(torch.from_numpy(found)[None], torch.from_numpy(behind)[None])
 
 
 def frozen_matches(index: Index, context: Tensor, last: Tensor, longest: int, count: int, depth: int) -> Matches:

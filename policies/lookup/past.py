@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from policies.one_row import alone
 from policies.order import NONE
 
 
@@ -33,6 +34,8 @@ class Past(NamedTuple):
     def context(self) -> tuple[Tensor, Tensor]:
         """(tokens int64 [B, L], -1 behind the root; column int64 [B] of the root)."""
         last = self.root - self.first
+        if alone(last):  # its text lies in one piece
+            return self.text[None, int(self.first) : int(self.root) + 1], last
         column = torch.arange(int(last.max()) + 1, device=last.device)
         place = torch.minimum(self.first[:, None] + column, self.root[:, None])
         return self.text[place].masked_fill(column > last[:, None], NONE), last

@@ -7,7 +7,8 @@ from torch import Tensor
 from policies.errors import UserError
 from policies.lookup.past import Past
 from policies.lookup.rule import Candidates, Rule, at_least, rule
-from policies.lookup.trie import Trie, follow, rooted
+from policies.lookup.trie import Trie, follow, nothing, rooted
+from policies.one_row import alone
 
 
 @rule("prompt_lookup", paper="https://github.com/apoorvumang/prompt-lookup-decoding")
@@ -38,6 +39,8 @@ class PromptLookup(Rule):
         context, last = past.context()
         matches = self.longest_matches(context, last, self.ngram, 1, self.tokens, self.latest)
         found = matches.length >= self.least
+        if alone(found) and not bool(found):
+            return nothing()
         paths = follow(matches.behind, found)
         return Trie(paths, rooted(paths.followers(found.long()), found[:, 0].long()))
 

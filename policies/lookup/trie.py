@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -64,9 +65,12 @@ class Trie(NamedTuple):
     weight: Tensor
 
     def chain(self) -> list[int] | None:
-        """The tokens below the root where there is but one continuation of one row, certain and in the host's memory; else None."""
-        if self.weight.shape[2] != 1 or not alone(self.weight):
+        """The tokens below the root of one row in the host's memory, where they are certain and of one continuation, or where there
+        are none; else None."""
+        if not alone(self.weight):
             return None
+        if self.weight.shape[2] != 1:
+            return None if bool(self.weight[:, 1:].any()) else []
         weight, group = self.weight.view(-1).tolist(), self.paths.group.view(-1).tolist()
         if any(0 < count < weight[0] for count in weight):
             return None
@@ -91,6 +95,13 @@ class Trie(NamedTuple):
         share = torch.where(exists, count.to(torch.float64) / own.clamp(min=1), 0.0)
         token = level(self.paths.token, below).masked_fill(~exists, NONE)
         return token, share, below[:, :, None] * width + torch.arange(width, device=place.device)
+
+
+@lru_cache(maxsize=1)
+def nothing() -> Trie:
+    """What was found for a single row in the host's memory where there was no match, made once; nobody writes into it."""
+    none = torch.full((1, 1, 1), NONE)
+    return Trie(Paths(none, none), torch.zeros_like(none))
 
 
 def rooted(followers: Tensor, total: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from live.pair import Pair, encode_prompt
 from policies.chain import Chain
 from policies.contract import Expansion, Sampling
 from policies.errors import UserError
-from policies.lookup.rule import load_rule
 from policies.registry import all_policies, load_policy
 from sim.replay import replay
 from sim.schedule import steps_of
@@ -27,9 +26,8 @@ SAMPLED = Sampling(0.9, top_k=60, top_p=0.95, repetition_penalty=1.1, seed=4)
 
 
 def decoder(pair: Pair, name: str, spec: str) -> SpeculativeDecoder:
-    network = pair.networks[name] if name in pair.networks else load_rule(name)
     limit = pair.context_limit
-    return SpeculativeDecoder(pair.target(), network, load_policy(spec), pair.end_tokens, Priced(), context_limit=limit)
+    return SpeculativeDecoder(pair.target(), pair.draft(name), load_policy(spec), pair.end_tokens, Priced(), context_limit=limit)
 
 
 def alone(run: SpeculativeDecoder, request: Request) -> list[int]:
@@ -55,7 +53,7 @@ def submitted(batcher: Batcher, prompts: list[list[int]], count: int) -> list[Re
     ]
 
 
-@pytest.mark.parametrize("name", ["eagle3", "draft", "racer"])
+@pytest.mark.parametrize("name", ["eagle3", "draft", "racer", "prompt_lookup+eagle3", "racer(shortest=4)+draft"])
 def test_requests_join_and_leave(pair64, prompts, name):
     """Greedy and sampled side by side; told once and in order; submitted while others decode."""
     batcher, told, most = Batcher(decoder(pair64, name, TREE), batch=4), {}, 0
@@ -84,7 +82,7 @@ def test_two_hundred_requests(pair64, prompts, name):
     assert len({tuple(request.tokens) for request in requests}) > 100  # had they been mixed up, it would show
 
 
-@pytest.mark.parametrize("name", ["eagle3", "draft", "suffix"])
+@pytest.mark.parametrize("name", ["eagle3", "draft", "suffix", "suffix+eagle3"])
 @pytest.mark.parametrize("spec", ["eagle3(total_tokens=16, depth=5, top_k=8)", "gammatune", "ucbspec(arms=(1, 2, 4))"])
 def test_joining_replays(pair64, tiny_recording: Path, name, spec):
     """Row by row: each text's cycles are those of its replay alone, at the steps that the simulator's schedule says."""

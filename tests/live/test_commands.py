@@ -38,10 +38,10 @@ def test_generate_streams_the_targets_text(tiny_pair, answer, capsys, policy):
     assert "tokens per cycle" in told.err
 
 
-@pytest.mark.parametrize("drafter", ["suffix", "racer(top=4)"])
-def test_generate_without_a_draft_model(tiny_pair, answer, capsys, drafter, refused):
+@pytest.mark.parametrize("drafter", ["suffix", "racer(top=4)", "prompt_lookup(least=2)+{eagle3}"])
+def test_generate_by_looking_up(tiny_pair, answer, capsys, drafter, refused):
     words = ["the cat sat on the mat", "--target", tiny_pair.target, "--dtype", "float64", "--max-new-tokens", "20"]
-    generate.main([*words, "--draft", drafter, "--policy", SMALL])
+    generate.main([*words, "--draft", drafter.format(eagle3=tiny_pair.eagle3), "--policy", SMALL])
     told = capsys.readouterr()
     assert told.out == answer + "\n" and "tokens per cycle" in told.err
     assert "no parameter 'dept'" in refused(lambda: generate.main([*words, "--draft", "suffix(dept=4)"]))
@@ -50,6 +50,8 @@ def test_generate_without_a_draft_model(tiny_pair, answer, capsys, drafter, refu
 def test_a_training_free_drafter_is_not_recorded(tiny_pair, tmp_path, refused):
     told = refused(lambda: record.main(tiny_pair.record(tmp_path / "new", "--draft", "suffix")))
     assert "'suffix' is training-free" in told and "--drafter suffix" in told and not (tmp_path / "new").exists()
+    told = refused(lambda: record.main(tiny_pair.record(tmp_path / "new", "--draft", "suffix+other")))
+    assert "'suffix' is training-free" in told and "give other alone" in told and "--drafter suffix+other" in told
 
 
 def test_generate_reads_standard_input(tiny_pair, answer, capsys, monkeypatch):

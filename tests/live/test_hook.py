@@ -51,7 +51,8 @@ def inputs(pair64) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def hooks(tiny_pair):
-    return {name: live.speculate(getattr(tiny_pair, name), TREE, seed=3) for name in ("eagle3", "draft")}
+    drafts = {"eagle3": tiny_pair.eagle3, "draft": tiny_pair.draft, "both": f"prompt_lookup(ngram=2)+{tiny_pair.eagle3}"}
+    return {name: live.speculate(draft, TREE, seed=3) for name, draft in drafts.items()}
 
 
 def alone(inputs, row: int) -> dict[str, torch.Tensor]:
@@ -63,7 +64,7 @@ def greedy(pair, inputs, **options):
     return pair.model.generate(**inputs, do_sample=False, pad_token_id=0, **{"max_new_tokens": 24} | options)
 
 
-@pytest.mark.parametrize("name", ["eagle3", "draft"])
+@pytest.mark.parametrize("name", ["eagle3", "draft", "both"])
 def test_a_left_padded_batch_says_the_same(pair64, inputs, hooks, name):
     """End tokens, padding behind them, repetition penalty."""
     for options in ({}, {"repetition_penalty": 1.2}, {"renormalize_logits": True}):

@@ -10,7 +10,7 @@ from benchmarks import live_speed, long_context
 from benchmarks.live_speed import ASSISTED, LOOKED_UP, PLAIN
 from policies.errors import UserError
 
-OURS = ("eagle3: chain(k=2)", "draft: chain(k=2)", "suffix: chain(k=2)")
+OURS = ("eagle3: chain(k=2)", "draft: chain(k=2)", "suffix: chain(k=2)", "suffix+draft: chain(k=2)")
 
 
 def test_everyone_races(tiny_recording, tmp_path, capsys):

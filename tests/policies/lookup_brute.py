@@ -48,9 +48,9 @@ def frozen_matches(texts: Texts, text: list[int], longest: int, count: int) -> l
     return [(length, texts[number][place + 1 :]) for length, number, place in found]
 
 
-def prompt_lookup(text: list[int], ngram: int, tokens: int, texts: Texts = ()) -> list[int]:
+def prompt_lookup(text: list[int], ngram: int, tokens: int, texts: Texts = (), least: int = 1) -> list[int]:
     """By whole runs of tokens; the earliest place of the text, the middle one of the corpus."""
-    for size in range(min(ngram, len(text) - 1 if not texts else len(text)), 0, -1):
+    for size in range(min(ngram, len(text) - 1 if not texts else len(text)), least - 1, -1):
         for start in range(len(text) - size):
             if text[start : start + size] == text[-size:]:
                 return text[start + size : start + size + tokens]

@@ -9,22 +9,38 @@ import torch
 
 from policies.errors import UserError
 from policies.lookup.drafter import LookupDrafter
+from policies.lookup.matching import own_matches
 from policies.lookup.rule import all_rules, is_rule, load_rule
 from policies.lookup.trie import follow
 from policies.tree import DraftTree
 from tests.policies import lookup_brute as brute
 from tests.policies.lookups import by_path, logprobs, past_of, texts, tree_of
 
-SPECS = ("prompt_lookup", "prompt_lookup(ngram=1, tokens=3, latest=True)", "suffix", "suffix(factor=2.5, least=0.0)", "racer",
-         "racer(shortest=1, retrieval=0.8)")  # fmt: skip
+SPECS = ("prompt_lookup", "prompt_lookup(ngram=1, tokens=3, latest=True)", "prompt_lookup(least=2)", "suffix",
+         "suffix(factor=2.5, least=0.0)", "racer", "racer(shortest=1, retrieval=0.8)")  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_prompt_lookup_copies_what_followed(seed):
+@pytest.mark.parametrize("least", [1, 2, 3])
+def test_prompt_lookup_copies_what_followed(seed, least):
     rows, roots = texts(seed, vocabulary=6), [59, 40, 21, 8, 1, 0]
-    for row, root, found in zip(rows, roots, tree_of("prompt_lookup(tokens=5)", past_of(rows, roots, 4)), strict=True):
-        copied = brute.prompt_lookup(row[: root + 1], 3, 5)
+    spec = f"prompt_lookup(tokens=5, least={least})"
+    for row, root, found in zip(rows, roots, tree_of(spec, past_of(rows, roots, 4)), strict=True):
+        copied = brute.prompt_lookup(row[: root + 1], 3, 5, least=least)
         assert logprobs(found) == {tuple(copied[: size + 1]): 0.0 for size in range(len(copied))}
+        assert tree_of(spec, past_of([row], [root], 4)) == [found]
+
+
+@pytest.mark.parametrize("latest", [True, False])
+@pytest.mark.parametrize("longest, count, depth", [(1, 1, 4), (5, 1, 10), (6, 4, 3), (24, 32, 24), (3, 70, 80)])
+def test_matches_of_one_row_are_those_of_many(longest, count, depth, latest):
+    """A single row on the host is looked through by NumPy."""
+    for row in texts(6, rows=6, vocabulary=3):
+        for root in (0, 1, 2, 17, 59):
+            context, last = torch.tensor([row[: root + 1]]), torch.tensor([root])
+            one = own_matches(context, last, longest, count, depth, latest)
+            two = own_matches(context.repeat(2, 1), last.repeat(2), longest, count, depth, latest)
+            assert torch.equal(one.length, two.length[:1]) and torch.equal(one.behind, two.behind[:1])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -118,6 +134,8 @@ def test_names_and_parameters():
         "suffix(least=2)": "least must lie between 0 and 1",
         "racer(retrieval=-1)": "retrieval must lie between 0 and 1",
         "prompt_lookup(3)": "cannot read drafter",
+        "prompt_lookup(least=0)": "least must be 1 or more",
+        "prompt_lookup(ngram=2, least=3)": "least must not be above ngram, which is 2, not 3",
     }.items():
         with pytest.raises(UserError) as error:
             load_rule(spec)
@@ -126,7 +144,7 @@ def test_names_and_parameters():
 
 
 
-@pytest.mark.parametrize("spec", [*SPECS[:2], "suffix(matches=1)"])
+@pytest.mark.parametrize("spec", [*SPECS[:3], "suffix(matches=1)"])
 @pytest.mark.parametrize("root", [59, 41, 30, 8, 1, 0])
 def test_a_chain_of_one_row_is_what_it_is_among_others(spec, root):
     """A single row reads its chain off a list, several rows look at tensors."""
