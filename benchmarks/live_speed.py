@@ -27,8 +27,8 @@ SAMPLE = Path(__file__).parents[1] / "traces" / "samples" / "reference"
 FITTED = Path(__file__).parents[1] / "policies" / "fitted"
 HEAD, LM = "eagle3", "draft"
 BOTH = f"prompt_lookup(ngram=5, least=3)+{HEAD}"
-LONG = "survival(threshold=0.02, most=10)"
-"""Copies what was looked up to its end, since that is certain, and drafts about as far as a short chain elsewhere."""
+SURE = "kangaroo(threshold=0.15, most=10)"
+"""Copies what was looked up to its end, since that is certain, and drafts about as far as a chain of four elsewhere."""
 CONTENDERS = (
     f"{HEAD}: autoregressive",
     f"{HEAD}: chain(k=2)",
@@ -44,7 +44,8 @@ CONTENDERS = (
     "prompt_lookup: chain(k=10)",
     "suffix: chain(k=4)",
     f"{BOTH}: chain(k=4)",
-    f"{BOTH}: {LONG}",
+    f"{BOTH}: {SURE}",
+    f"{BOTH}: {FITTED / 'goodput.json'}",
 )
 PLAIN = ("plain loop", "model.generate")
 ASSISTED = {

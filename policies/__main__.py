@@ -74,7 +74,8 @@ def explain(spec: str) -> str:
 
 def main() -> None:
     given = parser().parse_args()
-    print(explain(given.policy) if given.policy else f"{list_policies()}\n\nTraining-free drafters\n{list_drafters()}")
+    drafters = f"Training-free drafters (RULE+NETWORK: the network drafts where the rule finds nothing)\n{list_drafters()}"
+    print(explain(given.policy) if given.policy else f"{list_policies()}\n\n{drafters}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Two drafters as one: a training-free rule where it finds something, a draft network elsewhere.
 
-What engines do that have both: SAM-Decoding (https://arxiv.org/abs/2411.10666) drafts with EAGLE-2 where its suffix automaton
+As engines do that have both: SAM-Decoding (https://arxiv.org/abs/2411.10666) drafts with EAGLE-2 where its suffix automaton
 has no long match; ArcticInference puts SuffixDecoding (https://arxiv.org/abs/2411.04975) before a trained speculator.
 """
 
