@@ -17,7 +17,7 @@ from sim import charts, lab, sweeps
 EMPTY = """No sweep to show yet. Replay a grid of settings and open the dashboard with what it wrote:
 
     python -m sim.sweep --help
-    streamlit run app.py -- TRACE --sweep sweep.parquet"""
+    streamlit run app.py -- TRACE --sweep FOLDER"""
 NUMBER = st.column_config.NumberColumn
 SHORT = {"ms_per_token": "ms per token", "tokens_per_second": "tokens/s", "kept": "verified", "verified": "verified and root"}
 TITLES = {"tokens_per_second": "predicted tokens per second", "verified": "tokens verified per cycle"}
@@ -35,7 +35,8 @@ def page() -> None:
 
 def choose(view: View) -> Path | None:
     folder = view.recording.folder
-    beside = [*folder.glob("*sweep*.parquet"), *folder.parent.glob("*sweep*.parquet"), *Path.cwd().glob("*sweep*.parquet")]
+    places, names = (folder, folder.parent, Path.cwd()), ("*sweep*.parquet", f"*sweep*/{sweeps.RESULTS}")
+    beside = [path for place in places for name in names for path in place.glob(name)]
     known = list(dict.fromkeys(str(path) for path in [*view.sweeps, *sorted(beside)]))
     name = st.selectbox(
         "Sweep",
@@ -44,7 +45,7 @@ def choose(view: View) -> Path | None:
         key="sweep",
         bind="query-params",
         accept_new_options=True,
-        placeholder="a Parquet file that sim.sweep wrote",
+        placeholder="a folder that sim.sweep wrote",
     )
     if name is None:
         return None

@@ -9,6 +9,8 @@ import polars as pl
 
 from policies.errors import UserError
 
+RESULTS = "results.parquet"
+"""What a sweep writes into its folder."""
 NEEDED = ("policy", "domain", "tau")
 COSTS = {
     "ms_per_token": False,
@@ -23,13 +25,13 @@ COSTS = {
 
 
 def read_sweep(path: Path) -> pl.DataFrame:
-    """Result rows of a sweep's Parquet (one per policy, parameters, domain, temperature, batch), with ``setting``: the
+    """Result rows of a sweep's folder or Parquet (one per policy, parameters, domain, temperature, batch), with ``setting``: the
     policy and its parameters in short.
 
     :raises UserError: when the file is missing, no Parquet, or holds no result rows.
     """
     try:
-        table = pl.read_parquet(path)
+        table = pl.read_parquet(path / RESULTS if path.is_dir() else path)
     except FileNotFoundError:
         raise UserError(f"there is no sweep {path}: write it with python -m sim.sweep") from None
     except Exception as error:  # whatever polars calls a broken file

@@ -194,6 +194,12 @@ def test_pareto_shows_the_front_and_opens_the_lab(recorded: Path, start, tmp_pat
     recording, cost = open_recording(recorded), load_profile(write_profile(tmp_path / "p.json")).cost("eagle3")
     swept = [policy_rows(recording, load_policy(f"chain(k={k})"), "eagle3", cost) for k in (1, 2, 3, 4)]
     pl.concat(swept).write_parquet(tmp_path / "swept.parquet")
+    (tmp_path / "sweep").mkdir()
+    pl.concat(swept).write_parquet(tmp_path / "sweep" / "results.parquet")
+    named = start("pareto", recorded, "--sweep", tmp_path / "sweep")
+    monkeypatch.chdir(tmp_path)
+    for found in (named, start("pareto", recorded)):  # the second finds it in the folder that it was started in
+        assert errors(found) == "" and len(table_with(found, "setting")) >= 1
     page = start("pareto", recorded, "--sweep", tmp_path / "swept.parquet")
     front = table_with(page, "setting")
     assert errors(page) == "" and len(front) >= 1 and front["kept"].is_monotonic_increasing

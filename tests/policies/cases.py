@@ -10,9 +10,11 @@ _ODDS = tuple(
     tuple(tuple(0.9 * row - 0.4 * group + 0.4 * column - 1.6 for column in range(3)) for row in range(3)) for group in range(5)
 )
 _AHEAD = tuple(tuple(round((0.6 + 0.3 * level) * (1 - u) ** 2, 4) for u in GRID) for level in range(3))
-_OPENING = tuple(tuple(tuple(round(ease * f, 4) for f in row) for row in _AHEAD) for ease in (1.1, 1.0, 0.2))
+_EASE = (1.1, 1.0, 0.2)
+_OPENING = tuple(tuple(tuple(round(ease * f, 4) for f in row) for row in _AHEAD) for ease in _EASE)
 _FITTED = (
-    f"markup_=1.1, patience_=0.8, ahead_={_AHEAD}, root_edges_=(0.25, 0.75), opening_={_OPENING}, logprob_edges_=(-1.5, -0.5), entropy_edges_=(30.0, 60.0), "
+    f"markup_=1.1, patience_=0.8, ahead_={_AHEAD}, root_edges_=(0.25, 0.75), opening_={_OPENING}, "
+    f"logprob_edges_=(-1.5, -0.5), entropy_edges_=(30.0, 60.0), "
     f"odds_={_ODDS}, slopes_=((-0.1, 1.5), (0.1, -0.5)), plain_ms_=2.0, verify_ms_={tuple(0.15 * n for n in range(1, 20))}"
 )
 _LEVELS = "level_ms_=" + str(tuple(tuple(0.2 + 0.15 * level + 0.05 * width for width in range(4)) for level in range(4)))
