@@ -1,5 +1,5 @@
-"""What few rows cost on a CPU: ``python -m benchmarks.few_rows`` times the target's forward pass as live decoding runs it
-(`live.few_rows`) and with PyTorch's own linear layers, interleaved, at 200 tokens of context; medians and quartiles in ms.
+"""What few rows cost on a CPU: ``python -m benchmarks.few_rows`` times the target's forward pass with the linear layers of
+`live.few_rows` and with PyTorch's own linear layers, interleaved, at 200 tokens of context; medians and quartiles in ms.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     from live.loading import load_model
 
     model = load_model(args.target)
-    layers = [module for module in model.modules() if type(module) is FewRowsLinear]
+    layers = [module for module in model.modules() if type(module) in (torch.nn.Linear, FewRowsLinear)]
     generator = torch.Generator().manual_seed(0)
     print(f"{'tokens':>6}  {'PyTorch linear':>22}  {'few rows':>22}")
     with torch.inference_mode():

@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import nn
 
+from live import few_rows
 from live.few_rows import FEW, WIDE, FewRowsLinear, quicken
+
+WORTH_IT = few_rows.worth_it
+
+
+@pytest.fixture(autouse=True)
+def worth_it(monkeypatch):
+    """On whatever processor the tests run."""
+    monkeypatch.setattr(few_rows, "worth_it", lambda: True)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -43,3 +52,13 @@ def test_only_plain_layers_are_quickened():
     model = nn.Sequential(nn.Linear(2, 2), Own(2, 2), nn.Linear(2, 2, device="meta"))
     names = list(model.state_dict())
     assert [type(part) for part in quicken(model)] == [FewRowsLinear, Own, nn.Linear] and list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("maker, quicker", [("GenuineIntel", False), ("AuthenticAMD", True), (None, True)])
+def test_intels_processors_keep_their_own_product(monkeypatch, tmp_path, maker, quicker):
+    told = tmp_path / "cpuinfo"
+    if maker:
+        told.write_text(f"processor : 0\nvendor_id : {maker}\n")
+    monkeypatch.setattr(few_rows, "Path", lambda _: told)
+    monkeypatch.setattr(few_rows, "worth_it", WORTH_IT.__wrapped__)
+    assert type(quicken(nn.Linear(2, 2))) is (FewRowsLinear if quicker else nn.Linear)
