@@ -51,12 +51,15 @@ def _setting(row: dict) -> str:
 
 
 def with_front(table: pl.DataFrame, x: str, y: str) -> pl.DataFrame:
-    """Mark the rows that no other row beats in both ``x`` and ``y`` (see :data:`COSTS` for what is better): ``front``."""
+    """Mark the rows that no other row beats in both ``x`` and ``y`` (see :data:`COSTS` for what is better): ``front``. Of rows that
+    are equal in both, the one with fewer draft levels."""
     signs = [1 if COSTS[name] else -1 for name in (x, y)]
-    place = table.with_row_index("row").select("row", (pl.col(x) * signs[0]).alias("x"), (pl.col(y) * signs[1]).alias("y"))
-    place = place.drop_nulls().sort("x", "y", descending=True)
+    levels = pl.col("levels").fill_null(0) if "levels" in table.columns else pl.lit(0)
+    axes = (pl.col(name) * sign for name, sign in zip((x, y), signs, strict=True))
+    place = table.with_row_index("row").select("row", *(axis.alias(to) for axis, to in zip(axes, "xy", strict=True)), levels=levels)
+    place = place.drop_nulls().sort("x", "y", "levels", descending=[True, True, False], maintain_order=True)
     front, best = set(), float("-inf")
-    for row, _, value in place.rows():  # best x first: a row is on the front when it sets a new best y
+    for row, _, value, _ in place.rows():  # best x first: a row is on the front when it sets a new best y
         if value > best:
             front.add(row)
             best = value

@@ -156,6 +156,11 @@ def test_the_front_is_what_nothing_beats(seed: int):
             assert front.filter(pl.col("front") & (pl.col("kept") == kept) & (pl.col("tau") == tau)).height == 1
 
 
+def test_of_equal_settings_the_front_takes_the_shallowest():
+    table = pl.DataFrame({"kept": [7.0, 7.0, 7.0, 9.0], "tau": [2.5, 2.5, 2.4, 2.5], "levels": [12.0, 4.0, 3.0, 2.0]})
+    assert sweeps.with_front(table, "kept", "tau")["front"].to_list() == [False, True, False, False]
+
+
 def test_specs_are_written_as_a_command_line_reads_them():
     spec = lab.with_parameter("eagle3(depth=5)", "total_tokens", 24)
     assert spec == "eagle3(total_tokens=24, depth=5)"
