@@ -188,12 +188,13 @@ class Policy:
 
     def check_fitted(self) -> None:
         """Raise a :class:`UserError` when a learned field is still empty."""
-        if any(getattr(self, name) is None for name in self.required_fit()):
-            raise UserError(
-                f"policy '{self.name}' must be fitted first: run "
-                f"`python -m sim.fit TRACE --policy {self.source or self.name} --out {self.name}.json` "
-                "and pass the JSON file"
-            )
+        empty = [name for name in self.required_fit() if getattr(self, name) is None]
+        if not empty:
+            return
+        command = f"`python -m sim.fit TRACE --policy {self.source or self.name} --out {self.name}.json`"
+        if len(empty) < len(self.required_fit()):  # fitted before the policy learned as much as it does now
+            raise UserError(f"policy '{self.name}' was fitted without {' and '.join(empty)}: fit it again, with {command}")
+        raise UserError(f"policy '{self.name}' must be fitted first: run {command} and pass the JSON file")
 
     def fit_base(self) -> Policy:
         """The policy that drafts the trees which :meth:`measure` looks at, at every recorded position."""

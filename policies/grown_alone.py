@@ -56,7 +56,8 @@ class GrownAlone:
         plan = self._plan
         if plan.always[self._place]:
             return True
-        return bool(plan.opens[self._place, bisect_left(plan.root_edge_list, self._cycle.root_entropy.item())])
+        where = plan.root_edges.searchsorted(self._cycle.root_entropy.numpy())  # as among others, even of what is no number
+        return bool(plan.opens[self._place, where[0]])
 
     def kept(self, tree: DraftTree, tokens: int) -> Tensor:
         if self._looked < tree.levels:
@@ -68,7 +69,7 @@ class GrownAlone:
         gain[1:] += worth * (self._plan.value[self._place] / UNIT)
         kept = np.zeros((1, tree.width), dtype=bool)
         for chosen in place[: gain.argmax()].tolist():
-            kept[0, self.node[chosen]] = True
+            kept[0, self.node[chosen]] = True  # an empty slot's -1 is the last node, which is likelier and marked already
         return torch.from_numpy(kept)
 
     def remembered(self, outcome: Outcome, active: Tensor) -> Tensor:

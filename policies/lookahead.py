@@ -76,9 +76,16 @@ class Opening:
     """
 
     def __init__(self, edges: tuple[float, ...], tables: tuple[tuple[tuple[float, ...], ...], ...]):
-        self.edges, self.ahead = np.array(edges, dtype=np.float32), [LookAhead(table) for table in tables]
-        if len(self.ahead) != len(self.edges) + 1:
-            raise UserError("a look-ahead must hold a table for each bin of the root's entropy: write it with sim.fit")
+        try:
+            self.edges, self.ahead = np.array(edges, dtype=np.float32), [LookAhead(table) for table in tables]
+        except (TypeError, ValueError):
+            self.edges, self.ahead = np.empty(0, dtype=np.float32), []
+        fits = self.edges.ndim == 1 and len(self.ahead) == len(self.edges) + 1 and bool((np.diff(self.edges) > 0).all())
+        if not fits or len({ahead.levels for ahead in self.ahead}) > 1:
+            raise UserError(
+                "a look-ahead must hold ascending edges between bins of the root's entropy, and a table for each bin, all of "
+                "as many levels: write it with sim.fit"
+            )
 
     def gain(self, prices: Prices, value: np.ndarray, patience: float = 1.0) -> np.ndarray:
         """What drafting brings, ms float64 [C, R]: the best number of levels' worth less their time, which may be negative.
@@ -133,7 +140,7 @@ class Plan:
         level, further = [level.numpy() for level in prices.level], np.arange(ahead.levels)
         behind = [level[min(place + 1, len(level) - 1)][:, 1:, None] * further for place in range(len(level))]
         self._level = [np.rint(UNIT * (own[:, 1:, None] + more)) for own, more in zip(level, behind, strict=True)]
-        self.root_edges, self.root_edge_list = opening.edges, opening.edges.tolist()
+        self.root_edges = opening.edges
         self.opens = opening.gain(prices, self.value, patience) > 0
         self.always = self.opens.all(1)
 

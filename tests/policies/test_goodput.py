@@ -15,6 +15,7 @@ from policies.errors import UserError
 from policies.goodput import Goodput
 from policies.grown import most_worth
 from policies.lookahead import GRID, LookAhead, Opening, fit_look_ahead, fit_opening
+from policies.registry import from_json
 from tests.policies.cases import SETTINGS, make
 from tests.policies.synthetic import Language, SyntheticDrafter, cycle_at, fresh
 
@@ -153,8 +154,24 @@ def test_what_lies_behind_a_root_depends_on_its_entropy():
     assert sure[0][0] == pytest.approx(0.8) and unsure[0][0] == pytest.approx(0.2)
     assert sure[1][0] == pytest.approx(0.8 + 0.8 * ahead[0][0]) and unsure[1][0] == pytest.approx(0.2 + 0.2 * ahead[0][0])
     assert edges == (pytest.approx(0.1),) and len(tables) == 2
-    with pytest.raises(UserError, match="write it with sim.fit"):
-        Opening(edges, tables[:-1])
+    taller = (*tables[1:], (*tables[0], tables[0][-1]))
+    for wrong in ((edges, tables[:-1]), ((0.5, 0.1), (*tables, tables[0])), (("x",), tables), (None, None), (edges, taller)):
+        with pytest.raises(UserError, match="write it with sim.fit"):
+            Opening(*wrong)
+
+
+@pytest.mark.parametrize("told", [0.0, 0.25, 0.3, 9.0, math.inf, math.nan])
+def test_a_root_is_opened_alone_as_among_others(told):
+    """A single row on a CPU is decided by plain Python. A target that is broken says NaN."""
+    policy, language = make(SETTINGS["goodput"][0]), Language(3, steps=5)
+
+    def opened(rows: int) -> list[bool]:
+        root = torch.full((rows,), told), torch.zeros(rows)
+        cycle = replace(cycle_at([0] * rows, [0] * rows), root_told=lambda: root)
+        got = draft(policy, SyntheticDrafter(language, [language.truth(0, 3)]), cycle, fresh(policy, cycle))
+        return got.tree.expanded[:, 0].tolist()
+
+    assert opened(1) * 2 == opened(2) == [told < 0.75] * 2
 
 
 def test_where_drafting_does_not_pay_it_decodes_plainly():
@@ -252,3 +269,11 @@ def test_it_cannot_outgrow_its_fit():
         Goodput(**{**policy.parameters(), "depth": 30})
     with pytest.raises(UserError, match="must be fitted first"):
         Goodput().check_fitted()
+
+
+def test_a_fit_from_before_there_was_an_opening():
+    content = make(SETTINGS["goodput"][0]).to_json()
+    for name in ("root_edges_", "opening_"):
+        del content["parameters"][name]
+    with pytest.raises(UserError, match="'goodput' was fitted without root_edges_ and opening_: fit it again, with `python -m sim"):
+        from_json(content).check_fitted()
