@@ -112,19 +112,20 @@ def says(facts: dict[str, Any], setting: Setting) -> list[str]:
         joining = "the next request joins when one has ended"
         how = joining if setting.schedule == "joining" else "groups shrink as texts end and admit nobody"
         lines.append(f"schedule {setting.schedule}, for every policy and for plain decoding: {how}")
+    asked = read_name(setting.drafter, [drafter["name"] for drafter in facts["drafters"]])
     if setting.execution == "pipelined":
-        kind = next((drafter.get("kind") for drafter in facts["drafters"] if drafter["name"] == setting.drafter), KIND)
+        kind = next((drafter.get("kind") for drafter in facts["drafters"] if drafter["name"] == asked.network), KIND)
         exact = kind in EXACT_KINDS
-        rule = "exact for this drafter" if exact else "an estimate: this drafter would run ahead on features of its own"
-        lines.append(f"pipelined execution, the draft on hardware of its own: {rule}")
+        how = "exact for this drafter" if exact else "an estimate: this drafter would run ahead on features of its own"
+        lines.append(f"pipelined execution, the draft on hardware of its own: {how}")
     if corpus := facts.get("corpus"):
         size = f"{corpus['texts']:,} texts, {corpus['tokens']:,} tokens, sha256 {corpus['sha256'][:12]}"
         lines.append(f"the drafter looks into the frozen corpus {corpus['path']} as well ({size})")
     profile, target = facts.get("profile"), facts["target"].get("id")
     if profile is None:
         return lines
-    if rule := read_name(setting.drafter, [drafter["name"] for drafter in facts["drafters"]]).rule:
-        lines.append(f"the training-free drafter {rule} is priced at nothing: looking up takes no forward pass")
+    if asked.rule is not None:
+        lines.append(f"the training-free drafter {asked.rule} is priced at nothing: looking up takes no forward pass")
     if profile["kind"] == "analytic":
         lines.append(f"times are analytic (a roofline of {profile['machine']}), not measured")
     if profile["target"] and target and Path(profile["target"]).name.lower() != Path(target).name.lower():

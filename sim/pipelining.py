@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from policies.cost import Cost
+from policies.errors import UserError
+from sim.looked_up import asked_of
 from sim.pricing import price_parts
 from sim.recorded import tensor
 from sim.replay import CycleLog
@@ -56,7 +58,14 @@ def first_choice_runs(recording: Recording, drafter: str) -> Tensor:
     """For how many tokens behind each position the draft's first choice is the target's token, int64 [P].
 
     Counted as far as the recording follows the true path, and 0 where it holds no draft.
+
+    :raises UserError: for a drafter that looks tokens up: what it would have proposed behind each position is not known.
     """
+    if asked_of(recording, drafter).rule is not None:
+        raise UserError(
+            f"pipelined execution is not priced for {drafter}, which looks tokens up: give --execution serial, or name a recorded "
+            "drafter"
+        )
     forest = recording.forest(drafter)
     row = np.flatnonzero(forest.on_path_row >= 0)
     position, depth = forest.position[row], forest.depth[row].astype(np.int64)

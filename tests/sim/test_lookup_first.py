@@ -11,9 +11,10 @@ from policies.errors import UserError
 from policies.registry import load_policy
 from sim.family import replay_family
 from sim.fit import fit
-from sim.opening import open_sound
+from sim.opening import open_sound, says
 from sim.pricing import price_parts
 from sim.replay import CycleLog, replay
+from sim.setting import Setting
 from sim.streaming import bytes_per_position
 from tests.sim.many_texts import content, write_many
 from traces.costs import Profile
@@ -117,6 +118,23 @@ def test_the_commands(recording, tmp_path, capsys, refused):
     assert "6 settings" in capsys.readouterr().out
     told = refused(lambda: main([str(recording.folder), "--policy", "chain(k=2)", "--drafter", "suffix+"]))
     assert told == "drafter 'suffix+' has no network behind its '+': write RULE+NETWORK, such as suffix+eagle3"
+
+
+def test_it_is_not_priced_pipelined(recording, tmp_path, refused):
+    from sim.contest import main
+
+    Profile(content()).save(tmp_path / "p.json")
+    words = [str(recording.folder), "--profile", str(tmp_path / "p.json"), "--policy", "chain(k=2)", "--execution", "pipelined"]
+    for drafter in (BOTH, RULE):
+        told = refused(lambda d=drafter: main([*words, "--drafter", d]))
+        assert told == (
+            f"pipelined execution is not priced for {drafter}, which looks tokens up: give --execution serial, or name a recorded "
+            "drafter"
+        )
+    facts = {"drafters": [{"name": "made-up", "kind": "eagle3"}], "target": {}}
+    for drafter, how in ((BOTH, "an estimate"), (NETWORK, "an estimate"), (RULE, "exact")):
+        (line,) = says(facts, Setting(drafter, execution="pipelined"))
+        assert how in line, "a rule does not make a head depend on committed tokens alone"
 
 
 def test_a_policy_is_fitted_on_it(recording):
