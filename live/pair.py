@@ -117,9 +117,12 @@ def load_pair(
         drafts = list(REFERENCE_DRAFTS)
     for draft in drafts:
         if (asked := asked_of(draft)).rule is not None:
-            rest = f"give {asked.network} alone" if asked.network else "leave it out here"
+            rest, name = "leave it out here", asked
+            if asked.network is not None:  # recordings call a network by the last part of its name
+                rest = f"give {asked.network} alone"
+                name = asked._replace(network=Path(parse_source(asked.network).name).name)
             raise UserError(
-                f"'{asked.rule}' is training-free and has no model to load: {rest}, and name it as --drafter {draft} where a "
+                f"'{asked.rule}' is training-free and has no model to load: {rest}, and name it as --drafter {name} where a "
                 "recording is replayed"
             )
     model, tokenizer = load_target(source.name, dtype, device, source.revision, trust_remote_code, device_map)

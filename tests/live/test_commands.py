@@ -50,8 +50,10 @@ def test_generate_by_looking_up(tiny_pair, answer, capsys, drafter, refused):
 def test_a_training_free_drafter_is_not_recorded(tiny_pair, tmp_path, refused):
     told = refused(lambda: record.main(tiny_pair.record(tmp_path / "new", "--draft", "suffix")))
     assert "'suffix' is training-free" in told and "--drafter suffix" in told and not (tmp_path / "new").exists()
-    told = refused(lambda: record.main(tiny_pair.record(tmp_path / "new", "--draft", "suffix+other")))
-    assert "'suffix' is training-free" in told and "give other alone" in told and "--drafter suffix+other" in told
+    for other in ("other", "org/other", "org/other(revision=abc)"):
+        told = refused(lambda o=other: record.main(tiny_pair.record(tmp_path / "new", "--draft", f"suffix+{o}")))
+        assert "'suffix' is training-free" in told and f"give {other} alone" in told
+        assert "name it as --drafter suffix+other where" in told  # as the recording will call it
 
 
 def test_generate_reads_standard_input(tiny_pair, answer, capsys, monkeypatch):
