@@ -1,4 +1,4 @@
-"""The dashboard: ``streamlit run app.py [-- TRACE ... --profile FILE --sweep FILE --bench FILE]``.
+"""The dashboard: ``streamlit run app.py [-- TRACE ... --profile FILE --sweep FOLDER --bench FILE]``.
 
 This file draws the title and hands over to the sidebar and the pages in dashboard/. Logic lives in sim/.
 """

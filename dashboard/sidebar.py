@@ -18,7 +18,7 @@ from sim.opening import open_profile
 from traces.costs import Profile
 from traces.recording import Recording
 
-USAGE = "start with `streamlit run app.py -- TRACE ... --profile FILE --sweep FILE --bench FILE`"
+USAGE = "start with `streamlit run app.py -- TRACE ... --profile FILE --sweep FOLDER --bench FILE`"
 
 
 def arguments() -> argparse.Namespace:
