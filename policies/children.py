@@ -21,6 +21,7 @@ class Children(NamedTuple):
     handle   int64   [B, W, K]  the drafter's own reference to each child, opaque to everyone else
     missing  bool    [B, W]     the drafter could not answer: a recording does not hold this expansion; None = all answered
     free     bool    [B]        rows that were answered without a draft forward: what was asked costs nothing there; None = none
+    held     int64   [B]        the most children of a node that the drafter can tell of, by row; None = K in all rows
     """
 
     token: Tensor
@@ -29,6 +30,7 @@ class Children(NamedTuple):
     handle: Tensor
     missing: Tensor | None = None
     free: Tensor | None = None
+    held: Tensor | None = None
 
 
 class ChildTable(NamedTuple):
@@ -77,6 +79,10 @@ class StoredChildren:
     def free(self) -> None:
         """A recorded expansion stands for a draft forward."""
 
+    @property
+    def held(self) -> None:
+        """The table is as wide in all rows."""
+
     @cached_property
     def handle(self) -> Tensor:
         """int64 [B, W, K]; where no row answers it means nothing."""
@@ -96,6 +102,18 @@ class StoredChildren:
         """The same with everything read."""
         missing = torch.zeros_like(self.row, dtype=torch.bool) if self.missing is None else self.missing
         return Children(self.token, self.logprob, self.entropy, self.handle, missing)
+
+
+def lacking(children: Children | StoredChildren, nodes: Tensor, branching: int | Tensor) -> Tensor | None:
+    """Which of the asked ``nodes`` int64 [B, W] a recording does not hold, or with fewer than ``branching`` (int or int64 [B, W])
+    children: bool [B, W]; None = none, as of a drafter that answers everything."""
+    if not isinstance(children, StoredChildren) and children.missing is None:
+        return None
+    held = children.logprob.shape[2] if children.held is None else children.held[:, None]
+    if isinstance(branching, int) and isinstance(held, int) and branching <= held:
+        return children.missing
+    short = (nodes >= 0) & (branching > held)
+    return short if children.missing is None else children.missing | short
 
 
 def stacked(logprobs: list[Tensor]) -> Tensor | None:

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from policies.children import Children, StoredChildren
+from policies.children import Children, StoredChildren, lacking
 from policies.contract import Cycle, Expansion, Policy, State
 from policies.one_row import integers
 from policies.order import NONE, order_key
@@ -143,22 +143,21 @@ def _only_asked(
     children: Children | StoredChildren, nodes: Tensor, branching: int | Tensor
 ) -> Children | StoredChildren:
     """A policy sees only what it asked for, never the rest of a wide recording; a too narrow one counts as missing."""
-    held = children.logprob.shape[2]
-    if isinstance(branching, int) and branching == held:
+    width = children.logprob.shape[2]
+    if isinstance(branching, int) and branching == width and children.held is None:
         return children
     if isinstance(children, StoredChildren):
         children = children.read()
-    if children.missing is not None:
-        children = children._replace(missing=children.missing | ((nodes >= 0) & (branching > held)))
+    children = children._replace(missing=lacking(children, nodes, branching))
     if isinstance(branching, int):
-        if held < branching:
+        if width <= branching:
             return children
         return children._replace(
             token=children.token[:, :, :branching],
             logprob=children.logprob[:, :, :branching],
             handle=children.handle[:, :, :branching],
         )
-    fanout = min(int(branching.max()), held)
+    fanout = min(int(branching.max()), width)
     unasked = torch.arange(fanout, device=branching.device) >= branching[:, :, None]
     return children._replace(
         token=children.token[:, :, :fanout].masked_fill(unasked, NONE),

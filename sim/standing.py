@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from policies.children import Children, StoredChildren
+from policies.children import Children, StoredChildren, lacking
 from policies.contract import Cycle, Policy, State
 from policies.drafting import Drafter, draft
 from policies.order import NONE
@@ -106,10 +106,9 @@ class _Along:
         logprob = children.logprob[:, :, :branching]
         self.score.append((tree.at("score", nodes)[:, :, None] + logprob).flatten(1))
         self.size.append(tree.size)
-        wanted, recorded = nodes >= 0, isinstance(children, StoredChildren) or children.missing is not None
-        lacking = wanted if recorded and children.logprob.shape[2] < branching else children.missing
-        self.missing.append(torch.zeros_like(tree.size) if lacking is None else lacking.sum(1))
-        here = (nodes == 0) if tree.levels == 0 else wanted & (tree.at("handle", nodes) == self.handle)
+        missing = lacking(children, nodes, branching)
+        self.missing.append(torch.zeros_like(tree.size) if missing is None else missing.sum(1))
+        here = (nodes == 0) if tree.levels == 0 else (nodes >= 0) & (tree.at("handle", nodes) == self.handle)
         place = here.to(torch.int8).argmax(1)[:, None]
         token, handle = _family(children, place, logprob.shape[2])
         hit = here.any(1, keepdim=True) & (token == self._truth(tree.levels + 1))

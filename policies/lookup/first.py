@@ -51,7 +51,7 @@ class LookupFirst:
             return self.network.expand(tree, theirs, branching)
         found = self.lookup.expand(tree, ours, branching) if found is None else found
         if theirs is not None:
-            found = by_row(self._known, found, self.network.expand(tree, theirs, branching), theirs, branching)
+            found = by_row(self._known, found, self.network.expand(tree, theirs, branching), branching)
         return found._replace(free=self._known)
 
     def _shared_out(self, nodes: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -61,16 +61,13 @@ class LookupFirst:
         return tuple(part if int(part.max()) >= 0 else None for part in (ours, theirs))
 
 
-def by_row(known: Tensor, found: Children, drafted: Children | StoredChildren, nodes: Tensor, branching: int) -> Children:
-    """The children ``found`` in the rows ``known`` bool [B], those that were ``drafted`` in the others.
+def by_row(known: Tensor, found: Children, drafted: Children | StoredChildren, branching: int) -> Children:
+    """The children ``found`` in the rows ``known`` bool [B], those that were ``drafted`` in the others; the narrower are padded.
 
-    :param nodes: int64 [B, W] whom the network was asked about. :param branching: how many children each. A recording that
-        holds fewer of them lacks these expansions; the narrower of the two is padded.
+    :param branching: the most children that were asked for. A rule never lacks any; a recording may hold fewer.
     """
     drafted = drafted.read() if isinstance(drafted, StoredChildren) else drafted
-    missing = drafted.missing
-    if missing is not None and drafted.token.shape[2] < branching:
-        missing = missing | (nodes >= 0)
+    held = None if drafted.missing is None else torch.where(known, branching, drafted.token.shape[2])
     width = max(branching, found.token.shape[2], drafted.token.shape[2])
 
     def chosen(ours: Tensor, theirs: Tensor, fill: float) -> Tensor:
@@ -82,5 +79,6 @@ def by_row(known: Tensor, found: Children, drafted: Children | StoredChildren, n
         logprob=chosen(found.logprob, drafted.logprob, -torch.inf),
         entropy=torch.where(known[:, None], found.entropy, drafted.entropy),
         handle=chosen(found.handle, drafted.handle, NONE),
-        missing=missing,
+        missing=drafted.missing,
+        held=held,
     )

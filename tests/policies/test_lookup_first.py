@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from policies.children import Children
+from policies.children import Children, lacking
 from policies.drafting import Growth, draft
 from policies.errors import UserError
 from policies.lookup.drafter import LookupDrafter
@@ -145,12 +145,13 @@ def test_the_narrower_answer_is_padded():
         handle=torch.tensor([[[0, 0]], [[40, 41]]]),
         missing=torch.zeros(2, 1, dtype=torch.bool),
     )
-    known, nodes = torch.tensor([True, False]), torch.tensor([[-1], [0]])
-    both = by_row(known, found, recorded, nodes, 3)
+    known, nodes = torch.tensor([True, False]), torch.tensor([[0], [0]])
+    both = by_row(known, found, recorded, 3)
     assert both.token.tolist() == [[[5, -1, -1]], [[7, 8, -1]]] and both.handle.tolist() == [[[1, -1, -1]], [[40, 41, -1]]]
     assert both.logprob.tolist() == [[[0.0, -torch.inf, -torch.inf]], [[-0.5, -1.5, -torch.inf]]]
-    assert both.entropy.tolist() == [[0.0], [0.75]] and both.missing.tolist() == [[False], [True]]
-    enough = by_row(known, found, recorded, nodes, 2)
-    assert enough.missing.tolist() == [[False], [False]] and enough.token.shape == (2, 1, 2)
-    live = by_row(known, found, recorded._replace(missing=None), nodes, 3)
-    assert live.missing is None
+    assert both.entropy.tolist() == [[0.0], [0.75]] and lacking(both, nodes, 3).tolist() == [[False], [True]]
+    assert lacking(both, nodes, torch.tensor([[3], [2]])).tolist() == [[False], [False]], "each node for itself"
+    enough = by_row(known, found, recorded, 2)
+    assert lacking(enough, nodes, 2).tolist() == [[False], [False]] and enough.token.shape == (2, 1, 2)
+    live = by_row(known, found, recorded._replace(missing=None), 3)
+    assert lacking(live, nodes, 3) is None

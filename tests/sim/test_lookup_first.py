@@ -23,6 +23,8 @@ from traces.recording import open_recording
 BOTH = "prompt_lookup(ngram=3, least=1)+made-up"
 RULE, NETWORK = BOTH.split("+")
 EAGLE = "eagle3(top_k=3, depth=3, total_tokens=6)"
+ARMS = "ucbspec(arms=((6, 3, 3), (8, 2, 7)))"
+"""Each row asks for as many children as its arm says; the recording holds five."""
 COLUMNS = ("sequence", "position", "kept", "accepted", "emitted", "catch_up", "drafted", "missing")
 
 
@@ -37,7 +39,7 @@ def rows_of(log: CycleLog) -> list[tuple]:
     return [(*row, [width for width in own if width]) for row, own in zip(columns, log.widths.tolist(), strict=True)]
 
 
-@pytest.mark.parametrize("spec", [EAGLE, "chain(k=3)", "survival(threshold=0.3, most=3)", "static"])
+@pytest.mark.parametrize("spec", [EAGLE, "chain(k=3)", "survival(threshold=0.3, most=3)", "static", ARMS])
 @pytest.mark.parametrize("rule", [RULE, "suffix(least=0)", "racer(shortest=1, top=1)"])
 def test_lockstep_is_one_by_one(recording, spec, rule):
     policy = load_policy(spec)
