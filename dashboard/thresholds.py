@@ -102,7 +102,10 @@ def chart_key() -> str:
 
 def dragged() -> None:
     """A threshold was dragged in the chart: move its slider."""
-    found = st.session_state[chart_key()].selection["drag"].get("entropy")
+    chart = st.session_state.get(chart_key())
+    if chart is None:  # the drag went on in a chart that has been replaced: where it was taken up, there is no threshold any more
+        return
+    found = chart.selection["drag"].get("entropy")
     if not found:
         return
     st.session_state["drags"] = st.session_state.get("drags", 0) + 1

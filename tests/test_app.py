@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -17,7 +18,7 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 import app
-from dashboard import common, garbage, opening, view
+from dashboard import common, garbage, opening, thresholds, view
 from policies.errors import UserError
 from policies.registry import load_policy
 from sim.glance import overview, policy_rows, tau_by_domain
@@ -116,6 +117,16 @@ def test_recording_page(recorded: Path, start):
     assert set(table_with(page, "prompt")["domain"]) == {"story"}
     by_key(page.text_input, "containing").set_value("no such words").run()
     assert errors(page) == "" and page.info[0].value == "No text matches."
+
+
+def test_a_drag_moves_one_threshold_once(monkeypatch):
+    """Behind it stands a fresh chart; what the replaced one still says is not listened to."""
+    chart = SimpleNamespace(selection={"drag": {"entropy": [5.1, 7.3]}})
+    state = {"chart_strata_0": chart, "t1": 3.0, "t2": 5.0, "t3": 9.0}
+    monkeypatch.setattr(thresholds, "st", SimpleNamespace(session_state=state))
+    for _ in range(2):
+        thresholds.dragged()
+        assert [state[name] for name in ("t1", "t2", "t3")] == [3.0, 7.3, 9.0] and thresholds.chart_key() == "chart_strata_1"
 
 
 def test_thresholds_recompute_and_a_range_says_who_is_there(start):
