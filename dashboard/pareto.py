@@ -12,6 +12,7 @@ from dashboard.common import allowed, friendly, show_chart, show_table
 from dashboard.view import View, current
 from policies.errors import UserError
 from sim import charts, lab, sweeps
+from sim.sweepstore import RESULTS
 
 # No bare strings in pages: Streamlit would show them.
 EMPTY = """No sweep to show yet. Replay a grid of settings and open the dashboard with what it wrote:
@@ -35,7 +36,7 @@ def page() -> None:
 
 def choose(view: View) -> Path | None:
     folder = view.recording.folder
-    places, names = (folder, folder.parent, Path.cwd()), ("*sweep*.parquet", f"*sweep*/{sweeps.RESULTS}")
+    places, names = (folder, folder.parent, Path.cwd()), ("*sweep*.parquet", f"*sweep*/{RESULTS}")
     beside = [path for place in places for name in names for path in place.glob(name)]
     known = list(dict.fromkeys(str(path) for path in [*view.sweeps, *sorted(beside)]))
     name = st.selectbox(

@@ -119,17 +119,12 @@ def _groups(fanout: int) -> np.ndarray:
     return np.searchsorted(RANK_EDGES, np.arange(fanout), side="right")
 
 
-def remember(history: np.ndarray, surprise: np.ndarray, tested: np.ndarray) -> np.ndarray:
-    """The history float64 [B] after a cycle: a moving average of accepted (0 or 1) less expected, over first choices.
+def remember(history: np.ndarray | float, surprise: np.ndarray | float, tested: np.ndarray | int) -> np.ndarray:
+    """The history float64 [B], or a number, after a cycle: a moving average of accepted (0 or 1) less expected, over first choices.
 
     :param surprise: float64 [B], their sum over the ``tested`` (int64 [B]) first choices of the cycle.
     """
     return _FADED.take(tested, mode="clip") * history + (1 - MEMORY) * surprise
-
-
-def remember_one(history: float, surprise: float, tested: int) -> float:
-    """:func:`remember` for one row."""
-    return float(_FADED[min(tested, len(_FADED) - 1)]) * history + (1 - MEMORY) * surprise
 
 
 _FADED = np.array([MEMORY**power for power in range(100)])

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.acceptance_table import Acceptance, remember_one
+from policies.acceptance_table import Acceptance, remember
 from policies.contract import Cycle, Expansion, Outcome
+from policies.grown import most_worth
 from policies.lookahead import Plan
 from policies.order import NONE
 from policies.sums import UNIT
@@ -34,7 +35,7 @@ class GrownAlone:
         self.node: list[int] = []
         self.first: list[tuple[int, float]] = []
         self._acceptance, self._plan, self._fanout, self._history = acceptance, plan, fanout, history.item()
-        self._cycle, self._place = cycle, plan.place_of(cycle.context_length.item())
+        self._cycle, self._place = cycle, int(plan.at(cycle.context_length.item()))
         self._by_history = acceptance.by_one_history(self._history, fanout)
         self._looked, self._passed, self._parent = 0, -math.inf, [1.0]
 
@@ -44,7 +45,7 @@ class GrownAlone:
         own, score = self._look(tree)
         slot = sorted(range(len(score)), key=score.__getitem__, reverse=True)[: self._fanout]  # equal ones keep their order
         chance = [own[place] if score[place] > self._passed else 0.0 * own[place] for place in slot]
-        width = self._plan.width_of_one(tree.levels, self._place, chance)
+        width = int(self._plan.width(tree.levels, np.array([self._place]), np.array([chance]))[0])
         if width == 0:
             return None
         if width < len(slot):
@@ -64,11 +65,10 @@ class GrownAlone:
             self._look(tree)
         chance = np.array(self.chance, dtype=np.float32)
         place = (-chance).argsort(kind="stable")[: tokens - 1]
-        worth = np.rint(UNIT * np.maximum(chance[place], 0).astype(np.float64)).cumsum()
-        gain = -self._plan.verify[self._place, : len(worth) + 1]
-        gain[1:] += worth * (self._plan.value[self._place] / UNIT)
+        likely, own = np.maximum(chance[place], 0).astype(np.float64), slice(self._place, self._place + 1)
+        count = int(most_worth(self._plan.value[own], likely[None], self._plan.verify[own])[0])
         kept = np.zeros((1, tree.width), dtype=bool)
-        for chosen in place[: gain.argmax()].tolist():
+        for chosen in place[:count].tolist():
             kept[0, self.node[chosen]] = True  # an empty slot's -1 is the last node, which is likelier and marked already
         return torch.from_numpy(kept)
 
@@ -78,7 +78,7 @@ class GrownAlone:
             if node >= 0 and status[node] >= 0:
                 tested += 1
                 surprise += round(UNIT * (status[node] - expected))
-        return torch.tensor([remember_one(self._history, surprise / UNIT, tested)], dtype=torch.float64)
+        return torch.tensor([remember(self._history, surprise / UNIT, tested)], dtype=torch.float64)
 
     def _look(self, tree: DraftTree) -> tuple[list[float], list[float]]:
         """Estimate the chances of the newest level: P and score of the node in each slot."""

@@ -19,7 +19,6 @@ first level's mean is taken in bins of that entropy, and a cycle is decoded plai
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from functools import lru_cache
 from typing import Any
 
@@ -129,7 +128,6 @@ class Plan:
 
     def __init__(self, prices: Prices, ahead: LookAhead, opening: Opening, markup: float, patience: float):
         self._context, self.verify, price = prices.context.numpy(), prices.verify.numpy(), price_of(prices)
-        self._contexts = self._context.tolist()
         self.value = markup * opening.rate(prices)
         self._steep = self.value / price
         flat = np.maximum(ahead.start[-1:] + ahead.slope[-1:], 0)  # from u = 1 on
@@ -144,13 +142,9 @@ class Plan:
         self.opens = opening.gain(prices, self.value, patience) > 0
         self.always = self.opens.all(1)
 
-    def at(self, context: np.ndarray) -> np.ndarray:
-        """Which of the C contexts int64 [B] holds behind so many tokens int64 [B]."""
+    def at(self, context: np.ndarray | int) -> np.ndarray:
+        """Which of the C contexts int64 [B] holds behind so many tokens int64 [B]; or a number each."""
         return self._context.searchsorted(context, side="right") - 1
-
-    def place_of(self, context: int) -> int:
-        """:meth:`at` for one number."""
-        return bisect_right(self._contexts, context) - 1
 
     def width(self, level: int, place: np.ndarray, chance: np.ndarray) -> np.ndarray:
         """How many of a frontier's nodes are worth a level: int64 [B], 0 = none; the fewest of equally good ones.
@@ -167,19 +161,6 @@ class Plan:
         gain = gain.reshape(len(gain), -1)
         first = gain.argmax(1)
         return (first // self._ahead + 1) * (gain[np.arange(len(gain)), first] > 0)
-
-    def width_of_one(self, level: int, place: int, chance: list[float]) -> int:
-        """:meth:`width` of the frontier of one row."""
-        likely = np.array(chance)
-        line = STEEP.searchsorted(likely * self._steep[place])
-        line += place * self._bins
-        lines = self._lines.take(line, 0)
-        gain = likely[:, None] * lines[:, 0]
-        gain += lines[:, 1]
-        gain = np.rint(gain, out=gain).cumsum(0)
-        gain -= self._level[level][place, : len(chance)]
-        first = int(gain.argmax())
-        return first // self._ahead + 1 if gain.item(first) > 0 else 0
 
 
 @lru_cache(maxsize=64)

@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     from sim.farm import Job, run_points
     from sim.opening import about, says
-    from sim.sweepstore import SweepStore
+    from sim.sweepstore import RESULTS, SweepStore
 
     facts = about(recording, profile, setting.drafter)
     profile_path = args.profile and str(Path(args.profile).absolute())
@@ -73,13 +73,13 @@ def main(arguments: list[str] | None = None) -> None:
             bar.set_postfix_str(policy.spec())
     points = points[::-1]
     rows, summary = summarise(points, [store.get(policy) for policy in points], setting, args.resamples, args.seed)
-    write_parquet(args.out / "results.parquet", rows)
+    write_parquet(args.out / RESULTS, rows)
     content = {"command": shlex.join(["python", "-m", "sim.sweep", *given]), "about": facts, "setting": setting.to_json()}
     content |= {"bootstrap": {"resamples": args.resamples, "seed": args.seed}, "grid": grid, "summary": summary}
     write_json(args.out / "sweep.json", content)
     write_results(args, content | {"rows": rows}, rows)
     lines = [*render(rows, summary, facts, len(points)), *says(facts, setting)]
-    print("\n".join([*lines, f"all rows: {args.out / 'results.parquet'}"]))
+    print("\n".join([*lines, f"all rows: {args.out / RESULTS}"]))
 
 
 def check_covered(policy: Policy, sums: Tally, args: argparse.Namespace) -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 import polars as pl
 
 from policies.errors import UserError
+from sim.sweepstore import RESULTS
 
-RESULTS = "results.parquet"
-"""What a sweep writes into its folder."""
 NEEDED = ("policy", "domain", "tau")
 COSTS = {
     "ms_per_token": False,

@@ -13,6 +13,9 @@ from sim.setting import Setting
 from sim.tally import Tally
 from traces.manifest import first_difference
 
+RESULTS = "results.parquet"
+"""What a finished sweep leaves in its folder: all its rows."""
+
 NAME = "points.jsonl"
 
 
