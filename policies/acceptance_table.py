@@ -94,8 +94,9 @@ class Acceptance:
         return np.reciprocal(chance, out=chance)
 
     def by_one_history(self, history: float, fanout: int) -> list[float]:
-        """:meth:`by_history` of one row."""
-        return self.by_history(np.array([history]), fanout)[0, 0].tolist()
+        """:meth:`by_history` of one row: one factor for the first choice, and one for all others."""
+        first, other = np.exp([history * -slope for _, slope in self.slopes]).tolist()
+        return [first] + [other] * (fanout - 1)
 
     def of_one_level(self, depth: int, fanout: int) -> tuple[list[float], list[list[int]], int, list[float], list[float]]:
         """What :meth:`of_level` looks up, as lists: odds against a node by cell; by entropy bin, where the cells of each rank

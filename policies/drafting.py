@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from policies.children import Children, StoredChildren, lacking
 from policies.contract import Cycle, Expansion, Policy, State
-from policies.one_row import integers
+from policies.lone_tree import new_tree
+from policies.one_row import integers, least
 from policies.order import NONE, order_key
 from policies.tree import DraftTree
 
@@ -51,9 +53,9 @@ class Growth:
     def __init__(self, policy: Policy, root: Tensor, cycle: Cycle, state: State):
         """:param root: the root tokens int64 [B]."""
         self.policy, self.cycle, self.state = policy, cycle, state
-        self.tree = DraftTree(root, policy.needs)
+        self.tree = new_tree(root, policy.needs)
         self.widths: list[Tensor | int] = []
-        self.missing = torch.zeros(self.tree.rows, dtype=torch.int64, device=self.tree.device)
+        self.missing = _nothing(self.tree.rows, self.tree.device)
         self._drafting, self.everyone = cycle.active, bool(cycle.active.all())
         self._reach = int(cycle.reach.min()) if self.tree.rows else 0
 
@@ -68,7 +70,7 @@ class Growth:
         if self._reach <= tree.levels or not self.everyone:  # else no node is too deep: none is deeper than there are levels
             fits = tree.at("depth", nodes) < self.cycle.reach[:, None]
             nodes = nodes.masked_fill(~(fits & self._drafting[:, None]), NONE)
-        if nodes.numel() and int(nodes.min()) >= 0:  # mostly: no place in any row is empty
+        if nodes.numel() and least(nodes) >= 0:  # mostly: no place in any row is empty
             self.widths.append(nodes.shape[1])
         else:
             count = (nodes >= 0).sum(1)
@@ -114,10 +116,20 @@ def draft(policy: Policy, drafter: Drafter, cycle: Cycle, state: State) -> Draft
     kept = policy.select(tree, cycle, state)
     if tree.ragged or not growth.everyone:
         kept = kept & tree.exists & cycle.active[:, None]
-    else:
-        kept = kept.clone()  # it is the policy's own
-    kept.select(1, 0).fill_(True)
+    kept = kept | _only_root(tree.width, tree.device)
     return Draft(tree, kept, growth.all_widths(), growth.missing)
+
+
+@lru_cache(maxsize=64)
+def _nothing(rows: int, device: torch.device) -> Tensor:
+    """0 int64 [B]; nobody writes into it."""
+    return torch.zeros(rows, dtype=torch.int64, device=device)
+
+
+@lru_cache(maxsize=256)
+def _only_root(width: int, device: torch.device) -> Tensor:
+    """bool [1, N], the root alone; nobody writes into it."""
+    return torch.arange(width, device=device)[None] == 0
 
 
 def most_children(wish: Expansion) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -10,6 +11,23 @@ from torch import Tensor
 
 from policies.children import Children, StoredChildren, stacked, topk_entropy
 from policies.order import NONE
+
+
+class Listed(NamedTuple):
+    """A level of one tree as numbers on the host, F families of K slots each.
+
+    node     [F * K]  the node in each slot, -1 = empty
+    fanout   K
+    logprob  [F * K]  of each slot's node given its parent (nats); -inf in empty slots
+    entropy  [F]      of the distribution that each family was taken from (nats, full vocabulary)
+    score    [F * K]  path log-probability (nats) of each slot's node; -inf in empty slots
+    """
+
+    node: Sequence[int]
+    fanout: int
+    logprob: list[float]
+    entropy: list[float]
+    score: list[float]
 
 
 class Families(NamedTuple):
@@ -30,6 +48,12 @@ class Families(NamedTuple):
     entropy: Tensor
     score: Tensor
 
+    def listed(self) -> Listed:
+        """The same of a single row, as numbers on the host."""
+        score = self.score[0].tolist()
+        node = range(self.first, self.first + len(score)) if self.node is None else self.node[0].tolist()
+        return Listed(node, self.logprob.shape[2], self.logprob[0].flatten().tolist(), self.entropy[0].tolist(), score)
+
 
 class Expanded(NamedTuple):
     """One draft forward: the nodes int64 [B, W] that the drafter answered for (-1 = none), and its answer."""
@@ -46,6 +70,8 @@ def answered(nodes: Tensor, children: Children | StoredChildren) -> Tensor:
 
 def topk_entropies(expansions: list[Expanded], nodes: Tensor) -> Tensor:
     """The top-K entropy float32 [B, W] (nats) of ``nodes`` int64 [B, W], -1 for those that were not expanded."""
+    if not expansions:
+        return torch.full(nodes.shape, -1.0, device=nodes.device)
     expanded = torch.cat([part.place for part in expansions], dim=1)
     same = expanded[:, None, :] == nodes.masked_fill(nodes < 0, NONE - 1)[:, :, None]
     place = same.to(torch.int8).argmax(2)
@@ -54,12 +80,13 @@ def topk_entropies(expansions: list[Expanded], nodes: Tensor) -> Tensor:
     return topk_entropy(mine).masked_fill(~same.any(2), -1.0)
 
 
-def write_in(column: Tensor, expansions: list[Expanded], values: list[Tensor]) -> Tensor:
-    """A column [B, N + 1] with the values [B, W] of each expansion's nodes written in; its last place catches those of none."""
+def write_in(column: Tensor, expansions: list[Expanded], value: Callable[[Expanded], Tensor]) -> Tensor:
+    """A column [B, N + 1] with the ``value`` [B, W] of each expansion's nodes written in; its last place catches those of none."""
     if not expansions:
         return column
     place = torch.cat([part.place for part in expansions], dim=1)
-    return column.scatter_(1, place.masked_fill(place < 0, column.shape[1] - 1), torch.cat(values, dim=1))
+    values = torch.cat([value(part) for part in expansions], dim=1)
+    return column.scatter_(1, place.masked_fill(place < 0, column.shape[1] - 1), values)
 
 
 def packed_level(node: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,7 @@ class Grown:
         if len(self.chance) < tree.levels:  # drafting has ended with a level that no frontier was taken of
             self._look(tree)
         node, chance = self._likeliest(tokens - 1)
-        count = most_worth(self._plan.value[self._place], chance, self._plan.verify[self._place])
+        count = self._plan.most_worth(self._place, chance)
         marked = np.zeros((len(node), tree.width + 1), dtype=bool)
         marked[self._row, node] = np.arange(node.shape[1]) < count[:, None]  # the last column catches the -1
         return torch.from_numpy(marked[:, : tree.width]).to(tree.device)
@@ -110,25 +110,15 @@ class Grown:
         return on_host(families.score)
 
     def _likeliest(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The ``count`` likeliest nodes by P in float32, ties by node: int64 [B, M], -1 = none, and their P float64, then 0."""
+        """The ``count`` likeliest nodes by P in float32, ties by node: int64 [B, M], -1 = none, and their P float64, then -1."""
         chance, node = np.concatenate(self.chance, 1).astype(np.float32), np.concatenate(self.node, 1)
         place = (-chance).argsort(1, kind="stable")[:, :count]
-        return node[self._row, place], np.maximum(chance[self._row, place], 0).astype(np.float64)
+        return node[self._row, place], chance[self._row, place].astype(np.float64)
 
     def _first_choices(self) -> tuple[np.ndarray, np.ndarray]:
         """Every family's first choice: its node int64 [B, F], -1 = none, and its chance float64, given its parent."""
         node = [node[:, :: node.shape[1] // first.shape[1]] for node, first in zip(self.node, self.first, strict=True)]
         return np.concatenate(node, 1), np.concatenate(self.first, 1)
-
-
-def most_worth(value: np.ndarray, chance: np.ndarray, ms: np.ndarray) -> np.ndarray:
-    """The n int64 [B] that maximises value * (sum of the first n chances) - ms[n], the least of equal ones.
-
-    :param value: float64 [B]. :param chance: float64 [B, M], each at most 1. :param ms: float64 [B, M + 1 or more], from 0 up.
-    """
-    gain = -ms[:, : chance.shape[1] + 1]
-    gain[:, 1:] += np.rint(UNIT * chance).cumsum(1) * (value / UNIT)[:, None]
-    return gain.argmax(1)
 
 
 def on_host(tensor: Tensor) -> np.ndarray:

@@ -1,12 +1,12 @@
 """The only tree of a request that decodes alone on a CPU, as goodput sees it: what `policies.grown` decides, to the bit.
 
-A level is some ten numbers mostly, and plain Python is done with them before a few of NumPy's operations have started. Where all
-nodes are ranked at once, NumPy does it.
+A level is some ten numbers mostly, and plain Python is done with them before a few of NumPy's operations have started.
 """
 
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_left
 
 import numpy as np
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from policies.acceptance_table import Acceptance, remember
 from policies.contract import Cycle, Expansion, Outcome
-from policies.grown import most_worth
 from policies.lookahead import Plan
 from policies.order import NONE
 from policies.sums import UNIT
@@ -35,7 +34,7 @@ class GrownAlone:
         self.node: list[int] = []
         self.first: list[tuple[int, float]] = []
         self._acceptance, self._plan, self._fanout, self._history = acceptance, plan, fanout, history.item()
-        self._cycle, self._place = cycle, int(plan.at(cycle.context_length.item()))
+        self._cycle, self._place = cycle, plan.at_one(cycle.context_length.item())
         self._by_history = acceptance.by_one_history(self._history, fanout)
         self._looked, self._passed, self._parent = 0, -math.inf, [1.0]
 
@@ -45,7 +44,7 @@ class GrownAlone:
         own, score = self._look(tree)
         slot = sorted(range(len(score)), key=score.__getitem__, reverse=True)[: self._fanout]  # equal ones keep their order
         chance = [own[place] if score[place] > self._passed else 0.0 * own[place] for place in slot]
-        width = int(self._plan.width(tree.levels, np.array([self._place]), np.array([chance]))[0])
+        width = self._plan.width_alone(tree.levels, self._place, chance)
         if width == 0:
             return None
         if width < len(slot):
@@ -63,12 +62,10 @@ class GrownAlone:
     def kept(self, tree: DraftTree, tokens: int) -> Tensor:
         if self._looked < tree.levels:
             self._look(tree)
-        chance = np.array(self.chance, dtype=np.float32)
-        place = (-chance).argsort(kind="stable")[: tokens - 1]
-        likely, own = np.maximum(chance[place], 0).astype(np.float64), slice(self._place, self._place + 1)
-        count = int(most_worth(self._plan.value[own], likely[None], self._plan.verify[own])[0])
+        chance = array("f", self.chance).tolist()  # float32, where some are equal
+        order = sorted(range(len(chance)), key=chance.__getitem__, reverse=True)[: tokens - 1]  # equal ones keep their order
         kept = np.zeros((1, tree.width), dtype=bool)
-        for chosen in place[:count].tolist():
+        for chosen in order[: self._plan.most_worth_alone(self._place, [chance[slot] for slot in order])]:
             kept[0, self.node[chosen]] = True  # an empty slot's -1 is the last node, which is likelier and marked already
         return torch.from_numpy(kept)
 
@@ -78,23 +75,22 @@ class GrownAlone:
             if node >= 0 and status[node] >= 0:
                 tested += 1
                 surprise += round(UNIT * (status[node] - expected))
-        return torch.tensor([remember(self._history, surprise / UNIT, tested)], dtype=torch.float64)
+        return torch.from_numpy(np.array([remember(self._history, surprise / UNIT, tested)]))
 
     def _look(self, tree: DraftTree) -> tuple[list[float], list[float]]:
         """Estimate the chances of the newest level: P and score of the node in each slot."""
-        families, level = tree.newest_families(), tree.levels
-        fanout, by_history = families.logprob.shape[2], self._by_history
-        against, begins, columns, logprob_edges, entropy_edges = self._acceptance.of_one_level(level, fanout)
+        newest, by_history = tree.newest_listed(), self._by_history
+        node, fanout = newest.node, newest.fanout
+        against, begins, columns, logprob_edges, entropy_edges = self._acceptance.of_one_level(tree.levels, fanout)
         given: list[float] = []
-        for siblings, entropy in zip(families.logprob[0].tolist(), families.entropy[0].tolist(), strict=True):
+        for family, entropy in enumerate(newest.entropy):
             begin = begins[bisect_left(entropy_edges, entropy)]
-            for rank, logprob in enumerate(siblings):
+            for rank, logprob in enumerate(newest.logprob[family * fanout : (family + 1) * fanout]):
                 odds = against[bisect_left(logprob_edges, logprob) * columns + begin[rank]]
                 given.append(1 / (odds * by_history[rank] + 1))
-        node = range(families.first, families.first + len(given)) if families.node is None else families.node[0].tolist()
         chance = [own * self._parent[slot // fanout] if node[slot] >= 0 else NONE for slot, own in enumerate(given)]
         self.chance += chance
         self.node += node
         self.first += zip(node[::fanout], given[::fanout], strict=True)
         self._looked += 1
-        return chance, families.score[0].tolist()
+        return chance, newest.score

@@ -19,6 +19,7 @@ first level's mean is taken in bins of that entropy, and a cycle is decoded plai
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from functools import lru_cache
 from typing import Any
 
@@ -111,6 +112,7 @@ class Opening:
 
 STEEP = np.array([1 / u for u in GRID[:0:-1]])
 """The points of f_m as P * value / price = 1 / u, ascending: no division is needed to find the line that holds."""
+_STEEP = STEEP.tolist()
 
 
 class Plan:
@@ -138,13 +140,20 @@ class Plan:
         level, further = [level.numpy() for level in prices.level], np.arange(ahead.levels)
         behind = [level[min(place + 1, len(level) - 1)][:, 1:, None] * further for place in range(len(level))]
         self._level = [np.rint(UNIT * (own[:, 1:, None] + more)) for own, more in zip(level, behind, strict=True)]
+        self._contexts: list[int] = self._context.tolist()
+        self._frontier: dict[tuple[int, int], tuple[list, list]] = {}  # what decisions on a single row read, as lists
+        self._verifying: dict[int, tuple[float, list[float]]] = {}
         self.root_edges = opening.edges
         self.opens = opening.gain(prices, self.value, patience) > 0
         self.always = self.opens.all(1)
 
-    def at(self, context: np.ndarray | int) -> np.ndarray:
-        """Which of the C contexts int64 [B] holds behind so many tokens int64 [B]; or a number each."""
+    def at(self, context: np.ndarray) -> np.ndarray:
+        """Which of the C contexts int64 [B] holds behind so many tokens int64 [B]."""
         return self._context.searchsorted(context, side="right") - 1
+
+    def at_one(self, context: int) -> int:
+        """:meth:`at` of a single row."""
+        return bisect_right(self._contexts, context) - 1
 
     def width(self, level: int, place: np.ndarray, chance: np.ndarray) -> np.ndarray:
         """How many of a frontier's nodes are worth a level: int64 [B], 0 = none; the fewest of equally good ones.
@@ -161,6 +170,41 @@ class Plan:
         gain = gain.reshape(len(gain), -1)
         first = gain.argmax(1)
         return (first // self._ahead + 1) * (gain[np.arange(len(gain)), first] > 0)
+
+    def width_alone(self, level: int, place: int, chance: list[float]) -> int:
+        """:meth:`width` of a single row, to the bit. Between two forward passes all code is cold, so that a loop of a few lines
+        takes less than a dozen array operations, each of which comes from memory."""
+        if (level, place) not in self._frontier:
+            lines = self._lines[place * self._bins : (place + 1) * self._bins]
+            self._frontier[level, place] = lines.tolist(), self._level[level][place].tolist()
+        lines, taken = self._frontier[level, place]
+        steep, gain, most, width = float(self._steep[place]), [0] * self._ahead, 0.0, 0
+        for count, (own, prices) in enumerate(zip(chance, taken, strict=False), 1):
+            by_chance, fixed = lines[bisect_left(_STEEP, own * steep)]
+            for more, price in enumerate(prices):
+                gain[more] += round(own * by_chance[more] + fixed[more])
+                if gain[more] - price > most:
+                    most, width = gain[more] - price, count
+        return width
+
+    def most_worth(self, place: np.ndarray, chance: np.ndarray) -> np.ndarray:
+        """How many of a tree's likeliest nodes are worth verifying: the n int64 [B] that maximises the value of the first n chances
+        float64 [B, M] (each at most 1; those below 0 count as 0) less the ms of n more tokens, the least of equal ones."""
+        gain = -self.verify[place, : chance.shape[1] + 1]
+        gain[:, 1:] += np.rint(UNIT * chance.clip(min=0)).cumsum(1) * (self.value[place] / UNIT)[:, None]
+        return gain.argmax(1)
+
+    def most_worth_alone(self, place: int, chance: list[float]) -> int:
+        """:meth:`most_worth` of a single row, to the bit."""
+        if place not in self._verifying:
+            self._verifying[place] = float(self.value[place] / UNIT), self.verify[place].tolist()
+        value, ms = self._verifying[place]
+        most, worth, total = -ms[0], 0, 0
+        for count, own in enumerate(chance, 1):
+            total += round(UNIT * max(own, 0.0))
+            if (gain := total * value - ms[count]) > most:
+                most, worth = gain, count
+        return worth
 
 
 @lru_cache(maxsize=64)

@@ -5,11 +5,13 @@ The same decisions as `policies.verification`, `policies.tree` and the verifiers
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from policies.order import NONE
+from policies.order import FEW, NONE
 
 
 def alone(values: Tensor) -> bool:
@@ -17,9 +19,33 @@ def alone(values: Tensor) -> bool:
     return values.shape[0] == 1 and values.is_cpu
 
 
+def least(values: Tensor) -> int:
+    """The least of numbers int64 [...], of which there is one at least."""
+    return min(values.flatten().tolist()) if values.is_cpu and values.numel() <= FEW else int(values.min())
+
+
 def integers(values: list, like: Tensor) -> Tensor:
     """An int64 tensor of these values (a list, or a list of lists), where ``like`` lies."""
-    return torch.as_tensor(np.array(values, dtype=np.int64), device=like.device)  # torch.tensor takes thrice as long
+    found = torch.from_numpy(np.array(values, dtype=np.int64))  # torch.tensor takes thrice as long
+    return found if like.is_cpu else found.to(like.device)
+
+
+@lru_cache(maxsize=2)
+def flag(value: bool) -> Tensor:
+    """bool [1]; nobody writes into it."""
+    return torch.tensor([value])
+
+
+def rows_of(values: list[list[int]], like: Tensor) -> list[Tensor]:
+    """The same list by list: int64 [1, V] each."""
+    whole = np.array(values, dtype=np.int64)
+    found = [torch.from_numpy(whole[row : row + 1]) for row in range(len(whole))]  # Tensor.split takes thrice as long
+    return found if like.is_cpu else [part.to(like.device) for part in found]
+
+
+def with_root(path: Tensor) -> Tensor:
+    """Root (0) and accepted path int64 [B, A], as places in the kept list: int64 [B, A + 1]."""
+    return integers([[0, *path[0].tolist()]], path) if alone(path) else torch.nn.functional.pad(path, (1, 0))
 
 
 def nodes_in(slot: list[int], node: Tensor | None, first: int) -> list[int]:
@@ -69,4 +95,4 @@ def ancestors(parent: Tensor) -> Tensor:
     own = sees[0]
     for place, above in enumerate(parent[0].tolist()[1:], 1):
         own[place] |= own[max(above, 0)]
-    return torch.as_tensor(sees, device=parent.device)
+    return torch.from_numpy(sees)

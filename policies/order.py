@@ -51,14 +51,17 @@ def best(score: Tensor, count: int) -> Tensor:
 
 def best_of_few(score: Tensor, count: int) -> list[int] | None:
     """The same as a list, for a single row that lies in the host's memory and is short; None for others, and where there is NaN."""
-    entries = score.shape[-1]
-    if not score.numel() == entries <= FEW or score.device.type != "cpu":
+    if not score.numel() == score.shape[-1] <= FEW or not score.is_cpu:
         return None
-    flat = score.flatten().tolist()
-    if math.isnan(sum(flat)):  # a draft that is broken: decided as among other rows
+    return best_of_list(score.flatten().tolist(), count)
+
+
+def best_of_list(score: list[float], count: int) -> list[int] | None:
+    """The same for a list."""
+    if len(score) > FEW or math.isnan(sum(score)):  # a draft that is broken: decided as among other rows
         return None
-    order = sorted(range(entries), key=flat.__getitem__, reverse=True)[:count]  # equal ones keep their order
-    return [NONE if flat[index] == -math.inf else index for index in order]
+    order = sorted(range(len(score)), key=score.__getitem__, reverse=True)[:count]  # equal ones keep their order
+    return [NONE if score[index] == -math.inf else index for index in order]
 
 
 def any_equal(ordered: Tensor) -> bool:
@@ -81,6 +84,6 @@ def most_likely(scores: Tensor) -> Tensor:
 
     On a CPU NumPy's search is some ten times as fast as torch's; it knows no half precisions.
     """
-    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
-        return torch.as_tensor(scores.numpy(force=True).argmax(-1), device=scores.device)
+    if scores.is_cpu and scores.dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(np.asarray(scores.numpy(force=True).argmax(-1)))
     return scores.argmax(-1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from policies.children import Children, ChildTable, StoredChildren, stacked, topk_entropy
-from policies.families import Expanded, Families, answered, layout, packed_level, root_columns, topk_entropies, write_in
+from policies.children import Children, ChildTable, StoredChildren, topk_entropy
+from policies.families import Expanded, Families, Listed, answered, layout, packed_level, root_columns, topk_entropies, write_in
 from policies.one_row import alone, integers, nodes_in
 from policies.order import NONE, best, best_of_few
 
@@ -33,9 +35,8 @@ class DraftTree:
 
     Columns are made when they are read; do not write into them. To read a few nodes only, :meth:`at` is cheaper.
 
-    Inside, a level is a block of *slots* [B, W * K], one for each child that was asked for. A slot may be empty; a node's
-    index counts the filled ones before its own. The children of one expanded node are a *family*: they share parent and
-    depth.
+    Inside, a level is a block of *slots* [B, W * K], one for each child that was asked for. A slot may be empty; a node's index
+    counts the filled ones before its own. The children of one expanded node are a *family*: they share parent and depth.
     """
 
     PER_FAMILY = ("parent", "depth", "row")
@@ -103,28 +104,21 @@ class DraftTree:
 
     @property
     def expanded(self) -> Tensor:
-        ones = [torch.ones_like(part.place, dtype=torch.bool) for part in self._expansions]
-        return self._of_expanded("expanded", ones, False)
+        return self._of_expanded("expanded", lambda part: torch.ones_like(part.place, dtype=torch.bool), False)
 
     @property
     def entropy(self) -> Tensor:
         self._must_be_asked("entropy")
-        return self._of_expanded("entropy", [part.children.entropy for part in self._expansions], -1.0)
+        return self._of_expanded("entropy", lambda part: part.children.entropy, -1.0)
 
     @property
     def topk_entropy(self) -> Tensor:
         self._must_be_asked("topk_entropy")
-        if "topk_entropy" not in self._read:
-            logprob = stacked([part.children.logprob for part in self._expansions])
-            values = [] if logprob is None else topk_entropy(logprob).split([part.place.shape[1] for part in self._expansions], 1)
-            self._of_expanded("topk_entropy", list(values), -1.0)
-        return self._read["topk_entropy"]
+        return self._of_expanded("topk_entropy", lambda part: topk_entropy(part.children.logprob), -1.0)
 
     def topk_entropy_at(self, nodes: Tensor) -> Tensor:
         """:attr:`topk_entropy` of a few ``nodes`` int64 [B, W], without working it out for all."""
         self._must_be_asked("topk_entropy")
-        if not self._expansions:
-            return torch.full(nodes.shape, -1.0, device=self.device)
         return topk_entropies(self._expansions, nodes)
 
     def _must_be_asked(self, name: str) -> None:
@@ -166,6 +160,14 @@ class DraftTree:
         logprob = self._newest["logprob"].view(*part.place.shape, -1)
         return Families(self._newest_node, self._start, part.place, logprob, part.children.entropy, self._newest["score"])
 
+    def newest_listed(self) -> Listed:
+        """The same of a tree that is alone, as numbers on the host."""
+        return self.newest_families().listed()
+
+    def listed(self, *names: str) -> list[list]:
+        """The columns of a tree that is alone, as numbers on the host."""
+        return [self._column(name)[0].tolist() for name in names]
+
     def frontier(self, count: int) -> Tensor:
         """The ``count`` best nodes of the last level in total order: int64 [B, count'], -1 where a row has fewer."""
         score = self._newest["score"]
@@ -185,8 +187,8 @@ class DraftTree:
     def frontier_of(self, slot: list[int]) -> Tensor:
         """The same for a tree that is alone, whose slots are numbers on the host."""
         found = nodes_in(slot, self._newest_node, self._start)
-        nodes, own, place = integers([found, found, [max(place, 0) for place in slot]], self._root_token).split(1)
-        self._offered = own, place  # the policy may write into its own
+        nodes = integers([found], self._root_token)
+        self._offered = nodes.clone(), integers([[max(place, 0) for place in slot]], self._root_token)
         return nodes
 
     def is_frontier(self, nodes: Tensor) -> bool:
@@ -209,9 +211,7 @@ class DraftTree:
             rank = place - family * self._fanout if newest else self._layout()[1][place]
             row = (self._newest["row"] if newest else self._joined("row")).gather(1, family)
             handle = (row * self._table.fanout + rank).clamp(min=NONE)  # the root has none
-            if name == "handle":
-                return handle
-            return torch.where(nodes == 0, self._root_token, self._table.tokens(handle))
+            return handle if name == "handle" else torch.where(nodes == 0, self._root_token, self._table.tokens(handle))
         if name in self.PER_FAMILY:
             place = self._family(nodes)
         return (self._newest[name] if newest else self._joined(name)).gather(1, place)
@@ -342,9 +342,9 @@ class DraftTree:
             self._read[name] = column
         return self._read[name]
 
-    def _of_expanded(self, name: str, values: list[Tensor], fill: float | bool) -> Tensor:
-        """A column [B, N] with one value per expanded node, ``fill`` elsewhere."""
+    def _of_expanded(self, name: str, value: Callable[[Expanded], Tensor], fill: float | bool) -> Tensor:
+        """A column [B, N] with one value per expanded node, ``value`` [B, W] of each expansion, and ``fill`` elsewhere."""
         if name not in self._read:
             column = torch.full((self.rows, self.width + 1), fill, device=self.device)  # bool or float32, as it is filled
-            self._read[name] = write_in(column, self._expansions, values)[:, : self.width]
+            self._read[name] = write_in(column, self._expansions, value)[:, : self.width]
         return self._read[name]

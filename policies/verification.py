@@ -10,7 +10,7 @@ from torch import Tensor
 
 from policies.contract import Cycle
 from policies.errors import UserError
-from policies.one_row import accepted_path, alone, integers, packed, status_of
+from policies.one_row import accepted_path, alone, integers, packed, rows_of, status_of
 from policies.order import NONE
 from policies.tree import DraftTree
 
@@ -61,10 +61,10 @@ UNPACKED = "{} keeps a node whose parent it drops: `select` must return an ances
 def pack(tree: DraftTree, kept: Tensor, policy: str = "the policy") -> Kept:
     """Pack the kept nodes bool [B, N] of a tree, in node order, and check that every kept node's parent is kept."""
     if alone(kept):
-        columns = packed(*(column[0].tolist() for column in (kept, tree.token, tree.parent, tree.depth)))
+        columns = packed(kept[0].tolist(), *tree.listed("token", "parent", "depth"))
         if columns is None:
             raise UserError(UNPACKED.format(policy))
-        return Kept(*integers(columns, kept).split(1), integers([len(columns[0]) - 1], kept))
+        return Kept(*rows_of(columns, kept), integers([len(columns[0]) - 1], kept))
     if bool(kept.all()):  # all is kept: a node's place is its index
         node = torch.arange(tree.width, device=kept.device).expand_as(kept)
         return Kept(node, tree.token, tree.parent, tree.depth, torch.full_like(tree.size, tree.width - 1))
@@ -133,7 +133,7 @@ def node_status(tree: DraftTree, kept: Kept, outcome: Walk) -> Tensor:
     if alone(kept.token):
         path, ended = [place for place in outcome.path[0].tolist() if place >= 0], int(outcome.bonus) < 0
         status = status_of(kept.node[0].tolist(), kept.parent[0].tolist(), path, ended, tree.width)
-        return torch.as_tensor(np.array([status], dtype=np.int8), device=tree.device)
+        return torch.from_numpy(np.array([status], dtype=np.int8))
     rows, end = kept.token.shape
     on_path = torch.zeros((rows, end + 1), dtype=torch.bool, device=tree.device)
     on_path.scatter_(1, outcome.path.masked_fill(outcome.path < 0, end), True)  # the last column catches the padding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,7 @@ from policies.acceptance_table import MEMORY, RANK_EDGES, Acceptance, fit_accept
 from policies.drafting import draft
 from policies.errors import UserError
 from policies.goodput import Goodput
-from policies.grown import most_worth
-from policies.lookahead import GRID, LookAhead, Opening, fit_look_ahead, fit_opening
+from policies.lookahead import GRID, LookAhead, Opening, Plan, fit_look_ahead, fit_opening
 from policies.registry import from_json
 from tests.policies.cases import SETTINGS, make
 from tests.policies.synthetic import Language, SyntheticDrafter, cycle_at, fresh
@@ -185,7 +185,9 @@ def test_where_drafting_does_not_pay_it_decodes_plainly():
 def test_most_worth_takes_the_least_of_equal_ones():
     chance = np.array([[0.5, 0.5, 0.25], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
     ms = np.broadcast_to(np.arange(5.0), (3, 5))
-    assert most_worth(np.array([2.0, 2.0, 9.0]), chance, ms).tolist() == [0, 0, 3]
+    plan = SimpleNamespace(value=np.array([2.0, 2.0, 9.0]), verify=ms, _verifying={})
+    assert Plan.most_worth(plan, np.arange(3), chance).tolist() == [0, 0, 3]
+    assert [Plan.most_worth_alone(plan, place, own.tolist()) for place, own in enumerate(chance)] == [0, 0, 3]
 
 
 def test_memory_fades_by_tested_first_choices():

@@ -1,0 +1,141 @@
+"""The draft tree of a request that decodes alone on a CPU: lists of numbers, where a batch has tensors.
+
+Between two forward passes of a network all code comes from memory, and each tensor operation is code of its own. What the loop asks
+at every level is answered from lists, so that little is touched.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policies.children import Children, StoredChildren
+from policies.one_row import alone, integers
+from policies.order import NONE, best_of_list
+from policies.tree import DraftTree, Listed
+
+_WHOLE = frozenset({"token", "parent", "depth", "rank", "handle"})
+
+
+def new_tree(root_token: Tensor, needs: frozenset[str]) -> DraftTree:
+    """The trees of a batch of cycles, before anything is drafted; see :class:`DraftTree`."""
+    return (LoneTree if alone(root_token) else DraftTree)(root_token, needs)
+
+
+class LoneTree(DraftTree):
+    """One tree at each level of which there are all the children that were asked for, or none. What is asked of it beyond the
+    lists, or does not fit them, makes it the tree that a batch has, by appending its levels there: the answers are the same."""
+
+    def __init__(self, root_token: Tensor, needs: frozenset[str] = frozenset()):
+        """:param root_token: int64 [1]. :param needs: see :class:`DraftTree`."""
+        self.rows, self.device, self.needs, self.levels = 1, root_token.device, needs, 0
+        self._root_token, self._answers = root_token[:, None], []
+        self._first, self._fanout, self._offer, self._read = 0, 1, [], {}
+        self._lists: dict[str, list] | None = {
+            "token": root_token.tolist(),
+            "parent": [NONE],
+            "depth": [0],
+            "rank": [NONE],
+            "handle": [NONE],
+            "logprob": [0.0],
+            "score": [0.0],
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        """What only the tree of a batch has."""
+        if self.__dict__.get("_lists") is None:
+            return self.__getattribute__(name)  # raises what it raised
+        self._join_the_batch()
+        return getattr(self, name)
+
+    def _join_the_batch(self) -> None:
+        self._lists, answers = None, self._answers
+        super().__init__(self._root_token[:, 0], self.needs)
+        for nodes, children in answers:
+            super().append(nodes, children)
+
+    @property
+    def width(self) -> int:
+        return super().width if self._lists is None else len(self._lists["token"])
+
+    @property
+    def ragged(self) -> bool:
+        return self._lists is None and super().ragged
+
+    @property
+    def exists(self) -> Tensor:
+        return super().exists if self._lists is None else torch.ones((1, self.width), dtype=torch.bool)
+
+    def append(self, nodes: Tensor, children: Children | StoredChildren) -> None:
+        token = children.token.flatten().tolist() if self._lists is not None and isinstance(children, Children) else []
+        if not token or children.missing is not None or min(token) < 0 <= max(token):
+            if self._lists is not None:
+                self._join_the_batch()
+            super().append(nodes, children)
+            return
+        self._first, self._fanout = self.width, children.token.shape[2]
+        if token[0] >= 0:  # else there are no children at all
+            self._write_down(nodes[0].tolist(), token, children)
+        self.levels += 1
+        self._answers.append((nodes, children))
+        self._read = {}
+
+    def _write_down(self, asked: list[int], token: list[int], children: Children) -> None:
+        """The children of the nodes ``asked``, all of which there are."""
+        own, step = self._lists, children.logprob.flatten().tolist()
+        above = [node for node in asked for _ in range(self._fanout)]
+        own["token"] += token
+        own["parent"] += above
+        own["depth"] += [own["depth"][node] + 1 for node in above]
+        own["rank"] += [*range(self._fanout)] * len(asked)
+        own["handle"] += children.handle.flatten().tolist()
+        own["logprob"] += step
+        own["score"] += array("f", [own["score"][node] + more for node, more in zip(above, step, strict=True)])  # float32 sums
+
+    def listed(self, *names: str) -> list[list]:
+        if self._lists is None:
+            return super().listed(*names)
+        return [self._lists[name] for name in names]
+
+    def newest_listed(self) -> Listed:
+        if self._lists is None:
+            return super().newest_listed()
+        self._must_be_asked("entropy")
+        entropy = self._answers[-1][1].entropy[0].tolist()
+        score, logprob = self._lists["score"][self._first :], self._lists["logprob"][self._first :]
+        return Listed(range(self._first, self.width), self._fanout, logprob, entropy, score)
+
+    def frontier(self, count: int) -> Tensor:
+        slots = None if self._lists is None else best_of_list(self._lists["score"][self._first :], count)
+        return super().frontier(count) if slots is None else self.frontier_of(slots)
+
+    def frontier_of(self, slot: list[int]) -> Tensor:
+        if self._lists is None:
+            return super().frontier_of(slot)
+        self._offer = [self._first + place if place >= 0 else NONE for place in slot]
+        return integers([self._offer], self._root_token)
+
+    def is_frontier(self, nodes: Tensor) -> bool:
+        if self._lists is None:
+            return super().is_frontier(nodes)
+        return nodes[0].tolist() == self._offer
+
+    def at(self, name: str, nodes: Tensor) -> Tensor:
+        if self._lists is None:
+            return super().at(name, nodes)
+        column = self._lists[name]
+        return _tensor(name, [[column[node] for node in nodes[0].tolist()]], nodes)
+
+    def _column(self, name: str) -> Tensor:
+        if self._lists is None:
+            return super()._column(name)
+        if name not in self._read:
+            self._read[name] = _tensor(name, [self._lists[name]], self._root_token)
+        return self._read[name]
+
+
+def _tensor(name: str, values: list[list], like: Tensor) -> Tensor:
+    return integers(values, like) if name in _WHOLE else torch.tensor(values, dtype=torch.float32)
