@@ -135,8 +135,9 @@ class Batcher:
 
     def run(self) -> None:
         """Decode until nobody waits or decodes."""
-        for _ in self.stream():
-            pass
+        with self.decoder.target.streams:
+            for _ in self.stream():
+                pass
 
     def step(self) -> News:
         """Admit who has a place, then one cycle of everybody in flight; the news of both.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,10 +17,10 @@ from live.model import CachedModel
 from live.sampling import GREEDY, Sampler
 from live.verifier import LiveVerifier
 from policies.autoregressive import Autoregressive
-from policies.contract import Cycle, Policy, Sampling, State
+from policies.contract import Cycle, Once, Policy, Sampling, State
 from policies.cost import Cost
 from policies.drafting import Drafter
-from policies.loop import Cycled, Step, emitted, gather_rows, run_cycle
+from policies.loop import Cycled, Step, gather_rows, run_cycle
 
 PER_ROW = ("row", "root", "sequence", "position", "number", "last", "told_last", "context", "root_logits", "group", "going")
 """What a decoder knows of each row that still decodes: tensors [R]."""
@@ -77,6 +77,7 @@ class SpeculativeDecoder:
         ends = torch.tensor(list(end_tokens), dtype=torch.int64, device=target.device)
         self.verifier = LiveVerifier(target, ends)
         self.context_limit = context_limit or target.context_limit
+        self._deepest = torch.tensor(self.context_limit - 1, device=target.device)
         self.state: State | None = None
 
     @torch.inference_mode()
@@ -104,12 +105,13 @@ class SpeculativeDecoder:
         prefilled = time.perf_counter()
         if on_first is not None:
             on_first(self._root)
-        while (step := self.step()) is not None:
-            for row, new, count in zip(step.row.tolist(), step.tokens.tolist(), step.gained.tolist(), strict=True):
-                texts[row].extend(new[:count])
-                cycles[row] += 1
-            if on_step is not None:
-                on_step(step)
+        with self.target.streams:
+            while (step := self.step()) is not None:
+                for row, new, count in zip(step.row.tolist(), step.tokens.tolist(), step.gained.tolist(), strict=True):
+                    texts[row].extend(new[:count])
+                    cycles[row] += 1
+                if on_step is not None:
+                    on_step(step)
         ended = time.perf_counter()
         took = 1e3 * (prefilled - started), 1e3 * (ended - prefilled)
         return Decoded(texts, cycles, *took, self.failed, self.draft_error, self.plain)
@@ -189,8 +191,8 @@ class SpeculativeDecoder:
             position=self._position,
             context_length=self._context,
             room=self._told_last - self._position,
-            reach=self.context_limit - 1 - self._context,
-            root_told=cache(partial(told_of, self._root_logits, self._root)),
+            reach=self._deepest - self._context,
+            root_told=Once(partial(told_of, self._root_logits, self._root)),
             group=self._group,
             sampling=self.verifier.sampler.sampling,
             cost=self.cost,
@@ -198,7 +200,7 @@ class SpeculativeDecoder:
         done = self._run(cycle)
         tokens, counts = self.verifier.committed(done.kept, done.walk)
         left = self._last - self._position
-        gained = emitted(done.walk, left)
+        gained = counts.minimum(left)
         going = gained < left
         if (open_ended := self.verifier.go_on(done.walk.bonus)) is not None:
             going = going & open_ended
@@ -207,7 +209,7 @@ class SpeculativeDecoder:
             self._tell_broken(broken)
         step = LiveStep(cycle, done, gained, self._row, tokens)
         self._going = going
-        if bool(self._going.any()):
+        if any(going.tolist()):
             if self.draft_error is None:
                 if self.drafter.top:
                     self.drafter.hear(*self.verifier.target_top(cycle, done.kept, done.walk, self.drafter.top))
@@ -216,7 +218,7 @@ class SpeculativeDecoder:
             self.verifier.sampler.commit(tokens, counts)
             self._root_logits = self.verifier.bonus_logits(done.walk)
         self.state = done.state
-        self._context = self._context + done.walk.accepted + 1
+        self._context = self._context + counts  # of rows that go on: those that have ended have no bonus
         self._position, self._number = self._position + gained, self._number + 1
         return step
 
@@ -248,7 +250,7 @@ class SpeculativeDecoder:
 
     def _keep_going(self) -> bool:
         """Let rows that have ended leave; whether any is left."""
-        if bool(self._going.all()):
+        if all(self._going.tolist()):
             return True
         keep = self._going.nonzero()[:, 0]
         if not len(keep):

@@ -195,18 +195,14 @@ class _Fixed:
 
     def _compute(self, run: Callable[..., Tensor]) -> Output:
         owner = self.owner
-        streams: dict[int, Tensor] = {}
-        handles = [owner._watch(layer, streams) for layer in owner.layers_to_capture]
         owner.cache.places = (self.row, self.slots)
         extra = {"cache_position": self.slots[0]} if owner._wants_cache_position else {}
         try:
-            logits = run(self.tokens, self.positions, self.mask, extra)
+            with owner.streams:
+                logits = run(self.tokens, self.positions, self.mask, extra)
         finally:
             owner.cache.places = None
-            for handle in handles:
-                handle.remove()
-        features = torch.cat([streams[layer] for layer in owner.layers_to_capture], -1) if streams else None
-        return Output(logits, features)
+        return Output(logits, owner.streams.take(owner.device))
 
     def _capture(self) -> None:
         """Record the forward's kernels. Its outputs share memory with those of the model's other graphs: they are read at once."""

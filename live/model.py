@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from live.cache import TreeCache
 from live.grouped_heads import grouped_heads
+from live.streams import Streams
 from policies.errors import UserError
 
 _FULL = {"full_attention"}
@@ -53,12 +54,12 @@ class CachedModel:
         self.dtype = model.dtype
         self.device = model.get_input_embeddings().weight.device
         self.layers_to_capture = tuple(layers_to_capture)
-        self._layers = decoder_layers(model) if layers_to_capture else None
         if any(not 0 <= i <= self.config.num_hidden_layers for i in layers_to_capture):
             raise UserError(
                 f"cannot capture layers {self.layers_to_capture}: the model has layers 0 to "
                 f"{self.config.num_hidden_layers}; name layers within that range"
             )
+        self.streams = Streams(decoder_layers(model) if layers_to_capture else None, self.layers_to_capture)
         self._head = model.get_output_embeddings()
         self._hidden = torch.finfo(self.dtype).min
         self._mask = torch.zeros(0, 1, 0, 0, dtype=self.dtype, device=self.device)
@@ -218,24 +219,20 @@ class CachedModel:
         """One call of the HF model; ``select`` thins the hidden states before the output head."""
         cache = self.cache
         cache.open(tokens.shape[1])
-        streams: dict[int, Tensor] = {}
-        handles = [self._watch(layer, streams) for layer in self.layers_to_capture]
+        thinned, extra = None, {}
         if select is not None and self._head is not None:
-            handles.append(self._head.register_forward_pre_hook(lambda _, args: (select(args[0]), *args[1:])))
-        extra = {}
+            thinned = self._head.register_forward_pre_hook(lambda _, args: (select(args[0]), *args[1:]))
         if self._wants_cache_position:
             extra["cache_position"] = torch.arange(cache.end - cache.new, cache.end, device=self.device)
         try:
-            logits = self.run(tokens, positions, mask, extra)
+            with self.streams:
+                logits = self.run(tokens, positions, mask, extra)
         finally:
-            for handle in handles:
-                handle.remove()
+            if thinned is not None:
+                thinned.remove()
         if select is not None and self._head is None:
             logits = select(logits)
-        captured = None
-        if self.layers_to_capture:  # of a model spread over several devices, all on the first
-            captured = torch.cat([streams[i].to(self.device) for i in self.layers_to_capture], -1)
-        return Output(logits.to(self.device), captured)
+        return Output(logits.to(self.device), self.streams.take(self.device))  # of a model on several devices, all on the first
 
     def run(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, extra: dict[str, Tensor]) -> Tensor:
         """The network's forward pass itself, and nothing else: logits [R, T, V]."""
@@ -243,19 +240,6 @@ class CachedModel:
             return self.model(
                 input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True, **extra
             ).logits
-
-    def _watch(self, layer: int, streams: dict[int, Tensor]):
-        """Hook that keeps the residual stream entering ``layer``."""
-
-        def entering(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            streams[layer] = args[0] if args else kwargs["hidden_states"]
-
-        def leaving(_: nn.Module, args: tuple, result: Tensor | tuple) -> None:
-            streams[layer] = result[0] if isinstance(result, tuple) else result
-
-        if layer < len(self._layers):
-            return self._layers[layer].register_forward_pre_hook(entering, with_kwargs=True)
-        return self._layers[-1].register_forward_hook(leaving)
 
     def _check_context(self, needed: int) -> None:
         if needed > self.context_limit:

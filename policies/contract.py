@@ -47,6 +47,18 @@ class Sampling:
         return Sampling(**{name: column(getattr(self, name), kind) for name, kind in kinds.items()})
 
 
+class Once:
+    """A value that is worked out when it is first asked for."""
+
+    def __init__(self, work_out: Callable[[], Any]):
+        self._work_out, self._known, self._value = work_out, False, None
+
+    def __call__(self) -> Any:
+        if not self._known:
+            self._value, self._known = self._work_out(), True
+        return self._value
+
+
 @dataclass(frozen=True)
 class Cycle:
     """One draft-verify-accept cycle, for B rows.

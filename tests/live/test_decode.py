@@ -118,6 +118,24 @@ def test_streaming_tells_every_token_once(pair64, prompts, told):
     assert told_so_far == told
 
 
+def test_nothing_stays_on_the_model(pair64, prompts):
+    """Hooks hang on the target while a text is decoded, and are gone behind it, however it ended."""
+
+    def hooked() -> bool:
+        return any(module._forward_pre_hooks or module._forward_hooks for module in pair64.model.modules())
+
+    def interrupt(step) -> None:
+        assert hooked()
+        raise KeyboardInterrupt
+
+    run = decoder(pair64, "eagle3", "chain(k=2)")
+    run.generate(prompts[:1], 5)
+    assert not hooked()
+    with pytest.raises(KeyboardInterrupt):
+        run.generate(prompts[:1], 5, on_step=interrupt)
+    assert not hooked()
+
+
 @pytest.mark.parametrize("name", ["eagle3", "draft"])
 def test_text_stops_where_the_context_ends(pair64, prompts, told, name):
     """Trees are cut so that no node lies outside the context; the last token need not be run."""

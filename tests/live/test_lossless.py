@@ -17,6 +17,7 @@ from live.decode import SpeculativeDecoder
 from live.distribution import ranked
 from live.model import Output
 from live.sampling import Processed
+from live.streams import Streams
 from policies.contract import Sampling
 from policies.registry import load_policy
 from tests.live.processors import by_hugging_face
@@ -35,7 +36,7 @@ def table(seed: int) -> torch.Tensor:
 class TableTarget:
     """Stands for a target with a cache: what follows depends on the last token only."""
 
-    context_limit, device = 64, torch.device("cpu")
+    context_limit, device, streams = 64, torch.device("cpu"), Streams(None, ())
 
     def reset(self, rows):
         pass
