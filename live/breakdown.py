@@ -56,9 +56,12 @@ class _Clock:
     running: list[str] = field(default_factory=lambda: ["python"])
     since: float = 0.0
 
+    def __post_init__(self) -> None:
+        self._waits = self.device.type == "cuda"  # asked once: timers are read some thirty times a cycle
+
     def turn(self) -> None:
         """Charge the time since the last border to the part that ran."""
-        if self.device.type == "cuda":
+        if self._waits:
             torch.cuda.synchronize(self.device)
         now = time.perf_counter()
         self.spent[self.running[-1]] += now - self.since

@@ -47,8 +47,7 @@ class EagleNetwork:
         self._set_length(self._length[rows])
 
     def forwards(self) -> list[tuple[object, str]]:
-        own = [(self, name) for name in ("_attend", "_attend_committed")]
-        return own + [(self.head, name) for name in ("fuse", "project", "finish", "logits")]
+        return [(self, name) for name in ("_caught_up", "_level", "_root_logits")]
 
     def beside(self) -> EagleNetwork:
         return EagleNetwork(self.head, self.name)
@@ -66,17 +65,21 @@ class EagleNetwork:
         self.gather_rows(torch.arange(len(self._length), device=self._length.device))  # what hangs on the lengths is made anew
 
     def advance(self, tokens: Tensor, features: Tensor | None, counts: Tensor, everywhere: bool = False) -> Tensor:
+        hidden = self._caught_up(tokens.clamp(min=0), features, counts, everywhere)
+        return hidden if everywhere else hidden[:, 0]
+
+    def _caught_up(self, tokens: Tensor, features: Tensor, counts: Tensor, everywhere: bool) -> Tensor:
+        """The forward pass of committed cells: outputs [R, T, H] at all of them, or [R, 1, H] at each row's last."""
         head, count = self.head, tokens.shape[1]
         hidden = head.fuse(features)
         positions = self._length[:, None] + torch.arange(count, device=tokens.device)
-        query, key, value = head.project(hidden, tokens.clamp(min=0), positions)
+        query, key, value = head.project(hidden, tokens, positions)
         self._write(key, value, self._longest if self._shortest == self._longest else positions)
         if not everywhere and count > 1:  # later cells read keys and values of all, but the output of the last alone
             last = (counts - 1)[:, None]
             hidden, query, positions = _at(hidden, last), _at(query, last), positions.gather(1, last)
         self._set_length(self._length + counts)
-        hidden = head.finish(hidden, self._attend_committed(query, positions))
-        return hidden if everywhere else hidden[:, 0]
+        return head.finish(hidden, self._attend_committed(query, positions))
 
     def _attend_committed(self, query: Tensor, positions: Tensor) -> Tensor:
         """Causal attention of committed cells [R, T, heads, d] at ``positions`` int64 [R, T] over their rows."""
@@ -94,20 +97,31 @@ class EagleNetwork:
             self._prefix, self._before = context_length, context_length - 1  # cells 0 .. context_length - 1
             self._ancestry = Ancestry(len(source), source.device)
             self._hidden = source[:, None]  # each slot's output; the root's is the last committed cell's
-            self._all = bool((context_length == self._longest).all())
-        return self._children(ranked(self.head.logits(source[:, None])[:, 0], width, self.entropies))
+            self._all = set(context_length.tolist()) == {self._longest}
+        return self._children(ranked(self._root_logits(source), width, self.entropies))
+
+    def _root_logits(self, source: Tensor) -> Tensor:
+        return self.head.logits(source.unsqueeze(1)).squeeze(1)
 
     def grow(self, parent: Tensor, token: Tensor, width: int) -> Ranked:
         if self._trees is not None:
             return self._grow_shared(parent, token, width)
         sees = self._ancestry.add(parent)[:, :, 1:]  # the root has no cell in the tree
         position = self._ancestry.below(self._before, parent.shape[1])
-        hidden = _at(self._hidden, parent)
-        query, key, value = self.head.project(hidden, token.clamp(min=0), position)
-        self._write(key, value, self._longest + sees.shape[2] - parent.shape[1])
-        output = self.head.finish(hidden, self._attend(query, sees))
+        output, logits = self._level(_at(self._hidden, parent), token.clamp(min=0), position, sees)
         self._hidden = torch.cat([self._hidden, output], dim=1)
-        return self._children(ranked(self.head.logits(output), width, self.entropies))
+        return self._children(ranked(logits, width, self.entropies))
+
+    def _level(self, hidden: Tensor, token: Tensor, position: Tensor, sees: Tensor) -> tuple[Tensor, Tensor]:
+        """The forward pass of a level of the trees: outputs [B, W, H] and logits [B, W, Vd] of new slots.
+
+        :param hidden: what they consume [B, W, H]. :param token: int64 [B, W]. :param position: int64 [B, W].
+        :param sees: bool [B, W, S], tree cells that each attends to.
+        """
+        query, key, value = self.head.project(hidden, token, position)
+        self._write(key, value, self._longest + sees.shape[2] - token.shape[1])
+        output = self.head.finish(hidden, self._attend(query, sees))
+        return output, self.head.logits(output)
 
     def _grow_shared(self, parent: Tensor, token: Tensor, width: int) -> Ranked:
         """The same for B trees over one text. They grow by different numbers of nodes: the real ones are run side by side."""
@@ -132,7 +146,7 @@ class EagleNetwork:
 
     def _children(self, found: Ranked) -> Ranked:
         """From the draft vocabulary to the target's token ids."""
-        return found if self._target_ids is None else found._replace(index=self._target_ids.take(found.index))
+        return found if self._target_ids is None else Ranked(self._target_ids.take(found.index), found.logprob, found.entropy)
 
     def _write(self, key: Tensor, value: Tensor, place: int | Tensor) -> None:
         """Keys and values [R, T, kv heads, d] from cell ``place`` on, or to the cells int64 [R, T] where rows differ in length."""
@@ -157,6 +171,6 @@ class EagleNetwork:
 def _at(cells: Tensor, place: Tensor) -> Tensor:
     """Entries [B, W, ...] of cells [B, S, ...] at ``place`` int64 [B, W]."""
     if place.numel() == 1:
-        return cells.select(1, int(place))[:, None] if place.device.type == "cpu" else cells.index_select(1, place[0])
+        return cells.select(1, int(place))[:, None] if place.is_cpu else cells.index_select(1, place[0])
     index = place.reshape(*place.shape, *[1] * (cells.dim() - 2))
     return cells.gather(1, index.expand(-1, -1, *cells.shape[2:]))
