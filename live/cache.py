@@ -161,12 +161,11 @@ class TreeCache(Cache):
 
         The rest of the tree is dropped. Work is proportional to the entries moved, not to the context.
         """
-        listed = torch.cat([counts[:, None], slots], 1).tolist()  # the one wait for a GPU per cycle
-        host_counts = [row[0] for row in listed]
-        most = max(host_counts, default=0)
-        if most > self.tree_size or any(not 0 <= s < self.tree_size for row in listed for s in row[1 : 1 + row[0]]):
+        host_counts, listed = _on_host(counts, slots)
+        most, chosen = max(host_counts, default=0), [row[:count] for row, count in zip(listed, host_counts, strict=True)]
+        if most > self.tree_size or any(not 0 <= slot < self.tree_size for row in chosen for slot in row):
             raise ValueError(f"commit() names a slot outside the tree's {self.tree_size}")
-        kept = min((_in_place(row[1 : 1 + row[0]], most) for row in listed), default=0)
+        kept = min((_in_place(row, most) for row in chosen), default=0)
         if kept < most:
             self._fuse()
             for storage, _ in self._groups:
@@ -215,6 +214,14 @@ class TreeCache(Cache):
             ours.keys[own:, :, :used] = theirs.keys[:, :, :used]
             ours.values[own:, :, :used] = theirs.values[:, :, :used]
         self._set_lengths(self.host_lengths[:own] + other.host_lengths)
+
+
+def _on_host(counts: Tensor, slots: Tensor) -> tuple[list[int], list[list[int]]]:
+    """The numbers int64 [R] and [R, A] as lists; on a GPU with the one wait of a cycle."""
+    if counts.is_cpu:
+        return counts.tolist(), slots.tolist()
+    both = torch.cat([counts[:, None], slots], 1).tolist()
+    return [row[0] for row in both], [row[1:] for row in both]
 
 
 def _in_place(slots: list[int], most: int) -> int:

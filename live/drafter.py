@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from live.network import DraftNetwork
 from policies.contract import Cycle
+from policies.one_row import least
 from policies.order import NONE
 from policies.tree import Children, DraftTree
 
@@ -73,27 +76,33 @@ class LiveDrafter:
         return self._root
 
     def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children:
-        nothing = nodes < 0 if int(nodes.min()) < 0 else None  # mostly: no place in any row is empty
+        nothing = nodes < 0 if least(nodes) < 0 else None  # mostly: no place in any row is empty
         if tree.levels == 0:
             self.network.entropies = "entropy" in tree.needs  # a sum over the vocabulary that most policies never look at
             if self._pending is not None:
                 self._source = self.network.advance(*self._pending)
                 self._pending = None
             found = self.network.open(self._source, self._context_length, branching)
-            found = type(found)(found.index[:, None], found.logprob[:, None], found.entropy[:, None])
-            self._slots, slot = 1, torch.zeros_like(nodes)
+            found = [part.unsqueeze(1) for part in found]
+            self._slots = 0
         else:
             token, parent = tree.at("token", nodes), tree.at("handle", nodes)
             if nothing is not None:
                 token, parent = token.masked_fill(nothing, NONE), parent.masked_fill(nothing, 0)
             found = self.network.grow(parent, token, branching)
-            slot = torch.arange(self._slots, self._slots + nodes.shape[1], device=nodes.device).expand_as(nodes)
-            self._slots += nodes.shape[1]
         token, logprob, entropy = found
         if nothing is not None:
             token, logprob = token.masked_fill(nothing[:, :, None], NONE), logprob.masked_fill(nothing[:, :, None], -torch.inf)
             entropy = entropy.masked_fill(nothing, -1.0)
-        return Children(token, logprob, entropy, slot[:, :, None].expand_as(token))
+        handle = _slots(self._slots, nodes.shape[1], nodes.device).expand_as(token)
+        self._slots += nodes.shape[1]
+        return Children(token, logprob, entropy, handle)
+
+
+@lru_cache(maxsize=1024)
+def _slots(first: int, count: int, device: torch.device) -> Tensor:
+    """``count`` slots from ``first`` on, int64 [1, W, 1]; nobody writes into them."""
+    return torch.arange(first, first + count, device=device)[None, :, None]
 
 
 def _joined(old: tuple | None, new: tuple) -> tuple:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from policies.contract import Cycle
 from policies.lookup.drafter import LookupDrafter
 from policies.lookup.past import Past
 from policies.lookup.rule import Rule
+from policies.one_row import alone
 from policies.order import NONE
 
 
@@ -39,18 +42,21 @@ class LiveLookup(LookupDrafter):
 
     def commit(self, tokens: Tensor, features: Tensor | None, counts: Tensor) -> None:
         """The newly committed tokens int64 [R, T] (accepted and bonus, counts int64 [R]) behind those before."""
-        step = torch.arange(tokens.shape[1], device=tokens.device)
-        needed = int(self._count.max()) + tokens.shape[1] + 1
+        new, end = tokens.shape[1], max(self._count.tolist())
+        needed = end + new + 1
         if needed > self._tokens.shape[1]:
             more = needed + self._tokens.shape[1] // 2 - self._tokens.shape[1]
             self._tokens = torch.nn.functional.pad(self._tokens, (0, more))
             self._top_tokens = torch.nn.functional.pad(self._top_tokens, (0, 0, 0, more), value=NONE)
             self._top_logprobs = torch.nn.functional.pad(self._top_logprobs, (0, 0, 0, more), value=-torch.inf)
         # what is written behind a row's own tokens is overwritten by its next ones, and never read
-        place = self._count[:, None] + step
-        self._tokens.scatter_(1, place, tokens)
-        if self._heard is not None:
-            self._write(place, *self._heard)
+        if alone(tokens) and self._heard is None:
+            self._tokens.narrow(1, end, new).copy_(tokens)
+        else:
+            place = self._count[:, None] + torch.arange(new, device=tokens.device)
+            self._tokens.scatter_(1, place, tokens)
+            if self._heard is not None:
+                self._write(place, *self._heard)
         self._count = self._count + counts
 
     def _write(self, place: Tensor, tokens: Tensor, logprobs: Tensor) -> None:
@@ -94,6 +100,12 @@ class LiveLookup(LookupDrafter):
 
     def _committed(self, cycle: Cycle) -> Past:
         rows, width = self._tokens.shape
-        first = torch.arange(rows, device=self._tokens.device) * width
+        first, none = _multiples(rows, width, self._tokens.device), _multiples(rows, 0, self._tokens.device)
         tables = self._top_tokens.flatten(0, 1), self._top_logprobs.flatten(0, 1)
-        return Past(self._tokens.flatten(), first, first + self._count - 1, *tables, torch.zeros_like(first), first + self._told)
+        return Past(self._tokens.flatten(), first, first + self._count - 1, *tables, none, first + self._told)
+
+
+@lru_cache(maxsize=64)
+def _multiples(count: int, step: int, device: torch.device) -> Tensor:
+    """0, step, 2 * step, ... int64 [count]; nobody writes into them."""
+    return torch.arange(count, device=device) * step

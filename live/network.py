@@ -85,7 +85,7 @@ class Ancestry:
         """Add W children of the slots ``parent`` int64 [B, W]; what they see: bool [B, W, S]."""
         first, self.size = self.size, self.size + parent.shape[1]
         if self.straight:
-            if parent.shape[1] == 1 and bool((parent == first - 1).all()):
+            if parent.shape[1] == 1 and set(parent.flatten().tolist()) == {first - 1}:
                 return _all_but_root(self._trees, self.size, self._device)
             self.straight = False
             self._branch(first)

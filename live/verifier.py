@@ -11,7 +11,7 @@ from live.distribution import log_probabilities
 from live.model import CachedModel
 from live.sampling import Sampler
 from policies.contract import Cycle
-from policies.one_row import alone, ancestors, integers
+from policies.one_row import alone, ancestors, integers, with_root
 from policies.order import NONE, most_likely
 from policies.verification import Kept, Walk, walk
 
@@ -63,7 +63,7 @@ class LiveVerifier:
             ended = self.ends(kept.token) & (kept.depth > 0)  # nothing follows an end of sequence
             choice = choice.masked_fill(ended | (kept.token < 0), NONE)
         outcome = walk(kept, choice)
-        self.walked = torch.nn.functional.pad(outcome.path, (1, 0))  # root and accepted path, as places in the kept list
+        self.walked = with_root(outcome.path)
         self.target.commit(self.walked, outcome.accepted + 1)
         self.features = None
         if output.captured is not None:
@@ -84,10 +84,13 @@ class LiveVerifier:
 
     def broken(self) -> Tensor | None:
         """bool [B]: logits that the last walk followed are not numbers; None: all are numbers."""
-        if alone(self.logits) and not math.isnan(float(self.logits.sum())):
-            return None
+        greedy = self.sampler is None or self.sampler.greedy  # the argmax is the first NaN where there is one
+        if alone(self.logits):
+            seen = self.logits.gather(2, self.choice[:, :, None]) if greedy else self.logits.sum(-1)
+            if not math.isnan(sum(seen.flatten().tolist())):
+                return None
         walked = self.walked.clamp(min=0)
-        if self.sampler is None or self.sampler.greedy:  # the argmax is the first NaN where there is one
+        if greedy:
             return self.logits.gather(2, self.choice[:, :, None])[:, :, 0].gather(1, walked).isnan().any(1)
         place = walked[:, :, None].expand(-1, -1, self.logits.shape[-1])
         return self.logits.gather(1, place).amax((1, 2)).isnan()  # a maximum passes NaN on

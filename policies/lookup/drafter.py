@@ -30,9 +30,13 @@ class LookupDrafter:
         """:param past: what the rows of a cycle have committed."""
         self.rule, self._past_of = rule, past
 
-    def root(self, cycle: Cycle) -> Tensor:
+    def begin(self, cycle: Cycle) -> None:
+        """Start a cycle, by whomever its root tokens are told."""
         self._past = self._past_of(cycle)
         self._found: Any = None
+
+    def root(self, cycle: Cycle) -> Tensor:
+        self.begin(cycle)
         return self._past.text[self._past.root]
 
     def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children:

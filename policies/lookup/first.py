@@ -15,6 +15,7 @@ from policies.children import Children, StoredChildren
 from policies.contract import Cycle
 from policies.drafting import Drafter
 from policies.lookup.drafter import LookupDrafter
+from policies.one_row import alone, flag
 from policies.order import NONE
 from policies.tree import DraftTree
 
@@ -35,15 +36,16 @@ class LookupFirst:
         return LookupFirst(copy.copy(self.lookup), copy.copy(self.network))
 
     def root(self, cycle: Cycle) -> Tensor:
-        self.lookup.root(cycle)
+        self.lookup.begin(cycle)
         return self.network.root(cycle)
 
     def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children | StoredChildren:
         found: Children | None = None
         if tree.levels == 0:
             found = self.lookup.expand(tree, nodes, branching)
-            self._known = (found.token >= 0).flatten(1).any(1)
-            self._some, self._all = bool(self._known.any()), bool(self._known.all())
+            self._known = answering(found.token)
+            known = self._known.tolist()
+            self._some, self._all = any(known), all(known)
         if not self._some:
             return self.network.expand(tree, nodes, branching)
         ours, theirs = (nodes, None) if self._all else self._shared_out(nodes)
@@ -59,6 +61,13 @@ class LookupFirst:
         ours = nodes.masked_fill(~self._known[:, None], NONE)
         theirs = nodes.masked_fill(self._known[:, None], NONE)
         return tuple(part if int(part.max()) >= 0 else None for part in (ours, theirs))
+
+
+def answering(token: Tensor) -> Tensor:
+    """Which rows hold a token in int64 [B, W, K]: bool [B]."""
+    if alone(token):
+        return flag(max(token.flatten().tolist(), default=NONE) >= 0)
+    return (token >= 0).flatten(1).any(1)
 
 
 def by_row(known: Tensor, found: Children, drafted: Children | StoredChildren, branching: int) -> Children:
