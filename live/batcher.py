@@ -135,7 +135,7 @@ class Batcher:
 
     def run(self) -> None:
         """Decode until nobody waits or decodes."""
-        with self.decoder.target.streams:
+        with self.decoder.target.streams.hanging():
             for _ in self.stream():
                 pass
 

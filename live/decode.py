@@ -21,6 +21,7 @@ from policies.contract import Cycle, Once, Policy, Sampling, State
 from policies.cost import Cost
 from policies.drafting import Drafter
 from policies.loop import Cycled, Step, gather_rows, run_cycle
+from policies.one_row import every
 
 PER_ROW = ("row", "root", "sequence", "position", "number", "last", "told_last", "context", "root_logits", "group", "going")
 """What a decoder knows of each row that still decodes: tensors [R]."""
@@ -77,7 +78,7 @@ class SpeculativeDecoder:
         ends = torch.tensor(list(end_tokens), dtype=torch.int64, device=target.device)
         self.verifier = LiveVerifier(target, ends)
         self.context_limit = context_limit or target.context_limit
-        self._deepest = torch.tensor(self.context_limit - 1, device=target.device)
+        self._last_place = torch.tensor(self.context_limit - 1, device=target.device)
         self.state: State | None = None
 
     @torch.inference_mode()
@@ -105,7 +106,7 @@ class SpeculativeDecoder:
         prefilled = time.perf_counter()
         if on_first is not None:
             on_first(self._root)
-        with self.target.streams:
+        with self.target.streams.hanging():
             while (step := self.step()) is not None:
                 for row, new, count in zip(step.row.tolist(), step.tokens.tolist(), step.gained.tolist(), strict=True):
                     texts[row].extend(new[:count])
@@ -191,7 +192,7 @@ class SpeculativeDecoder:
             position=self._position,
             context_length=self._context,
             room=self._told_last - self._position,
-            reach=self._deepest - self._context,
+            reach=self._last_place - self._context,
             root_told=Once(partial(told_of, self._root_logits, self._root)),
             group=self._group,
             sampling=self.verifier.sampler.sampling,
@@ -218,7 +219,7 @@ class SpeculativeDecoder:
             self.verifier.sampler.commit(tokens, counts)
             self._root_logits = self.verifier.bonus_logits(done.walk)
         self.state = done.state
-        self._context = self._context + counts  # of rows that go on: those that have ended have no bonus
+        self._context = self._context + counts  # one too few for rows that have ended, which leave now
         self._position, self._number = self._position + gained, self._number + 1
         return step
 
@@ -250,7 +251,7 @@ class SpeculativeDecoder:
 
     def _keep_going(self) -> bool:
         """Let rows that have ended leave; whether any is left."""
-        if all(self._going.tolist()):
+        if every(self._going):
             return True
         keep = self._going.nonzero()[:, 0]
         if not len(keep):

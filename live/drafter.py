@@ -9,7 +9,7 @@ from torch import Tensor
 
 from live.network import DraftNetwork
 from policies.contract import Cycle
-from policies.one_row import least
+from policies.one_row import alone, least
 from policies.order import NONE
 from policies.tree import Children, DraftTree
 
@@ -94,13 +94,13 @@ class LiveDrafter:
         if nothing is not None:
             token, logprob = token.masked_fill(nothing[:, :, None], NONE), logprob.masked_fill(nothing[:, :, None], -torch.inf)
             entropy = entropy.masked_fill(nothing, -1.0)
-        handle = _slots(self._slots, nodes.shape[1], nodes.device).expand_as(token)
+        handle = _from(self._slots, nodes.shape[1], nodes.device).expand_as(token)
         self._slots += nodes.shape[1]
         return Children(token, logprob, entropy, handle)
 
 
 @lru_cache(maxsize=1024)
-def _slots(first: int, count: int, device: torch.device) -> Tensor:
+def _from(first: int, count: int, device: torch.device) -> Tensor:
     """``count`` slots from ``first`` on, int64 [1, W, 1]; nobody writes into them."""
     return torch.arange(first, first + count, device=device)[None, :, None]
 
@@ -111,6 +111,8 @@ def _joined(old: tuple | None, new: tuple) -> tuple:
         return new
     (old_tokens, old_features, old_counts), (tokens, features, counts) = old, new
     total = old_counts + counts
+    if alone(tokens):  # a single row has no padding
+        return torch.cat([old_tokens, tokens], 1), None if features is None else torch.cat([old_features, features], 1), total
     width = int(total.max())
     place = old_counts[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
     place = place.clamp(max=width)  # padding falls into a column that is cut off

@@ -65,21 +65,27 @@ class EagleNetwork:
         self.gather_rows(torch.arange(len(self._length), device=self._length.device))  # what hangs on the lengths is made anew
 
     def advance(self, tokens: Tensor, features: Tensor | None, counts: Tensor, everywhere: bool = False) -> Tensor:
-        hidden = self._caught_up(tokens.clamp(min=0), features, counts, everywhere)
+        positions = self._length[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        place = self._longest if self._shortest == self._longest else positions
+        self._set_length(self._length + counts)
+        last = None if everywhere or tokens.shape[1] == 1 else (counts - 1)[:, None]
+        hidden = self._caught_up(tokens.clamp(min=0), features, positions, place, last)
         return hidden if everywhere else hidden[:, 0]
 
-    def _caught_up(self, tokens: Tensor, features: Tensor, counts: Tensor, everywhere: bool) -> Tensor:
-        """The forward pass of committed cells: outputs [R, T, H] at all of them, or [R, 1, H] at each row's last."""
-        head, count = self.head, tokens.shape[1]
-        hidden = head.fuse(features)
-        positions = self._length[:, None] + torch.arange(count, device=tokens.device)
-        query, key, value = head.project(hidden, tokens, positions)
-        self._write(key, value, self._longest if self._shortest == self._longest else positions)
-        if not everywhere and count > 1:  # later cells read keys and values of all, but the output of the last alone
-            last = (counts - 1)[:, None]
+    def _caught_up(
+        self, tokens: Tensor, features: Tensor, positions: Tensor, place: int | Tensor, last: Tensor | None
+    ) -> Tensor:
+        """The forward pass of committed cells: outputs [R, T, H] at all of them, or [R, 1, H] at the ``last`` int64 [R, 1] of
+        each row: later cells read the keys and values of all, but the output of the last alone.
+
+        :param positions: int64 [R, T]. :param place: where their keys and values go, see :meth:`_write`.
+        """
+        hidden = self.head.fuse(features)
+        query, key, value = self.head.project(hidden, tokens, positions)
+        self._write(key, value, place)
+        if last is not None:
             hidden, query, positions = _at(hidden, last), _at(query, last), positions.gather(1, last)
-        self._set_length(self._length + counts)
-        return head.finish(hidden, self._attend_committed(query, positions))
+        return self.head.finish(hidden, self._attend_committed(query, positions))
 
     def _attend_committed(self, query: Tensor, positions: Tensor) -> Tensor:
         """Causal attention of committed cells [R, T, heads, d] at ``positions`` int64 [R, T] over their rows."""

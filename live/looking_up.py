@@ -100,12 +100,12 @@ class LiveLookup(LookupDrafter):
 
     def _committed(self, cycle: Cycle) -> Past:
         rows, width = self._tokens.shape
-        first, none = _multiples(rows, width, self._tokens.device), _multiples(rows, 0, self._tokens.device)
+        first = _starts(rows, width, self._tokens.device)
         tables = self._top_tokens.flatten(0, 1), self._top_logprobs.flatten(0, 1)
-        return Past(self._tokens.flatten(), first, first + self._count - 1, *tables, none, first + self._told)
+        return Past(self._tokens.flatten(), first, first + self._count - 1, *tables, torch.zeros_like(first), first + self._told)
 
 
 @lru_cache(maxsize=64)
-def _multiples(count: int, step: int, device: torch.device) -> Tensor:
-    """0, step, 2 * step, ... int64 [count]; nobody writes into them."""
-    return torch.arange(count, device=device) * step
+def _starts(rows: int, width: int, device: torch.device) -> Tensor:
+    """Where each row of [R, width] begins in one piece, int64 [R]; nobody writes into it."""
+    return torch.arange(rows, device=device) * width

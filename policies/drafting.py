@@ -11,7 +11,7 @@ from torch import Tensor
 from policies.children import Children, StoredChildren, lacking
 from policies.contract import Cycle, Expansion, Policy, State
 from policies.lone_tree import new_tree
-from policies.one_row import integers, least
+from policies.one_row import every, integers, least
 from policies.order import NONE, order_key
 from policies.tree import DraftTree
 
@@ -56,8 +56,8 @@ class Growth:
         self.tree = new_tree(root, policy.needs)
         self.widths: list[Tensor | int] = []
         self.missing = _nothing(self.tree.rows, self.tree.device)
-        self._drafting, self.everyone = cycle.active, bool(cycle.active.all())
-        self._reach = int(cycle.reach.min()) if self.tree.rows else 0
+        self._drafting, self.everyone = cycle.active, every(cycle.active)
+        self._reach = least(cycle.reach) if self.tree.rows else 0
 
     def wish(self) -> Expansion | None:
         """The nodes int64 [B, W] to run the draft on next, in canonical order, and how many children each; None at the end."""
@@ -100,7 +100,7 @@ class Growth:
 
     def _refund(self, free: Tensor) -> None:
         """No draft forward was run for the rows ``free`` bool [B] at the newest level."""
-        if bool(free.all()):
+        if every(free):
             self.widths[-1] = 0
         else:
             width = torch.as_tensor(self.widths[-1], device=free.device).expand(len(free))

@@ -17,7 +17,7 @@ from policies.one_row import alone, integers
 from policies.order import NONE, best_of_list
 from policies.tree import DraftTree, Listed
 
-_WHOLE = frozenset({"token", "parent", "depth", "rank", "handle"})
+_INT64 = frozenset({"token", "parent", "depth", "rank", "handle"})
 
 
 def new_tree(root_token: Tensor, needs: frozenset[str]) -> DraftTree:
@@ -33,7 +33,7 @@ class LoneTree(DraftTree):
         """:param root_token: int64 [1]. :param needs: see :class:`DraftTree`."""
         self.rows, self.device, self.needs, self.levels = 1, root_token.device, needs, 0
         self._root_token, self._answers = root_token[:, None], []
-        self._first, self._fanout, self._offer, self._read = 0, 1, [], {}
+        self._first, self._siblings, self._offer, self._made = 0, 1, [], {}
         self._lists: dict[str, list] | None = {
             "token": root_token.tolist(),
             "parent": [NONE],
@@ -76,21 +76,21 @@ class LoneTree(DraftTree):
                 self._join_the_batch()
             super().append(nodes, children)
             return
-        self._first, self._fanout = self.width, children.token.shape[2]
+        self._first, self._siblings, self._offer = self.width, children.token.shape[2], []
         if token[0] >= 0:  # else there are no children at all
             self._write_down(nodes[0].tolist(), token, children)
         self.levels += 1
         self._answers.append((nodes, children))
-        self._read = {}
+        self._made = {}
 
     def _write_down(self, asked: list[int], token: list[int], children: Children) -> None:
         """The children of the nodes ``asked``, all of which there are."""
         own, step = self._lists, children.logprob.flatten().tolist()
-        above = [node for node in asked for _ in range(self._fanout)]
+        above = [node for node in asked for _ in range(self._siblings)]
         own["token"] += token
         own["parent"] += above
         own["depth"] += [own["depth"][node] + 1 for node in above]
-        own["rank"] += [*range(self._fanout)] * len(asked)
+        own["rank"] += [*range(self._siblings)] * len(asked)
         own["handle"] += children.handle.flatten().tolist()
         own["logprob"] += step
         own["score"] += array("f", [own["score"][node] + more for node, more in zip(above, step, strict=True)])  # float32 sums
@@ -106,7 +106,7 @@ class LoneTree(DraftTree):
         self._must_be_asked("entropy")
         entropy = self._answers[-1][1].entropy[0].tolist()
         score, logprob = self._lists["score"][self._first :], self._lists["logprob"][self._first :]
-        return Listed(range(self._first, self.width), self._fanout, logprob, entropy, score)
+        return Listed(range(self._first, self.width), self._siblings, logprob, entropy, score)
 
     def frontier(self, count: int) -> Tensor:
         slots = None if self._lists is None else best_of_list(self._lists["score"][self._first :], count)
@@ -132,10 +132,10 @@ class LoneTree(DraftTree):
     def _column(self, name: str) -> Tensor:
         if self._lists is None:
             return super()._column(name)
-        if name not in self._read:
-            self._read[name] = _tensor(name, [self._lists[name]], self._root_token)
-        return self._read[name]
+        if name not in self._made:
+            self._made[name] = _tensor(name, [self._lists[name]], self._root_token)
+        return self._made[name]
 
 
 def _tensor(name: str, values: list[list], like: Tensor) -> Tensor:
-    return integers(values, like) if name in _WHOLE else torch.tensor(values, dtype=torch.float32)
+    return integers(values, like) if name in _INT64 else torch.tensor(values, dtype=torch.float32)

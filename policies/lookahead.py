@@ -41,6 +41,8 @@ NARROW = 4
 """Width at which levels beyond the next are priced."""
 ROOTS = 8
 """Bins of the root's entropy, each as often seen as the others."""
+WHOLE = 1.5 * 2.0**52
+"""From here on float64 numbers lie 1 apart: to add it and to take it away again rounds, in NumPy as in plain Python."""
 LEAST = 1e-9
 """Prices and worths are taken as no less, ms: they are divided by."""
 
@@ -165,7 +167,9 @@ class Plan:
         lines = self._lines.take(line, 0)
         gain = chance[:, :, None] * lines[:, :, 0]
         gain += lines[:, :, 1]
-        gain = np.rint(gain, out=gain).cumsum(1)
+        gain += WHOLE
+        gain -= WHOLE
+        gain = gain.cumsum(1)
         gain -= self._level[level][place, : chance.shape[1]]
         gain = gain.reshape(len(gain), -1)
         first = gain.argmax(1)
@@ -178,20 +182,20 @@ class Plan:
             lines = self._lines[place * self._bins : (place + 1) * self._bins]
             self._frontier[level, place] = lines.tolist(), self._level[level][place].tolist()
         lines, taken = self._frontier[level, place]
-        steep, gain, most, width = float(self._steep[place]), [0] * self._ahead, 0.0, 0
+        steep, gain, most, width = float(self._steep[place]), [0.0] * self._ahead, 0.0, 0
         for count, (own, prices) in enumerate(zip(chance, taken, strict=False), 1):
             by_chance, fixed = lines[bisect_left(_STEEP, own * steep)]
             for more, price in enumerate(prices):
-                gain[more] += round(own * by_chance[more] + fixed[more])
-                if gain[more] - price > most:
-                    most, width = gain[more] - price, count
+                so_far = gain[more] = gain[more] + (own * by_chance[more] + fixed[more] + WHOLE - WHOLE)
+                if so_far - price > most:
+                    most, width = so_far - price, count
         return width
 
     def most_worth(self, place: np.ndarray, chance: np.ndarray) -> np.ndarray:
         """How many of a tree's likeliest nodes are worth verifying: the n int64 [B] that maximises the value of the first n chances
         float64 [B, M] (each at most 1; those below 0 count as 0) less the ms of n more tokens, the least of equal ones."""
         gain = -self.verify[place, : chance.shape[1] + 1]
-        gain[:, 1:] += np.rint(UNIT * chance.clip(min=0)).cumsum(1) * (self.value[place] / UNIT)[:, None]
+        gain[:, 1:] += (UNIT * chance.clip(min=0) + WHOLE - WHOLE).cumsum(1) * (self.value[place] / UNIT)[:, None]
         return gain.argmax(1)
 
     def most_worth_alone(self, place: int, chance: list[float]) -> int:
@@ -199,9 +203,9 @@ class Plan:
         if place not in self._verifying:
             self._verifying[place] = float(self.value[place] / UNIT), self.verify[place].tolist()
         value, ms = self._verifying[place]
-        most, worth, total = -ms[0], 0, 0
+        most, worth, total = -ms[0], 0, 0.0
         for count, own in enumerate(chance, 1):
-            total += round(UNIT * max(own, 0.0))
+            total += UNIT * max(own, 0.0) + WHOLE - WHOLE
             if (gain := total * value - ms[count]) > most:
                 most, worth = gain, count
         return worth

@@ -20,8 +20,13 @@ def alone(values: Tensor) -> bool:
 
 
 def least(values: Tensor) -> int:
-    """The least of numbers int64 [...], of which there is one at least."""
+    """The least of numbers int64 [...], of which there is one at least; a few on the host without an operation of its own."""
     return min(values.flatten().tolist()) if values.is_cpu and values.numel() <= FEW else int(values.min())
+
+
+def every(flags: Tensor) -> bool:
+    """Whether all of bool [...] are true; a few on the host as in :func:`least`."""
+    return all(flags.flatten().tolist()) if flags.is_cpu and flags.numel() <= FEW else bool(flags.all())
 
 
 def integers(values: list, like: Tensor) -> Tensor:
@@ -34,13 +39,6 @@ def integers(values: list, like: Tensor) -> Tensor:
 def flag(value: bool) -> Tensor:
     """bool [1]; nobody writes into it."""
     return torch.tensor([value])
-
-
-def rows_of(values: list[list[int]], like: Tensor) -> list[Tensor]:
-    """The same list by list: int64 [1, V] each."""
-    whole = np.array(values, dtype=np.int64)
-    found = [torch.from_numpy(whole[row : row + 1]) for row in range(len(whole))]  # Tensor.split takes thrice as long
-    return found if like.is_cpu else [part.to(like.device) for part in found]
 
 
 def with_root(path: Tensor) -> Tensor:

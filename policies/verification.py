@@ -10,7 +10,7 @@ from torch import Tensor
 
 from policies.contract import Cycle
 from policies.errors import UserError
-from policies.one_row import accepted_path, alone, integers, packed, rows_of, status_of
+from policies.one_row import accepted_path, alone, integers, packed, status_of
 from policies.order import NONE
 from policies.tree import DraftTree
 
@@ -64,7 +64,7 @@ def pack(tree: DraftTree, kept: Tensor, policy: str = "the policy") -> Kept:
         columns = packed(kept[0].tolist(), *tree.listed("token", "parent", "depth"))
         if columns is None:
             raise UserError(UNPACKED.format(policy))
-        return Kept(*rows_of(columns, kept), integers([len(columns[0]) - 1], kept))
+        return Kept(*integers(columns, kept).split(1), integers([len(columns[0]) - 1], kept))
     if bool(kept.all()):  # all is kept: a node's place is its index
         node = torch.arange(tree.width, device=kept.device).expand_as(kept)
         return Kept(node, tree.token, tree.parent, tree.depth, torch.full_like(tree.size, tree.width - 1))

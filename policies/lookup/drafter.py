@@ -31,7 +31,7 @@ class LookupDrafter:
         self.rule, self._past_of = rule, past
 
     def begin(self, cycle: Cycle) -> None:
-        """Start a cycle, by whomever its root tokens are told."""
+        """Start a cycle whose root tokens somebody else knows."""
         self._past = self._past_of(cycle)
         self._found: Any = None
 

@@ -136,6 +136,20 @@ def test_nothing_stays_on_the_model(pair64, prompts):
     assert not hooked()
 
 
+def test_streams_are_of_ones_own_passes(pair64, prompts):
+    """What others run on the model meanwhile is not kept, nor what a pass has left that failed."""
+    target = decoder(pair64, "eagle3", "chain(k=2)").target
+    last = pair64.model.model.layers[-1]
+    with target.streams.hanging():
+        pair64.model(torch.tensor([prompts[0]]))
+        assert not target.streams._found
+        handle = last.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(MemoryError()))
+        with pytest.raises(MemoryError):
+            target.prefill(torch.tensor([prompts[0]]))
+        handle.remove()
+        assert not target.streams._found
+
+
 @pytest.mark.parametrize("name", ["eagle3", "draft"])
 def test_text_stops_where_the_context_ends(pair64, prompts, told, name):
     """Trees are cut so that no node lies outside the context; the last token need not be run."""
