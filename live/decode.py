@@ -20,6 +20,7 @@ from policies.autoregressive import Autoregressive
 from policies.contract import Cycle, Once, Policy, Sampling, State
 from policies.cost import Cost
 from policies.drafting import Drafter
+from policies.errors import BrokenDraft
 from policies.loop import Cycled, Step, gather_rows, run_cycle
 from policies.one_row import every
 
@@ -228,7 +229,7 @@ class SpeculativeDecoder:
         if self.draft_error is None:
             try:
                 return run_cycle(self.policy, GuardedDrafter(self.asked), self.verifier, cycle, self.state)
-            except DraftFailed as error:
+            except (DraftFailed, BrokenDraft) as error:
                 self.draft_error = str(error)
         self.plain += 1
         done = run_cycle(Autoregressive(), _RootOnly(self._root), self.verifier, cycle, {})

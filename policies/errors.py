@@ -10,6 +10,10 @@ class UserError(Exception):
     """A mistake in what the user gave us. The message is one sentence that names the cure."""
 
 
+class BrokenDraft(UserError):
+    """The draft's probabilities are not numbers. Live decoding goes on without the draft."""
+
+
 def check_counts(*options: tuple[str, int]) -> None:
     """Refuse command line options (name, value) below 1."""
     for name, value in options:

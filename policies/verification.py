@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from policies.contract import Cycle
-from policies.errors import UserError
+from policies.errors import BrokenDraft, UserError
 from policies.one_row import accepted_path, alone, integers, packed, status_of
 from policies.order import NONE
 from policies.tree import DraftTree
@@ -55,7 +55,11 @@ class Verifier(Protocol):
         """The target's top-M tokens int64 [B, A+1, M] and raw log-probs float32 at the root and the accepted nodes."""
 
 
-UNPACKED = "{} keeps a node whose parent it drops: `select` must return an ancestor-closed set"
+def _unpacked(tree: DraftTree, policy: str) -> UserError:
+    """Whose fault it is that a node is kept whose parent is not: scores that are no numbers have no order to keep."""
+    if bool(tree.score.isnan().any()):
+        return BrokenDraft("the draft's probabilities are not numbers (NaN): use another --dtype, or check the draft's weights")
+    return UserError(f"{policy} keeps a node whose parent it drops: `select` must return an ancestor-closed set")
 
 
 def pack(tree: DraftTree, kept: Tensor, policy: str = "the policy") -> Kept:
@@ -63,7 +67,7 @@ def pack(tree: DraftTree, kept: Tensor, policy: str = "the policy") -> Kept:
     if alone(kept):
         columns = packed(kept[0].tolist(), *tree.listed("token", "parent", "depth"))
         if columns is None:
-            raise UserError(UNPACKED.format(policy))
+            raise _unpacked(tree, policy)
         return Kept(*integers(columns, kept).split(1), integers([len(columns[0]) - 1], kept))
     if bool(kept.all()):  # all is kept: a node's place is its index
         node = torch.arange(tree.width, device=kept.device).expand_as(kept)
@@ -78,7 +82,7 @@ def pack(tree: DraftTree, kept: Tensor, policy: str = "the policy") -> Kept:
     inner = parent >= 0
     place = torch.searchsorted(ascending, parent)
     if bool((inner & (ascending.gather(1, place) != parent)).any()):
-        raise UserError(UNPACKED.format(policy))
+        raise _unpacked(tree, policy)
     return Kept(
         node=node,
         token=own(tree.at("token", node), NONE),

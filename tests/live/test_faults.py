@@ -66,6 +66,25 @@ def test_a_crashing_draft_does_not_harm_the_text(pair64, prompts, told, monkeypa
     assert again.tokens == told and again.cycles == whole.cycles and again.draft_error is None
 
 
+@pytest.mark.parametrize("spec", [TREE, "ddd", "chain(k=3)", "threshold"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_draft_whose_numbers_are_none(pair64, prompts, told, monkeypatch, spec, rows):
+    """Probabilities that are NaN do not harm the text, and are not blamed on the policy."""
+    run = decoder(pair64, spec=spec)
+    network, used = run.drafter.network, [0]
+    grow = network.grow
+
+    def poisoned(*args):
+        found, used[0] = grow(*args), used[0] + 1
+        return found._replace(logprob=torch.full_like(found.logprob, torch.nan)) if used[0] > 2 else found
+
+    monkeypatch.setattr(network, "grow", poisoned)
+    done = run.generate(prompts[:rows], LIMIT)
+    assert done.tokens == told[:rows] and used[0] > 2 and not done.failed
+    assert done.draft_error is None or "probabilities are not numbers (NaN)" in done.draft_error
+    assert (done.plain > 0) == (done.draft_error is not None)
+
+
 def test_a_users_own_mistake_is_no_crash(pair64, prompts, monkeypatch):
     run = decoder(pair64)
     network = run.drafter.network
