@@ -67,6 +67,12 @@ def escaped(text: str) -> str:
     return "`".join(re.sub(r"([*_$\[\]~<>])", r"\\\1", part) if i % 2 == 0 else part for i, part in enumerate(parts))
 
 
+def from_here(path: Path) -> Path:
+    """A path as it is typed where the dashboard was started, if it lies there."""
+    whole, here = path.resolve(), Path.cwd().resolve()
+    return whole.relative_to(here) if whole.is_relative_to(here) else path
+
+
 def nothing_drafted(view: View) -> bool:
     """Whether no text is long enough to draft on; says so."""
     if len(view.every_text) and view.recording.length[view.every_text].max() >= 2:

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import streamlit as st
 
-from dashboard.common import allowed, friendly, show_chart, show_table
+from dashboard.common import allowed, friendly, from_here, show_chart, show_table
 from dashboard.view import View, current
 from policies.errors import UserError
 from sim import charts, lab, sweeps
@@ -37,8 +37,9 @@ def page() -> None:
 def choose(view: View) -> Path | None:
     folder = view.recording.folder
     places, names = (folder, folder.parent, Path.cwd()), ("*sweep*.parquet", f"*sweep*/{RESULTS}")
-    beside = [path for place in places for name in names for path in place.glob(name)]
-    known = list(dict.fromkeys(str(path) for path in [*view.sweeps, *sorted(beside)]))
+    beside = sorted(path for place in places for name in names for path in place.glob(name))
+    folders = (path.parent if path.name == RESULTS else path for path in [*view.sweeps, *beside])
+    known = list(dict.fromkeys(str(from_here(path)) for path in folders))  # each once, however it was found
     name = st.selectbox(
         "Sweep",
         known,

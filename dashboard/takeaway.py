@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 
 import streamlit as st
 
-from dashboard.common import escaped, policy_of
+from dashboard.common import escaped, from_here, policy_of
 from dashboard.view import View
 from policies.contract import Policy
 from sim.export import Export, exported_from
@@ -37,14 +38,14 @@ def show(view: View, setting: Setting, study: str, sums: Tally) -> None:
 
 def commands(view: View, setting: Setting, study: str) -> list[str]:
     """What to type for the same on a command line, or live."""
-    trace, spec = shlex.quote(str(view.recording.folder)), shlex.quote(study)
+    trace, spec = shlex.quote(str(from_here(view.recording.folder))), shlex.quote(study)
     drafter = shlex.quote(view.drafter)  # a training-free one may come with parameters in brackets
     words = [trace, f"--drafter {drafter}"]
     if view.temperature is not None:
         words.append(f"--temperature {view.temperature:g}")
     profile = ""
     if view.profile is not None:
-        profile = f" --profile {shlex.quote(view.profile.source.removeprefix('the profile '))}"
+        profile = f" --profile {shlex.quote(str(from_here(Path(view.profile.source.removeprefix('the profile ')))))}"
         words += [profile.strip(), "--other-models"] if view.what_if else [profile.strip()]
     for option in ("batch", "ragged", "execution", "schedule"):
         if (value := getattr(setting, option)) != getattr(view.setting, option):

@@ -211,6 +211,8 @@ def test_pareto_shows_the_front_and_opens_the_lab(recorded: Path, start, tmp_pat
     monkeypatch.chdir(tmp_path)
     for found in (named, start("pareto", recorded)):  # the second finds it in the folder that it was started in
         assert errors(found) == "" and len(table_with(found, "setting")) >= 1
+    both = start("pareto", recorded, "--sweep", tmp_path / "sweep" / "results.parquet")
+    assert by_key(both.selectbox, "sweep").options == ["sweep"]  # once, as one types it here
     page = start("pareto", recorded, "--sweep", tmp_path / "swept.parquet")
     front = table_with(page, "setting")
     assert errors(page) == "" and len(front) >= 1 and front["kept"].is_monotonic_increasing

@@ -111,6 +111,14 @@ def test_beside_a_policy_that_decides_for_the_batch_the_lab_prices_fixed_groups(
     assert len(speeds) == 2, "the texts must tell the schedules apart"
 
 
+def test_commands_name_files_as_one_types_them_here(recorded: Path, start, monkeypatch):
+    monkeypatch.chdir(recorded.parent)
+    path = write_profile(recorded.parent / "its profile.json")
+    page = start("lab", recorded, "--profile", path, study="chain(k=2)", against="autoregressive")
+    told = [code.value for code in page.code if "sim.replay" in code.value]
+    assert errors(page) == "" and f"sim.replay {recorded.name} " in told[0] and "--profile 'its profile.json'" in told[0]
+
+
 def test_a_profile_of_other_models_is_a_what_if(recorded: Path, start):
     page = start("lab", recorded, study="chain(k=2)", against="autoregressive")
     by_key(page.sidebar.selectbox, "profile").set_value("what if: h100_llama-3.1-8b").run()
