@@ -6,6 +6,7 @@ import math
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ DRAFT_STEP = 2.0**-16
 """What a draft says is rounded to multiples of this, in nats (see ``on_grid``)."""
 
 _SHIFT = 1.5 * 2**23 * DRAFT_STEP
+_SHIFT_ON_HOST = np.float32(_SHIFT)
 """Between _SHIFT - 64 and _SHIFT + 64 float32 numbers lie DRAFT_STEP apart: to add it and to take it away again rounds."""
 
 
@@ -64,9 +66,9 @@ def on_grid(nats: Tensor) -> Tensor:
     exact in any order, and a recording needs five bits less for each number.
     """
     if nats.is_cpu and nats.numel() <= FEW:
-        on_host = nats.numpy()  # the same additions, which take NumPy a third of the time to start
-        on_host += _SHIFT
-        on_host -= _SHIFT
+        on_host = nats.numpy()  # the same additions, which take NumPy a quarter of the time to start
+        on_host += _SHIFT_ON_HOST
+        on_host -= _SHIFT_ON_HOST
         return nats
     return nats.add_(_SHIFT).sub_(_SHIFT)
 

@@ -67,7 +67,8 @@ def best_of_list(score: list[float], count: int) -> list[int] | None:
 def any_equal(ordered: Tensor) -> bool:
     """Whether two of the numbers [..., M] of a row, which are in order, are equal."""
     if ordered.is_cpu and ordered.numel() <= FEW:
-        return any(len(set(row)) < len(row) for row in ordered.reshape(-1, ordered.shape[-1]).tolist())
+        flat, width = ordered.flatten().tolist(), ordered.shape[-1]
+        return any(len(set(flat[start : start + width])) < width for start in range(0, len(flat), width))
     return bool((ordered[..., 1:] == ordered[..., :-1]).any())
 
 
