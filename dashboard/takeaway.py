@@ -38,14 +38,14 @@ def show(view: View, setting: Setting, study: str, sums: Tally) -> None:
 
 def commands(view: View, setting: Setting, study: str) -> list[str]:
     """What to type for the same on a command line, or live."""
-    trace, spec = shlex.quote(str(from_here(view.recording.folder))), shlex.quote(study)
+    trace, spec = typed(view.recording.folder), shlex.quote(study)
     drafter = shlex.quote(view.drafter)  # a training-free one may come with parameters in brackets
     words = [trace, f"--drafter {drafter}"]
     if view.temperature is not None:
         words.append(f"--temperature {view.temperature:g}")
     profile = ""
     if view.profile is not None:
-        profile = f" --profile {shlex.quote(str(from_here(Path(view.profile.source.removeprefix('the profile ')))))}"
+        profile = f" --profile {typed(Path(view.profile.source.removeprefix('the profile ')))}"
         words += [profile.strip(), "--other-models"] if view.what_if else [profile.strip()]
     for option in ("batch", "ragged", "execution", "schedule"):
         if (value := getattr(setting, option)) != getattr(view.setting, option):
@@ -54,6 +54,10 @@ def commands(view: View, setting: Setting, study: str) -> list[str]:
     if not view.what_if:  # another pair's profile predicts nothing of this one's decoding
         lines.append(f"python -m live.bench {trace}{profile} --drafter {drafter} --policy {spec}")
     return [*lines, f"python -m live.generate 'Why is the sky blue?' --policy {spec}"]
+
+
+def typed(path: Path) -> str:
+    return shlex.quote(str(from_here(path)))
 
 
 def in_words(export: Export) -> None:

@@ -34,7 +34,7 @@ class LoneTree(DraftTree):
         self.rows, self.device, self.needs, self.levels = 1, root_token.device, needs, 0
         self._root_token, self._answers = root_token[:, None], []
         self._first, self._siblings, self._offer, self._made = 0, 1, [], {}
-        self._lists: dict[str, list] | None = {
+        self._lists: dict[str, list] = {
             "token": root_token.tolist(),
             "parent": [NONE],
             "depth": [0],
@@ -46,35 +46,36 @@ class LoneTree(DraftTree):
 
     def __getattr__(self, name: str) -> Any:
         """What only the tree of a batch has."""
-        if self.__dict__.get("_lists") is None:
-            return self.__getattribute__(name)  # raises what it raised
-        self._join_the_batch()
-        return getattr(self, name)
+        if "_lists" not in self.__dict__:  # not made yet, as while it is copied
+            raise AttributeError(name)
+        return getattr(self._joined_the_batch(), name)
 
-    def _join_the_batch(self) -> None:
-        self._lists, answers = None, self._answers
-        super().__init__(self._root_token[:, 0], self.needs)
+    def _joined_the_batch(self) -> DraftTree:
+        """The same object, from now on the tree of a batch."""
+        root, needs, answers = self._root_token[:, 0], self.needs, self._answers
+        self.__dict__.clear()
+        self.__class__ = DraftTree
+        self.__init__(root, needs)
         for nodes, children in answers:
-            super().append(nodes, children)
+            self.append(nodes, children)
+        return self
 
     @property
     def width(self) -> int:
-        return super().width if self._lists is None else len(self._lists["token"])
+        return len(self._lists["token"])
 
     @property
     def ragged(self) -> bool:
-        return self._lists is None and super().ragged
+        return False
 
     @property
     def exists(self) -> Tensor:
-        return super().exists if self._lists is None else torch.ones((1, self.width), dtype=torch.bool)
+        return torch.ones((1, self.width), dtype=torch.bool)
 
     def append(self, nodes: Tensor, children: Children | StoredChildren) -> None:
-        token = children.token.flatten().tolist() if self._lists is not None and isinstance(children, Children) else []
-        if not token or children.missing is not None or min(token) < 0 <= max(token):
-            if self._lists is not None:
-                self._join_the_batch()
-            super().append(nodes, children)
+        token = children.token.flatten().tolist() if isinstance(children, Children) and children.missing is None else []
+        if not token or min(token) < 0 <= max(token):
+            self._joined_the_batch().append(nodes, children)
             return
         self._first, self._siblings, self._offer = self.width, children.token.shape[2], []
         if token[0] >= 0:  # else there are no children at all
@@ -96,42 +97,30 @@ class LoneTree(DraftTree):
         own["score"] += array("f", [own["score"][node] + more for node, more in zip(above, step, strict=True)])  # float32 sums
 
     def listed(self, *names: str) -> list[list]:
-        if self._lists is None:
-            return super().listed(*names)
         return [self._lists[name] for name in names]
 
     def newest_listed(self) -> Listed:
-        if self._lists is None:
-            return super().newest_listed()
         self._must_be_asked("entropy")
         entropy = self._answers[-1][1].entropy[0].tolist()
         score, logprob = self._lists["score"][self._first :], self._lists["logprob"][self._first :]
         return Listed(range(self._first, self.width), self._siblings, logprob, entropy, score)
 
     def frontier(self, count: int) -> Tensor:
-        slots = None if self._lists is None else best_of_list(self._lists["score"][self._first :], count)
-        return super().frontier(count) if slots is None else self.frontier_of(slots)
+        slots = best_of_list(self._lists["score"][self._first :], count)
+        return self._joined_the_batch().frontier(count) if slots is None else self.frontier_of(slots)
 
     def frontier_of(self, slot: list[int]) -> Tensor:
-        if self._lists is None:
-            return super().frontier_of(slot)
         self._offer = [self._first + place if place >= 0 else NONE for place in slot]
         return integers([self._offer], self._root_token)
 
     def is_frontier(self, nodes: Tensor) -> bool:
-        if self._lists is None:
-            return super().is_frontier(nodes)
         return nodes[0].tolist() == self._offer
 
     def at(self, name: str, nodes: Tensor) -> Tensor:
-        if self._lists is None:
-            return super().at(name, nodes)
         column = self._lists[name]
         return _tensor(name, [[column[node] for node in nodes[0].tolist()]], nodes)
 
     def _column(self, name: str) -> Tensor:
-        if self._lists is None:
-            return super()._column(name)
         if name not in self._made:
             self._made[name] = _tensor(name, [self._lists[name]], self._root_token)
         return self._made[name]
