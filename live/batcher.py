@@ -184,10 +184,9 @@ class Batcher:
 
     def _prefill(self, decoder: SpeculativeDecoder, joining: list[Request]) -> None:
         """Prefill requests in ``decoder``: either all fresh, or all resumed behind the tokens that they have."""
-        device = decoder.target.device
 
         def column(values: list[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.int64, device=device)
+            return torch.tensor(values, dtype=torch.int64)
 
         numbers, resumed = column([request.number for request in joining]), {}
         if joining[0].tokens:
@@ -201,7 +200,7 @@ class Batcher:
         decoder.prefill(
             [request.prompt + request.tokens[:-1] for request in joining],
             [request.max_new_tokens for request in joining],
-            sampling=side_by_side([request.sampling for request in joining], device),
+            sampling=side_by_side([request.sampling for request in joining]),
             text=column([request.text for request in joining]),
             sequence=numbers,
             row=numbers,
@@ -258,11 +257,11 @@ class Batcher:
         """The policy's state of one request behind its last finished cycle; a fresh one before the first."""
         policy, last = self.decoder.policy, self._last
         if last is not None and request.number in (rows := last.row.tolist()):
-            place = torch.tensor([rows.index(request.number)], device=last.row.device)
+            place = torch.tensor([rows.index(request.number)])
             return gather_rows(last.done.state, place, len(rows), policy.scope)
         if request.state is not None:
             return request.state
-        return policy.init(1, torch.tensor([request.number], device=self.decoder.target.device))
+        return policy.init(1, torch.tensor([request.number]))
 
     def _shrink(self) -> None:
         """Memory ran out: go on with half of those who were in flight; a request that was alone fails."""
@@ -279,12 +278,12 @@ class Batcher:
             self._news.append((request, []))
 
 
-def side_by_side(samplings: list[Sampling], device: torch.device) -> Sampling:
+def side_by_side(samplings: list[Sampling]) -> Sampling:
     """The settings of several texts as one, its fields tensors [R]."""
     whole = ("top_k", "seed")
 
     def column(name: str) -> Tensor:
         values = [getattr(sampling, name) for sampling in samplings]
-        return torch.tensor(values, dtype=torch.int64 if name in whole else torch.float64, device=device)
+        return torch.tensor(values, dtype=torch.int64 if name in whole else torch.float64)
 
     return Sampling(**{field.name: column(field.name) for field in dataclasses.fields(Sampling)})

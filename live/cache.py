@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from live.border import sent
+
 
 class TreeLayer(CacheLayerMixin):
     """Keys and values of one decoder layer: two tensors [rows, kv_heads, capacity, head_dim], in the model's dtype.
@@ -72,6 +74,9 @@ class TreeCache(Cache):
 
     :param rows: R, texts side by side.   :param capacity: slots per row to begin with; doubles as needed.
     :param layers: decoder layers.   :param device: where ``lengths`` lives.
+
+    ``host_lengths`` are the committed tokens of each row; the loop counts on the host, and whoever indexes on the device takes
+    ``lengths``, int64 [R].
     """
 
     def __init__(self, rows: int, capacity: int, layers: int, device: torch.device):
@@ -95,15 +100,21 @@ class TreeCache(Cache):
         self.rows = rows
         self._set_lengths([0] * rows)
 
-    def _set_lengths(self, lengths: list[int], tensor: Tensor | None = None) -> None:
-        self.host_lengths = lengths  # the same numbers as `lengths`, where reading them does not wait for a GPU
-        self.lengths = torch.tensor(lengths, dtype=torch.int64, device=self.device) if tensor is None else tensor
+    def _set_lengths(self, lengths: list[int]) -> None:
+        self.host_lengths, self._lengths = lengths, None
         self.longest = max(lengths, default=0)
         self.uniform = min(lengths, default=0) == self.longest
         self.tree_size = 0
         self.start: int | None = 0
         self.new, self.end = 0, 0
         self._places: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """Committed tokens per row, int64 [R], on the device."""
+        if self._lengths is None:
+            self._lengths = sent(torch.tensor(self.host_lengths, dtype=torch.int64), self.device)
+        return self._lengths
 
     # ---- around one forward -------------------------------------------------------------------------------------
 
@@ -152,16 +163,16 @@ class TreeCache(Cache):
 
     # ---- between forwards ---------------------------------------------------------------------------------------
 
-    def extend(self, counts: Tensor, host_counts: list[int]) -> None:
-        """Count the first ``counts[r]`` of the slots just written as committed (prefill); int64 [R]."""
-        self._set_lengths([a + b for a, b in zip(self.host_lengths, host_counts, strict=True)], self.lengths + counts)
+    def extend(self, counts: list[int]) -> None:
+        """Count the first ``counts[r]`` of the slots just written as committed (prefill)."""
+        self._set_lengths([a + b for a, b in zip(self.host_lengths, counts, strict=True)])
 
     def commit(self, slots: Tensor, counts: Tensor) -> None:
         """Move tree slots ``slots[r, :counts[r]]`` (int64 [R, A], relative to the tree) behind the committed text.
 
         The rest of the tree is dropped. Work is proportional to the entries moved, not to the context.
         """
-        host_counts, listed = _on_host(counts, slots)
+        host_counts, listed = counts.tolist(), slots.tolist()
         most, chosen = max(host_counts, default=0), [row[:count] for row, count in zip(listed, host_counts, strict=True)]
         if most > self.tree_size or any(not 0 <= slot < self.tree_size for row in chosen for slot in row):
             raise ValueError(f"commit() names a slot outside the tree's {self.tree_size}")
@@ -169,10 +180,8 @@ class TreeCache(Cache):
         if kept < most:
             self._fuse()
             for storage, _ in self._groups:
-                self._move(storage, slots[:, kept:most].to(storage.device), kept)
-        self._set_lengths(
-            [a + b for a, b in zip(self.host_lengths, host_counts, strict=True)], self.lengths + counts.to(self.device)
-        )
+                self._move(storage, sent(slots[:, kept:most], storage.device), kept)
+        self.extend(host_counts)
 
     def _move(self, storage: Tensor, slots: Tensor, first: int) -> None:
         if self.rows == 1:
@@ -214,14 +223,6 @@ class TreeCache(Cache):
             ours.keys[own:, :, :used] = theirs.keys[:, :, :used]
             ours.values[own:, :, :used] = theirs.values[:, :, :used]
         self._set_lengths(self.host_lengths[:own] + other.host_lengths)
-
-
-def _on_host(counts: Tensor, slots: Tensor) -> tuple[list[int], list[list[int]]]:
-    """The numbers int64 [R] and [R, A] as lists; on a GPU with the one wait of a cycle."""
-    if counts.is_cpu:
-        return counts.tolist(), slots.tolist()
-    both = torch.cat([counts[:, None], slots], 1).tolist()
-    return [row[0] for row in both], [row[1:] for row in both]
 
 
 def _in_place(slots: list[int], most: int) -> int:

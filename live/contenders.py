@@ -92,7 +92,7 @@ def decode_text(
     decoder: SpeculativeDecoder, recording: Recording, text: int, on_first: Callable[[torch.Tensor], None] | None = None
 ) -> Decoded:
     """A recorded prompt decoded up to its recorded length, sampled as it was recorded."""
-    number = torch.tensor([recording.uniform_keys[text]], device=decoder.target.device)
+    number = torch.tensor([recording.uniform_keys[text]])
     prompt, length = recording.prompt_tokens(text).tolist(), int(recording.length[text])
     return decoder.generate([prompt], length, on_first=on_first, sampling=Sampling(**recording.sampling(text)), text=number)
 

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from live.border import fetched
 from live.distribution import told_of
 from live.faults import DraftFailed, GuardedDrafter, check_prompt, drafting
 from live.looking_up_first import Drafts, live_drafter
@@ -25,7 +26,7 @@ from policies.loop import Cycled, Step, gather_rows, run_cycle
 from policies.one_row import every
 
 PER_ROW = ("row", "root", "sequence", "position", "number", "last", "told_last", "context", "root_logits", "group", "going")
-"""What a decoder knows of each row that still decodes: tensors [R]."""
+"""What a decoder knows of each row that still decodes: tensors [R] on the host, but for the root's logits [R, V]."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,10 @@ class SpeculativeDecoder:
         self.target, self.policy, self.cost = target, policy, cost
         self.drafter = live_drafter(drafts)
         self.asked: Drafter = self.drafter  # whom the drafting loop asks; fidelity puts a tape in between
-        ends = torch.tensor(list(end_tokens), dtype=torch.int64, device=target.device)
+        ends = torch.tensor(list(end_tokens), dtype=torch.int64)
         self.verifier = LiveVerifier(target, ends)
         self.context_limit = context_limit or target.context_limit
-        self._last_place = torch.tensor(self.context_limit - 1, device=target.device)
+        self._last_place = torch.tensor(self.context_limit - 1)
         self.state: State | None = None
 
     @torch.inference_mode()
@@ -147,16 +148,14 @@ class SpeculativeDecoder:
         rows = len(prompts)
         limits = [max_new_tokens] * rows if isinstance(max_new_tokens, int) else list(max_new_tokens)
         self._check(prompts, limits)
-        device = self.target.device
-        counts = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(list(prompt)) for prompt in prompts], batch_first=True)
-        tokens = padded.to(device)
+        counts = torch.tensor([len(prompt) for prompt in prompts])
+        tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(list(prompt)) for prompt in prompts], batch_first=True)
         self.target.reset(rows)
         output = self.target.prefill(tokens, counts, logits="last")
         logits = output.logits[:, 0]
-        self._row = torch.arange(rows, device=device) if row is None else row
-        sampler = Sampler(sampling, self._row if text is None else text, tokens, counts, logits.shape[-1])
-        self._root = sampler.choose(output.logits, torch.zeros_like(counts)[:, None])[:, 0] if root is None else root
+        self._row = torch.arange(rows) if row is None else row
+        sampler = Sampler(sampling, self._row if text is None else text, tokens, counts, logits)
+        self._root = fetched(sampler.choose(output.logits, torch.zeros_like(counts)[:, None]))[:, 0] if root is None else root
         sampler.commit(self._root[:, None], torch.ones_like(counts))
         self.verifier.sampler = sampler
         self.failed: dict[int, str] = {}
@@ -167,7 +166,7 @@ class SpeculativeDecoder:
         self._context = counts
         fits = self.context_limit - counts + 1  # the last token need not be run
         fits = fits if position is None else fits + position
-        self._last = torch.tensor(limits, device=device).minimum(fits) - 1  # the place of the last token that may come
+        self._last = torch.tensor(limits).minimum(fits) - 1  # the place of the last token that may come
         self._told_last = self._last if told_limit is None else (fits.clamp(max=told_limit) - 1).maximum(self._last)
         self._sequence = self._row if sequence is None else sequence
         self._position = torch.zeros_like(self._row) if position is None else position
@@ -177,7 +176,7 @@ class SpeculativeDecoder:
             goes_on = self.policy.scope == "stream" and self.state is not None
             state = self.state if goes_on else self.policy.init(rows, self._sequence)
         self.state = state
-        broken = logits.amax(-1).isnan()  # a maximum passes NaN on
+        broken = fetched(logits.amax(-1)).isnan()  # a maximum passes NaN on
         self._going = (self._position < self._last) & ~self.verifier.ends(self._root) & ~broken
         self._tell_broken(broken)
 

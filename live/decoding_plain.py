@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from live.border import fetched
 from live.model import CachedModel
 from live.sampling import GREEDY, Sampler
 from policies.contract import Sampling
@@ -45,17 +46,18 @@ def plain_decode(
     stop = frozenset(eos_ids)
     model.reset(len(prompts))
     longest = max(map(len, prompts))
-    padded = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=model.device)
-    counts = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
-    numbers = torch.tensor(list(range(len(prompts)) if text is None else text), device=model.device)
+    padded = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts])
+    counts = torch.tensor([len(prompt) for prompt in prompts])
+    numbers = torch.tensor(list(range(len(prompts)) if text is None else text))
     active = list(range(len(prompts)))  # prompt index of each row
     logits = model.prefill(padded, counts, logits="last").logits
-    sampler = Sampler(sampling, numbers, padded, counts, logits.shape[-1])
+    sampler = Sampler(sampling, numbers, padded, counts, logits)
     for position in range(max(limits)):
-        chosen = sampler.choose(logits, torch.full_like(numbers, position)[:, None])[:, 0]
+        choice = sampler.choose(logits, torch.full_like(numbers, position)[:, None])[:, 0]
+        chosen, broken = fetched(torch.stack([choice, _broken(logits)]))
         sampler.commit(chosen[:, None], torch.ones_like(chosen))
         staying = []
-        for row, (token, broken) in enumerate(zip(chosen.tolist(), _broken(logits), strict=True)):
+        for row, (token, broken) in enumerate(zip(chosen.tolist(), broken.tolist(), strict=True)):
             prompt = active[row]
             if broken:
                 _tell_nan(on_nan, prompt, position)
@@ -68,7 +70,7 @@ def plain_decode(
         if not staying:
             break
         if len(staying) < len(active):
-            kept = torch.tensor(staying, device=model.device)
+            kept = torch.tensor(staying)
             model.gather_rows(kept)
             sampler.gather_rows(kept)
             numbers, chosen, active = numbers[kept], chosen[kept], [active[row] for row in staying]
@@ -76,9 +78,9 @@ def plain_decode(
     return texts
 
 
-def _broken(logits: Tensor) -> list[bool]:
-    """Whether each row's logits [R, 1, V] hold something that is not a number (a maximum passes NaN on)."""
-    return logits[:, 0].amax(-1).isnan().tolist()
+def _broken(logits: Tensor) -> Tensor:
+    """1 where a row's logits [R, 1, V] hold something that is not a number (a maximum passes NaN on), else 0: int64 [R]."""
+    return logits[:, 0].amax(-1).isnan().long()
 
 
 def _tell_nan(on_nan: Callable[[int, int], None] | None, prompt: int, position: int) -> None:

@@ -54,9 +54,10 @@ def entropy_of(logprob: Tensor) -> Tensor:
 
 
 def told_of(logits: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-    """(entropy, log-probability of the given tokens int64 [B]) under logits [B, V]: float32 [B] each, in nats."""
+    """(entropy, log-probability of the given tokens int64 [B]) under logits [B, V]: float32 [B] each, in nats, on the host."""
     logprob = log_probabilities(logits)
-    return entropy_of(logprob), logprob.gather(1, token[:, None])[:, 0].float()
+    told = entropy_of(logprob), logprob.gather(1, token.to(logits.device)[:, None])[:, 0].float()
+    return told if logits.is_cpu else tuple(torch.stack(told).cpu().unbind(0))
 
 
 def on_grid(nats: Tensor) -> Tensor:
@@ -98,6 +99,19 @@ def _ranked(logits: Tensor, count: int, entropy: bool) -> Ranked:
         index = _settled(logprob, count)
         return Ranked(index, on_grid(logprob.gather(-1, index)), spread)
     return Ranked(index[..., :count], on_grid(value[..., :count]), spread)  # all distinct, so this is the only order
+
+
+def ranked_in_one_piece(logits: Tensor, count: int, entropy: bool, ids: Tensor | None = None) -> Tensor:
+    """The same without a look at the numbers, which would wait for a GPU: float64 [..., 2 K + 2], the indices (as ``ids`` int64 [V]
+    calls them), log-probabilities, the entropy, and 1 where the order of the best is not settled by their numbers alone."""
+    logprob = log_probabilities(logits)
+    spread = on_grid(entropy_of(logprob)) if entropy else torch.full_like(logprob[..., 0], -1.0)
+    logprob = logprob.float()
+    value, index = logprob.topk(min(count + 1, logprob.shape[-1]), dim=-1)
+    open_order = (value[..., 1:] == value[..., :-1]).any(-1) | value[..., 0].isnan()
+    index, value = index[..., :count], on_grid(value[..., :count])
+    index = index if ids is None else ids.take(index)
+    return torch.cat([part.double() for part in (index, value, spread[..., None], open_order[..., None])], -1)
 
 
 @lru_cache(maxsize=64)

@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from live.border import fetched_ranking, sent
 from live.network import DraftNetwork
 from policies.contract import Cycle
 from policies.one_row import alone, least
@@ -27,7 +28,8 @@ class LiveDrafter:
         self.network = network
 
     def prefill(self, prompt: Tensor, counts: Tensor, features: Tensor | None, root: Tensor) -> None:
-        """Show the draft the prompts int64 [R, L] (counts int64 [R]), their features [R, L, F] and the first roots [R]."""
+        """Show the draft the prompts int64 [R, L] (counts int64 [R]), their features [R, L, F] and the first roots [R]. Features
+        lie where the target left them, all else on the host."""
         self.network.reset(len(prompt))
         behind = torch.nn.functional.pad(prompt, (0, 1)).scatter(1, counts[:, None], root[:, None])
         self._root = root
@@ -82,14 +84,14 @@ class LiveDrafter:
             if self._pending is not None:
                 self._source = self.network.advance(*self._pending)
                 self._pending = None
-            found = self.network.open(self._source, self._context_length, branching)
+            found = fetched_ranking(self.network.open(self._source, self._context_length, branching))
             found = [part.unsqueeze(1) for part in found]
             self._slots = 0
         else:
             token, parent = tree.at("token", nodes), tree.at("handle", nodes)
             if nothing is not None:
                 token, parent = token.masked_fill(nothing, NONE), parent.masked_fill(nothing, 0)
-            found = self.network.grow(parent, token, branching)
+            found = fetched_ranking(self.network.grow(parent, token, branching))
         token, logprob, entropy = found
         if nothing is not None:
             token, logprob = token.masked_fill(nothing[:, :, None], NONE), logprob.masked_fill(nothing[:, :, None], -torch.inf)
@@ -120,5 +122,6 @@ def _joined(old: tuple | None, new: tuple) -> tuple:
     joined = joined.scatter(1, place, tokens)[:, :width]
     if features is not None:
         wide = torch.nn.functional.pad(old_features, (0, 0, 0, width + 1 - old_features.shape[1]))
-        features = wide.scatter(1, place[:, :, None].expand_as(features), features)[:, :width]
+        place = sent(place, features.device)[:, :, None].expand_as(features)
+        features = wide.scatter(1, place, features)[:, :width]
     return joined, features, total

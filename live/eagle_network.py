@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from live.border import fetched, sent
 from live.distribution import Ranked, ranked
 from live.eagle3 import Eagle3Head
 from live.eagle_trees import SharedTrees, spread, with_room
@@ -36,7 +37,7 @@ class EagleNetwork:
         like = next(head.parameters())
         self._key = like.new_zeros((rows, head.num_kv_heads, 0, head.head_dim))
         self._value = torch.zeros_like(self._key)
-        self._length = torch.zeros(rows, dtype=torch.int64, device=like.device)
+        self._length = torch.zeros(rows, dtype=torch.int64)  # on the host, as who counts
         self._shortest = self._longest = 0
         offsets = head.d2t
         self._target_ids = None if offsets is None else offsets + torch.arange(len(offsets), device=offsets.device)
@@ -44,7 +45,7 @@ class EagleNetwork:
 
     def gather_rows(self, rows: Tensor) -> None:
         self._key, self._value = self._key[rows], self._value[rows]
-        self._set_length(self._length[rows])
+        self._set_length(self._length[fetched(rows)])
 
     def forwards(self) -> list[tuple[object, str]]:
         return [(self, name) for name in ("_caught_up", "_level", "_root_logits")]
@@ -62,14 +63,15 @@ class EagleNetwork:
 
         self._key, self._value = both(self._key, other._key), both(self._value, other._value)
         self._length = torch.cat([self._length, other._length])
-        self.gather_rows(torch.arange(len(self._length), device=self._length.device))  # what hangs on the lengths is made anew
+        self.gather_rows(torch.arange(len(self._length)))  # what hangs on the lengths is made anew
 
     def advance(self, tokens: Tensor, features: Tensor | None, counts: Tensor, everywhere: bool = False) -> Tensor:
-        positions = self._length[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        device, counts = self._key.device, fetched(counts)
+        positions = sent(self._length[:, None] + torch.arange(tokens.shape[1]), device)
         place = self._longest if self._shortest == self._longest else positions
         self._set_length(self._length + counts)
-        last = None if everywhere or tokens.shape[1] == 1 else (counts - 1)[:, None]
-        hidden = self._caught_up(tokens.clamp(min=0), features, positions, place, last)
+        last = None if everywhere or tokens.shape[1] == 1 else sent((counts - 1)[:, None], device)
+        hidden = self._caught_up(sent(tokens.clamp(min=0), device), features, positions, place, last)
         return hidden if everywhere else hidden[:, 0]
 
     def _caught_up(
@@ -95,7 +97,7 @@ class EagleNetwork:
         return self._attention(query, span, visible)
 
     def open(self, source: Tensor, context_length: Tensor, width: int) -> Ranked:
-        self._trees = None
+        self._trees, context_length = None, sent(lengths := context_length, source.device)
         if len(source) != len(self._key):
             cells = self._key[0, :, : self._longest], self._value[0, :, : self._longest]
             self._trees = SharedTrees(self.head, *cells, source, context_length)
@@ -103,13 +105,14 @@ class EagleNetwork:
             self._prefix, self._before = context_length, context_length - 1  # cells 0 .. context_length - 1
             self._ancestry = Ancestry(len(source), source.device)
             self._hidden = source[:, None]  # each slot's output; the root's is the last committed cell's
-            self._all = set(context_length.tolist()) == {self._longest}
+            self._all = set(lengths.tolist()) == {self._longest}
         return self._children(ranked(self._root_logits(source), width, self.entropies))
 
     def _root_logits(self, source: Tensor) -> Tensor:
         return self.head.logits(source.unsqueeze(1)).squeeze(1)
 
     def grow(self, parent: Tensor, token: Tensor, width: int) -> Ranked:
+        parent, token = sent(parent, self._key.device), sent(token, self._key.device)
         if self._trees is not None:
             return self._grow_shared(parent, token, width)
         sees = self._ancestry.add(parent)[:, :, 1:]  # the root has no cell in the tree

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -116,22 +116,46 @@ class GraphedModel(CachedModel):
         capacity = -(-capacity // _ALIGNED) * _ALIGNED
         self.cache = StaticTreeCache(model, rows, capacity, self.device)
         self.buckets, self.graphs = buckets, graphs and self.device.type == "cuda"
-        self._fixed: dict[tuple[int, int], _Fixed] = {}
+        self._shapes: dict[tuple[int, int], _Fixed] = {}
         self._replaying: torch.cuda.CUDAGraph | None = None
         self._memory = torch.cuda.graph_pool_handle() if self.graphs else None
 
-    def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, select: Callable | None) -> Output:
-        cache, new = self.cache, tokens.shape[1]
-        bucket = next((size for size in self.buckets if size >= new), None)
-        used = cache.longest + cache.tree_size
-        prompt = select is not None or (mask is None and new > 1)  # causal attention that needs no mask
-        if bucket is None or prompt or used + bucket > cache.capacity:
-            return super()._forward(tokens, positions, mask, select)
-        cache.open(new)
-        key = cache.rows, bucket
-        if key not in self._fixed:
-            self._fixed[key] = _Fixed(self, bucket)
-        return self._fixed[key].run(tokens, positions, mask, used + new)
+    def prefill(
+        self, tokens: Tensor, counts: Tensor | None = None, logits: Literal["all", "last", "none"] = "last"
+    ) -> Output:
+        """One more token in every row is a tree of its root alone; prompts run in any shape."""
+        every_row = counts is None or min(counts.tolist(), default=0) == 1
+        if tokens.shape[1] != 1 or not every_row or logits == "none" or not self._fits(1):
+            return super().prefill(tokens, counts, logits)
+        self._check_context(self.cache.longest + 1)
+        positions = torch.tensor(self.cache.host_lengths)[:, None]
+        output = self._fixed(tokens, positions, torch.ones((self.rows, 1, 1), dtype=torch.bool))
+        self.cache.extend([1] * self.rows)
+        return output
+
+    def forward_tree(self, tokens: Tensor, prefix: Tensor | None, positions: Tensor, ancestors: Tensor) -> Output:
+        """A first tree behind all of each row's text, as the loop verifies it, runs in fixed shape."""
+        new = tokens.shape[1]
+        if prefix is not None or not self._fits(new):
+            return super().forward_tree(tokens, prefix, positions, ancestors)
+        if self.cache.longest + new > self.context_limit:
+            self._check_context(int(positions.max()) + 1)
+        output = self._fixed(tokens, positions, ancestors)
+        self.cache.tree_size = new
+        return output
+
+    def _fits(self, new: int) -> bool:
+        """Whether ``new`` tokens, the first behind all rows' text, have a bucket, and that a place in the cache."""
+        bucket, cache = bucket_of(self.buckets, new), self.cache
+        return bucket is not None and not cache.tree_size and 0 < cache.longest <= cache.capacity - bucket
+
+    def _fixed(self, tokens: Tensor, positions: Tensor, sees: Tensor) -> Output:
+        """One forward of fixed shape; see :meth:`_Fixed.run`."""
+        self.cache.open(tokens.shape[1])
+        key = self.cache.rows, bucket_of(self.buckets, tokens.shape[1])
+        if key not in self._shapes:
+            self._shapes[key] = _Fixed(self, key[1])
+        return self._shapes[key].run(tokens, positions, sees)
 
     def run(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, extra: dict[str, Tensor]) -> Tensor | None:
         """The network's forward pass, where timers look for it: the replay of a graph (its outputs are known), or calls."""
@@ -150,32 +174,38 @@ class GraphedModel(CachedModel):
         self.reset(rows)
 
 
+def bucket_of(buckets: tuple[int, ...], new: int) -> int | None:
+    """The least of ``buckets`` that holds ``new`` tokens or nodes; None when none does."""
+    return next((size for size in buckets if size >= new), None)
+
+
 class _Fixed:
-    """One forward of R rows and T new tokens: its inputs, its outputs and, on a GPU, its graph."""
+    """One forward of R rows and T new tokens: its inputs, its outputs and, on a GPU, its graph.
+
+    ``numbers`` int64 [R, 2 T + 1] are tokens, positions and the length of each row; ``sees`` bool [R, T, T], which new tokens each
+    new token attends to. Two copies of a cycle's worth of numbers are all that is sent; masks are made by the graph.
+    """
 
     def __init__(self, owner: GraphedModel, size: int):
-        self.owner, rows, device = owner, owner.cache.rows, owner.device
+        self.owner, self.size, self.rows = owner, size, owner.cache.rows
+        device = owner.device
         with torch.inference_mode(False):
-            self.tokens = torch.zeros((rows, size), dtype=torch.int64, device=device)
-            self.positions = torch.zeros_like(self.tokens)
-            self.slots = torch.zeros_like(self.tokens)
-            self.mask = torch.zeros((rows, 1, size, owner.cache.capacity), dtype=owner.dtype, device=device)
-            self.row = torch.arange(rows, device=device)[:, None]
-            self.steps = torch.arange(size, device=device)
+            self.numbers = torch.zeros((self.rows, 2 * size + 1), dtype=torch.int64, device=device)
+            self.sees = torch.zeros((self.rows, size, size), dtype=torch.bool, device=device)
+            self.row = torch.arange(self.rows, device=device)[:, None]
+            self.step = torch.arange(size, device=device)
             self.place = torch.arange(owner.cache.capacity, device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.output: Output | None = None
 
-    def run(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, end: int) -> Output:
-        """``tokens``, ``positions`` int64 [R, t], t <= T; ``mask`` [R, 1, t, s], or None: one new token that sees ``end`` slots."""
-        new, cache, hidden = tokens.shape[1], self.owner.cache, self.owner._hidden
-        self.tokens[:, :new].copy_(tokens)  # what lies behind runs along and is not looked at
-        self.positions[:, :new].copy_(positions.expand_as(tokens))
-        self.slots.copy_((cache.lengths + cache.tree_size)[:, None] + self.steps)
-        if mask is None:
-            self.mask[:, :, :new].zero_().masked_fill_(self.place >= end, hidden)
-        else:
-            self.mask[:, :, :new].copy_(F.pad(mask, (0, cache.capacity - mask.shape[-1]), value=hidden))
+    def run(self, tokens: Tensor, positions: Tensor, sees: Tensor) -> Output:
+        """``tokens``, ``positions`` int64 [R, t], t <= T; ``sees`` bool [R, t, t]. All see their row's whole text."""
+        new = tokens.shape[1]
+        numbers = torch.zeros(self.numbers.shape, dtype=torch.int64)
+        numbers[:, :new], numbers[:, self.size : self.size + new] = tokens, positions  # what lies behind is not looked at
+        numbers[:, -1] = torch.tensor(self.owner.cache.host_lengths)
+        self.numbers.copy_(numbers, non_blocking=True)
+        self.sees.copy_(F.pad(sees, (0, self.size - new, 0, self.size - new)), non_blocking=True)
         if not self.owner.graphs:
             with updates_allowed():
                 self.output = self._compute(self.owner.run)
@@ -189,23 +219,32 @@ class _Fixed:
     def _replay(self) -> None:
         self.owner._replaying = self.graph
         try:
-            self.owner.run(self.tokens, self.positions, self.mask, {})
+            self.owner.run(self.numbers, self.numbers, None, {})
         finally:
             self.owner._replaying = None
 
     def _compute(self, run: Callable[..., Tensor]) -> Output:
-        owner = self.owner
-        owner.cache.places = (self.row, self.slots)
-        extra = {"cache_position": self.slots[0]} if owner._wants_cache_position else {}
+        owner, size = self.owner, self.size
+        tokens, positions, length = self.numbers.split([size, size, 1], 1)
+        slots = length + self.step
+        owner.cache.places = (self.row, slots)
+        extra = {"cache_position": slots[0]} if owner._wants_cache_position else {}
         try:
             with owner.streams:
-                logits = run(self.tokens, self.positions, self.mask, extra)
+                logits = run(tokens, positions, self._mask(length), extra)
         finally:
             owner.cache.places = None
         return Output(logits, owner.streams.take(owner.device))
 
+    def _mask(self, length: Tensor) -> Tensor:
+        """Additive mask [R, 1, T, capacity] for texts of ``length`` int64 [R, 1]."""
+        behind = (self.place - length)[:, None]  # [R, 1, capacity]: which new token lies in a slot
+        new = self.sees.gather(2, behind.clamp(0, self.size - 1).expand(-1, self.size, -1)) & (behind < self.size)
+        mask = torch.zeros(new.shape, dtype=self.owner.dtype, device=self.owner.device)
+        return mask.masked_fill_(~new & (behind >= 0), self.owner._hidden)[:, None]
+
     def _capture(self) -> None:
-        """Record the forward's kernels. Its outputs share memory with those of the model's other graphs: they are read at once."""
+        """Record the forward's kernels. The next replay writes over its outputs: they are read before that."""
         run = partial(CachedModel.run, self.owner)  # no timer around it: waiting for the device would end the capture
         self.graph, self.output = record(lambda: self._compute(run), self.owner.device, self.owner._memory)
 

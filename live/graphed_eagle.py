@@ -3,20 +3,24 @@
 For live decoding: one tree per row. A row's cells lie in one buffer [R, kv heads, capacity + SLOTS, d]: the committed ones from
 the left, and the cell of tree slot s at capacity + s. Attention looks at the whole buffer under a mask. Frontier widths and
 numbers of tokens to catch up on are rounded up; what is computed beyond them is written over by what comes next.
+
+A level's ranking belongs to its graph: one copy of small numbers is sent before a replay, one is fetched behind it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from live.distribution import Ranked, ranked
+from live.border import fetched, fetched_ranking, sent, unpacked
+from live.distribution import Ranked, ranked, ranked_in_one_piece
 from live.eagle3 import Eagle3Head
-from live.graphed import record, updates_allowed
+from live.graphed import bucket_of, record, updates_allowed
 
 SLOTS = 256
 """Tree slots of a row; a draft tree that expands more nodes is a crash of the draft, which decoding survives."""
@@ -27,7 +31,7 @@ CAUGHT_UP = (1, 2, 4, 6, 9, 16)
 
 
 class GraphedEagle:
-    """A draft network (live/network.py) of fixed shapes, for ``capacity`` committed cells of each row."""
+    """A draft network (live/network.py) of fixed shapes, for ``capacity`` committed cells of each row. Rankings lie on the host."""
 
     kind = "eagle3"
     needs_features = True
@@ -40,89 +44,122 @@ class GraphedEagle:
         self.dtype, self.device = like.dtype, like.device
         self.graphs = graphs and self.device.type == "cuda"
         self._memory = torch.cuda.graph_pool_handle() if self.graphs else None
+        offsets = head.d2t
+        self.target_ids = None if offsets is None else offsets + torch.arange(len(offsets), device=offsets.device)
         self._rooms: dict[int, _Room] = {}
         self.reset(1)
 
     def forwards(self) -> list[tuple[object, str]]:
-        return [(self, name) for name in ("_caught_up", "_level", "_root_logits")]
+        return [(self, "run")]
+
+    def run(self, forward: Callable[[], Any]) -> Any:
+        """A forward pass, where timers look for it: the replay of a graph, or calls."""
+        return forward()
 
     def reset(self, rows: int) -> None:
         self.entropies = True
-        self._take(rows)
-        self._room.length.zero_()
+        self._take(rows, [0] * rows)
         self._room.key.zero_()
         self._room.value.zero_()
 
     def gather_rows(self, rows: Tensor) -> None:
-        old = self._room
-        kept = [part[rows] for part in (old.key, old.value, old.length)]
-        self._take(len(rows))
-        for part, values in zip((self._room.key, self._room.value, self._room.length), kept, strict=True):
-            part.copy_(values)
+        old, lengths = self._room, [self._lengths[row] for row in rows.tolist()]
+        kept = old.key[rows], old.value[rows]
+        self._take(len(rows), lengths)
+        self._room.key.copy_(kept[0])
+        self._room.value.copy_(kept[1])
 
     def beside(self) -> GraphedEagle:
         return GraphedEagle(self.head, self.name, self.capacity, self.graphs)
 
     def join(self, other: GraphedEagle) -> None:
-        parts = [[room.key, room.value, room.length] for room in (self._room, other._room)]
-        joined = [torch.cat(both) for both in zip(*parts, strict=True)]
-        self._take(len(joined[-1]))
-        for part, values in zip((self._room.key, self._room.value, self._room.length), joined, strict=True):
-            part.copy_(values)
+        ours, theirs, lengths = self._room, other._room, self._lengths + other._lengths
+        key, value = torch.cat([ours.key, theirs.key]), torch.cat([ours.value, theirs.value])
+        self._take(len(lengths), lengths)
+        self._room.key.copy_(key)
+        self._room.value.copy_(value)
 
-    def _take(self, rows: int) -> None:
+    def _take(self, rows: int, lengths: list[int]) -> None:
         if rows not in self._rooms:
             self._rooms[rows] = _Room(self, rows)
-        self._room = self._rooms[rows]
+        self._room, self._lengths = self._rooms[rows], lengths
 
     def advance(self, tokens: Tensor, features: Tensor | None, counts: Tensor, everywhere: bool = False) -> Tensor:
-        hidden = self._caught_up(tokens.clamp(min=0), features)
-        self._room.length.add_(counts)
-        if everywhere:
-            return hidden.clone()
-        return hidden.gather(1, (counts - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0]
-
-    def _caught_up(self, tokens: Tensor, features: Tensor) -> Tensor:
-        """Outputs [R, T, H] of committed cells that follow those before."""
-        room, count = self._room, tokens.shape[1]
-        size = next((size for size in CAUGHT_UP if size >= count), count)
-        inputs = {"tokens": F.pad(tokens, (0, size - count)), "features": F.pad(features, (0, 0, 0, size - count))}
-        return room.run(("advance", size), room.advance, inputs, captured=size in CAUGHT_UP)[:, :count]
+        room, new = self._room, counts.tolist()
+        size = bucket_of(CAUGHT_UP, tokens.shape[1])
+        own = F.pad(fetched(tokens).clamp(min=0), (0, (size or tokens.shape[1]) - tokens.shape[1]))
+        numbers = torch.cat([own, torch.tensor([self._lengths, new]).T], 1)
+        self._lengths = [length + count for length, count in zip(self._lengths, new, strict=True)]
+        hidden, last = room.run(("advance", size), room.advance, numbers, features, captured=size is not None)
+        return hidden[:, : tokens.shape[1]].clone() if everywhere else last
 
     def open(self, source: Tensor, context_length: Tensor, width: int) -> Ranked:
         room = self._room
-        room.prefix.copy_(context_length)
-        room.hidden[:, 0] = source
-        room.depth.zero_()
-        room.sees.zero_()
         self._slots = 1
-        return self._children(ranked(self._root_logits(source), width, self.entropies))
-
-    def _root_logits(self, source: Tensor) -> Tensor:
-        return self.head.logits(source[:, None])[:, 0]
+        key, compute = ("open", width, self.entropies), self._ranking(room.open, width)
+        logits, told = room.run(key, compute, fetched(context_length)[:, None], source[:, None], captured=True)
+        return Ranked(*(part[:, 0] for part in self._told(logits, told, width)))
 
     def grow(self, parent: Tensor, token: Tensor, width: int) -> Ranked:
-        logits = self._level(parent, token.clamp(min=0))
-        self._slots += parent.shape[1]
-        return self._children(ranked(logits, width, self.entropies))
-
-    def _level(self, parent: Tensor, token: Tensor) -> Tensor:
-        """Logits [R, W, Vd] of new slots, children of the slots ``parent`` int64 [R, W]."""
+        """As every network does; raises ValueError when the tree has no slot for the nodes."""
         room, count = self._room, parent.shape[1]
-        size = next((size for size in WIDTHS if size >= count), count)
-        if self._slots + size > SLOTS:
-            size = count
+        size = bucket_of(WIDTHS, count)
+        captured = size is not None and self._slots + size <= SLOTS
+        size = size if captured else count
         if self._slots + size > SLOTS:
             raise ValueError(f"the draft tree expands more than {SLOTS} nodes")
-        padding = (0, size - count)
-        inputs = {"parent": F.pad(parent, padding), "token": F.pad(token, padding), "first": torch.tensor(self._slots)}
-        return room.run(("grow", size), room.grow, inputs, captured=size in WIDTHS)[:, :count]
+        padded = [F.pad(fetched(part), (0, size - count)) for part in (parent, token.clamp(min=0))]
+        numbers = torch.cat([*padded, torch.full((len(parent), 1), self._slots)], 1)
+        self._slots += count
+        key, compute = ("grow", size, width, self.entropies), self._ranking(room.grow, width)
+        logits, told = room.run(key, compute, numbers, None, captured)
+        return self._told(logits[:, :count], told[:, :count], width)
 
-    def _children(self, found: Ranked) -> Ranked:
-        """From the draft vocabulary to the target's token ids (d2t holds offsets)."""
-        if self.head.d2t is None:
-            return found
-        return found._replace(index=found.index + self.head.d2t[found.index])
+    def _ranking(self, forward: Callable[[Tensor, Tensor | None], Tensor], width: int) -> Callable[..., tuple[Tensor, Tensor]]:
+        return partial(_ranked, forward, width, self.entropies, self.target_ids)
+
+    def _told(self, logits: Tensor, told: Tensor, width: int) -> Ranked:
+        """The ranking float64 [R, W, 2 K + 2] of logits [R, W, Vd] on the host; worked out anew where equal numbers left it open."""
+        told = fetched(told)
+        if not told[..., -1].any():
+            return unpacked(told[..., :-1])
+        found = ranked(logits, width, self.entropies)
+        index = found.index if self.target_ids is None else self.target_ids.take(found.index)
+        return fetched_ranking(found._replace(index=index))
+
+
+def _ranked(
+    forward: Callable[[Tensor, Tensor | None], Tensor],
+    width: int,
+    entropies: bool,
+    ids: Tensor | None,
+    numbers: Tensor,
+    wide: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """A forward pass that gives logits, and their ranking."""
+    logits = forward(numbers, wide)
+    return logits, ranked_in_one_piece(logits, width, entropies, ids)
+
+
+class _Graph:
+    """Where a graph's inputs are written, what replays it, and where its outputs then stand."""
+
+    def __init__(self, numbers: Tensor, wide: Tensor | None, places: int, device: torch.device):
+        """Inputs like those of :meth:`_Room.run`, the wide one with ``places`` places."""
+        self.replayed: torch.cuda.CUDAGraph | None = None
+        self.output: Any = None
+        with torch.inference_mode(False):
+            self.numbers = torch.zeros(numbers.shape, dtype=torch.int64, device=device)
+            self.wide = None if wide is None else torch.zeros((len(wide), places, wide.shape[2]), dtype=wide.dtype, device=device)
+
+    def write(self, numbers: Tensor, wide: Tensor | None) -> None:
+        self.numbers.copy_(numbers, non_blocking=True)
+        if wide is not None:
+            self.wide[:, : wide.shape[1]].copy_(wide)
+
+    def capture(self, compute: Callable[..., Any], memory: tuple[int, int] | None) -> None:
+        """Behind :meth:`write`: the calls before a capture are real ones."""
+        self.replayed, self.output = record(lambda: compute(self.numbers, self.wide), self.numbers.device, memory)
 
 
 class _Room:
@@ -135,53 +172,67 @@ class _Room:
         with torch.inference_mode(False):  # tensors that may be written to in every mode
             self.key = torch.zeros(shape, dtype=owner.dtype, device=device)
             self.value = torch.zeros_like(self.key)
-            self.length = torch.zeros(rows, dtype=torch.int64, device=device)
-            self.prefix = torch.zeros_like(self.length)
+            self.prefix = torch.zeros(rows, dtype=torch.int64, device=device)
             self.hidden = torch.zeros((rows, SLOTS, head.hidden_size), dtype=owner.dtype, device=device)
             self.depth = torch.zeros((rows, SLOTS), dtype=torch.int64, device=device)
             self.sees = torch.zeros((rows, SLOTS, SLOTS), dtype=torch.bool, device=device)
             self.row = torch.arange(rows, device=device)[:, None]
             self.place = torch.arange(owner.capacity + SLOTS, device=device)
-        self._inputs: dict[tuple[str, int], dict[str, Tensor]] = {}
-        self._graphs: dict[tuple[str, int], tuple[Any, Tensor]] = {}
+        self._graphs: dict[tuple, _Graph] = {}
 
-    def run(self, key: tuple[str, int], compute: Callable[..., Tensor], inputs: dict[str, Tensor], captured: bool) -> Tensor:
-        """``compute`` of the inputs: the replay of its graph where it is to be captured and there is a GPU."""
-        if not (captured and self.owner.graphs):
+    def run(self, key: tuple, compute: Callable[..., Any], numbers: Tensor, wide: Tensor | None, captured: bool) -> Any:
+        """``compute(numbers, wide)``: the replay of its graph where it is to be captured and there is a GPU.
+
+        :param numbers: int64 [R, N], on the host.   :param wide: [R, T, X] on the device; a graph takes more places than T.
+        """
+        owner = self.owner
+        if not (captured and owner.graphs):
             with updates_allowed():
-                return compute(**{name: value.to(self.key.device) for name, value in inputs.items()})
-        if key not in self._inputs:
-            with torch.inference_mode(False):
-                self._inputs[key] = {
-                    name: torch.zeros(value.shape, dtype=value.dtype, device=self.key.device) for name, value in inputs.items()
-                }
-        fixed = self._inputs[key]
-        for name, value in inputs.items():
-            fixed[name].fill_(int(value)) if value.dim() == 0 else fixed[name].copy_(value)
+                return owner.run(lambda: compute(sent(numbers, owner.device), wide))
         if key not in self._graphs:
-            self._graphs[key] = record(lambda: compute(**fixed), self.key.device, self.owner._memory)
-        graph, output = self._graphs[key]
-        graph.replay()
-        return output
+            self._graphs[key] = _Graph(numbers, wide, key[1] if key[0] == "advance" else 1, owner.device)
+        graph = self._graphs[key]
+        graph.write(numbers, wide)
+        if graph.replayed is None:
+            graph.capture(compute, owner._memory)
+        owner.run(graph.replayed.replay)
+        return graph.output
 
-    def advance(self, tokens: Tensor, features: Tensor) -> Tensor:
-        """Cells of tokens int64 [R, T] with the features [R, T, F] of the places before them, behind the committed ones."""
-        head = self.owner.head
-        positions = self.length[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
-        hidden = head.fuse(features)
+    def advance(self, numbers: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of committed cells behind those before: of all T [R, T, H], and of each row's last one [R, H].
+
+        :param numbers: tokens, cells before and how many count: int64 [R, T + 2].
+        :param features: [R, t, F] of the places before the tokens, t <= T.
+        """
+        head, count = self.owner.head, numbers.shape[1] - 2
+        tokens, before, counts = numbers.split([count, 1, 1], 1)
+        positions = before + torch.arange(count, device=numbers.device)
+        hidden = head.fuse(F.pad(features, (0, 0, 0, count - features.shape[1])))
         query, key, value = head.project(hidden, tokens, positions)
         self._write(key, value, positions)
         visible = self.place <= positions[:, :, None]  # tree cells lie behind all committed ones
-        return head.finish(hidden, self._attend(query, visible))
+        output = head.finish(hidden, self._attend(query, visible))
+        return output, output.gather(1, (counts - 1)[:, :, None].expand(-1, 1, output.shape[2]))[:, 0]
 
-    def grow(self, parent: Tensor, token: Tensor, first: Tensor) -> Tensor:
-        """Logits [R, W, Vd] of the slots from ``first`` (a number) on; what belongs to the slots is kept."""
-        head, count = self.owner.head, parent.shape[1]
-        slots = first + torch.arange(count, device=parent.device)
+    def open(self, numbers: Tensor, source: Tensor) -> Tensor:
+        """Logits [R, 1, Vd] of new trees' roots at places ``numbers`` int64 [R, 1], from outputs ``source`` [R, 1, H]."""
+        self.prefix.copy_(numbers[:, 0])
+        self.hidden[:, :1] = source
+        self.depth.zero_()
+        self.sees.zero_()
+        return self.owner.head.logits(source)
+
+    def grow(self, numbers: Tensor, _: None) -> Tensor:
+        """Logits [R, W, Vd] of new slots; what belongs to the slots is kept.
+
+        :param numbers: the slots' parents, their tokens and the first slot: int64 [R, 2 W + 1].
+        """
+        head, count, device = self.owner.head, numbers.shape[1] // 2, numbers.device
+        parent, token, first = numbers.split([count, count, 1], 1)
+        slots = first[0] + torch.arange(count, device=device)
         depth = self.depth.gather(1, parent) + 1
-        sees = self.sees.gather(1, parent[:, :, None].expand(-1, -1, SLOTS)) | (
-            torch.arange(SLOTS, device=parent.device) == slots[:, None]
-        )
+        own = torch.arange(SLOTS, device=device) == slots[:, None]
+        sees = self.sees.gather(1, parent[:, :, None].expand(-1, -1, SLOTS)) | own
         hidden = self.hidden.gather(1, parent[:, :, None].expand(-1, -1, self.hidden.shape[2]))
         query, key, value = head.project(hidden, token, self.prefix[:, None] + depth - 1)
         self._write(key, value, (self.owner.capacity + slots).expand_as(parent))

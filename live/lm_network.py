@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from live.border import sent
 from live.distribution import Ranked, ranked
 from live.model import CachedModel
 from live.network import Ancestry
@@ -50,13 +51,15 @@ class LanguageModelNetwork:
         trees = len(source)
         if self.model.rows != trees:  # the trees of one text: each gets a copy of its keys and values, measured to be
             self.model.gather_rows(source.new_zeros(trees, dtype=torch.int64))  # cheaper than one row that masks the others
-        self._root, self._prefix = context_length, context_length + 1  # the root itself is committed
-        self._all = bool((self._prefix == self.model.lengths).all())  # trees at the ends of their rows: no prefix to be hidden
+        lengths = context_length.tolist()
+        self._root = sent(context_length, source.device)
+        self._prefix = self._root + 1  # the root itself is committed
+        self._all = [length + 1 for length in lengths] == self.model.cache.host_lengths  # at the ends of all rows: none is hidden
         self._ancestry = Ancestry(trees, source.device)
         return ranked(source, width, self.entropies)
 
     def grow(self, parent: Tensor, token: Tensor, width: int) -> Ranked:
-        count = parent.shape[1]
+        parent, count = sent(parent, self.model.device), parent.shape[1]
         # the root is slot 0 of the tree, but lies in the committed part of the cache: all others move up by one
         sees = self._ancestry.add(parent)[:, :, 1:]
         prefix = None if self._all else self._prefix[:, None].expand(-1, count)

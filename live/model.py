@@ -2,6 +2,7 @@
 
 One forward sees, per query, the committed text of its row (or a prefix of it) and the tree slots named for it:
 attention gets a 4D additive mask for the new queries only, [R, 1, T, S], in the model's dtype, and explicit positions.
+What it is given may lie on the host (live/border.py), what it answers lies on the model's device.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from live.border import sent
 from live.cache import TreeCache
 from live.grouped_heads import grouped_heads
 from live.streams import Streams
@@ -97,11 +99,7 @@ class CachedModel:
         if cache.tree_size:
             raise ValueError("prefill() needs an empty tree: commit() or drop_tree() first")
         length = tokens.shape[1]
-        if counts is None:
-            counts, host = (torch.full((cache.rows,), length, device=self.device), [length] * cache.rows)
-        else:
-            counts = counts.to(self.device)
-            host = counts.tolist()
+        host = [length] * cache.rows if counts is None else counts.tolist()
         longest = max(a + b for a, b in zip(cache.host_lengths, host, strict=True))
         self._check_context(longest)
         steps = torch.arange(length, device=self.device)
@@ -113,8 +111,8 @@ class CachedModel:
             select = _nothing
         elif logits == "last" and length > 1:
             select = _last if min(host) == length else _at((counts - 1).clamp(min=0))
-        output = self._forward(tokens, positions, mask, select)
-        cache.extend(counts, host)
+        output = self._forward(sent(tokens, self.device), positions, mask, select)
+        cache.extend(host)
         return output if logits != "none" else output._replace(logits=None)
 
     @torch.no_grad()
@@ -135,8 +133,8 @@ class CachedModel:
             self._check_context(int(positions.max()) + 1)
         mask = None
         if not (prefix is None and new == 1 and cache.uniform and self._sees_all(ancestors)):
-            mask = self._tree_mask(prefix, ancestors)
-        output = self._forward(tokens, positions, mask, None)
+            mask = self._tree_mask(None if prefix is None else sent(prefix, self.device), sent(ancestors, self.device))
+        output = self._forward(sent(tokens, self.device), sent(positions, self.device), mask, None)
         cache.tree_size += new
         return output
 
@@ -170,7 +168,7 @@ class CachedModel:
     # ---- inside -------------------------------------------------------------------------------------------------
 
     def _sees_all(self, ancestors: Tensor) -> bool:
-        return ancestors.shape[2] == 1 or (self.device.type == "cpu" and bool(ancestors.all()))
+        return ancestors.shape[2] == 1 or (ancestors.is_cpu and bool(ancestors.all()))
 
     def _causal_mask(self, places: Tensor) -> Tensor:
         """Additive mask [R, 1, T, S] under which place p sees slots 0 .. p; ``places`` int64 [R, T]."""

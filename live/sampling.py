@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from live.border import sent
 from policies.contract import Sampling
 from policies.order import most_likely
 from policies.philox import uniform
@@ -41,10 +42,9 @@ def process(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> P
     scores = penalised(logits, sampling, seen)
     temperature = _column(sampling.temperature, scores)
     scores = scores / torch.where(temperature > 0, temperature, 1.0)
-    top_k, top_p = _column(sampling.top_k, scores).long(), _column(sampling.top_p, scores)
     cutoff = torch.full_like(scores[..., 0], torch.inf)
-    if bool(((top_k > 0) | (top_p < 1)).any()):
-        scores, cutoff = _cut(scores, top_k, top_p)
+    if bool(torch.as_tensor(sampling.top_k > 0).any()) or bool(torch.as_tensor(sampling.top_p < 1).any()):
+        scores, cutoff = _cut(scores, _column(sampling.top_k, scores).long(), _column(sampling.top_p, scores))
     return Processed((scores - scores.amax(-1, keepdim=True)).exp(), cutoff)
 
 
@@ -102,25 +102,27 @@ def measured(processed: Processed, u: Tensor, token: Tensor) -> tuple[Tensor, Te
 
 def _column(value: float | Tensor, scores: Tensor) -> Tensor:
     """A setting as float64 [B, 1, ..., 1], to be broadcast against scores [B, ..., V]."""
-    setting = torch.as_tensor(value, dtype=torch.float64, device=scores.device)
+    setting = sent(torch.as_tensor(value, dtype=torch.float64), scores.device)
     return setting.reshape(-1, *[1] * (scores.dim() - 1))
 
 
 class Sampler:
     """Chooses the target's tokens of R texts that are decoded side by side.
 
-    sampling  the settings, tensors [R]
+    sampling  the settings, tensors [R] on the host
     text      int64 [R]  number of each text: with the seed and the position it keys the uniform number
-    seen      bool [R, V]  tokens of prompt and text so far; None where nobody is penalised
+    seen      bool [R, V]  tokens of prompt and text so far, where the logits lie; None where nobody is penalised
     """
 
-    def __init__(self, sampling: Sampling, text: Tensor, prompts: Tensor, counts: Tensor, vocabulary: int):
-        """:param prompts: int64 [R, L], padded on the right; counts int64 [R], 1 or more."""
-        self.sampling = sampling.by_row(torch.arange(len(text), device=text.device))
-        self.text, self.seen, self.vocabulary = text, None, vocabulary
+    def __init__(self, sampling: Sampling, text: Tensor, prompts: Tensor, counts: Tensor, logits: Tensor):
+        """:param prompts: int64 [R, L], padded on the right; counts int64 [R], 1 or more.
+        :param logits: [..., V], some that it is to choose from; their device remembers what is penalised.
+        """
+        self.sampling = sampling.by_row(torch.arange(len(text)))
+        self.text, self.seen, self.vocabulary, self.device = text, None, logits.shape[-1], logits.device
         self.greedy = not bool((self.sampling.temperature > 0).any())
         if bool((self.sampling.repetition_penalty != 1).any()):
-            self.seen = torch.zeros((len(text), vocabulary), dtype=torch.bool, device=text.device)
+            self.seen = torch.zeros((len(text), self.vocabulary), dtype=torch.bool, device=self.device)
         self.commit(prompts, counts)
 
     @property
@@ -129,9 +131,9 @@ class Sampler:
         return self.greedy and self.seen is None
 
     def choose(self, logits: Tensor, position: Tensor, drafted: Tensor | None = None) -> Tensor:
-        """The target's tokens int64 [R, N] at N places of each text.
+        """The target's tokens int64 [R, N] at N places of each text, where the logits lie.
 
-        :param logits: [R, N, V].   :param position: int64 [R, N], place of the chosen token among the generated ones.
+        :param logits: [R, N, V].   :param position: int64 [R, N] on the host, place of the chosen token among the generated ones.
         :param drafted: bool [R, N, V], tokens that stand between the committed text and each place (see :meth:`on_paths`).
         """
         seen = None
@@ -140,23 +142,27 @@ class Sampler:
         if self.greedy:
             return most_likely(logits if seen is None else penalised(logits, self.sampling, seen))
         u = uniform(self.sampling.seed[:, None], self.text[:, None], position)
-        drawn = inverse_cdf(process(logits, self.sampling, seen).weight, u)
+        drawn = inverse_cdf(process(logits, self.sampling, seen).weight, sent(u, logits.device))
+        hot = self.sampling.temperature > 0
+        if bool(hot.all()):
+            return drawn
         greedy = most_likely(logits if seen is None else penalised(logits, self.sampling, seen))
-        return torch.where(self.sampling.temperature[:, None] > 0, drawn, greedy)
+        return torch.where(sent(hot, logits.device)[:, None], drawn, greedy)
 
     def on_paths(self, tokens: Tensor, sees: Tensor) -> Tensor | None:
         """bool [R, N, V]: tokens on the path down to each of N tree nodes, for tokens int64 [R, N] and ``sees`` bool [R, N, N]
         (row: node, column: itself and its ancestors); None where nobody is penalised."""
         if self.seen is None:
             return None
-        counts = torch.zeros((*tokens.shape, self.seen.shape[1]), dtype=torch.int16, device=tokens.device)
+        tokens, sees = sent(tokens, self.device), sent(sees, self.device)
+        counts = torch.zeros((*tokens.shape, self.seen.shape[1]), dtype=torch.int16, device=self.device)
         return counts.scatter_add(2, tokens[:, None].expand_as(sees), sees.to(torch.int16)) > 0
 
     def commit(self, tokens: Tensor, counts: Tensor) -> None:
         """Remember newly committed tokens int64 [R, T], of which the first counts int64 [R] stand in the text."""
         if self.seen is not None:
-            valid = torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]
-            self.seen.scatter_(1, torch.where(valid, tokens, tokens[:, :1]), True)
+            valid = torch.arange(tokens.shape[1]) < counts[:, None]
+            self.seen.scatter_(1, sent(torch.where(valid, tokens, tokens[:, :1]), self.device), True)
 
     def gather_rows(self, rows: Tensor) -> None:
         """Keep these texts, int64 [R']."""
@@ -169,7 +175,8 @@ class Sampler:
         ours, theirs = self.sampling, other.sampling
         self.sampling = Sampling(**{name: torch.cat([getattr(ours, name), getattr(theirs, name)]) for name in names})
         if self.seen is not None or other.seen is not None:  # what nobody penalises need not be remembered
-            nothing = [one.text.new_zeros((len(one.text), self.vocabulary), dtype=torch.bool) for one in (self, other)]
+            shapes = [(len(one.text), self.vocabulary) for one in (self, other)]
+            nothing = [torch.zeros(shape, dtype=torch.bool, device=self.device) for shape in shapes]
             self.seen = torch.cat([new if own is None else own for own, new in zip((self.seen, other.seen), nothing, strict=True)])
         self.text = torch.cat([self.text, other.text])
         self.greedy = self.greedy and other.greedy

@@ -73,13 +73,13 @@ class Tandem:
             [self.recording.prompt_tokens(sequence).tolist() + tokens[:-1]],
             int(text.length[sequence]),
             told_limit=int(text.limit[sequence]),
-            root=torch.tensor(tokens[-1:], device=self.decoder.target.device),
+            root=torch.tensor(tokens[-1:]),
             sequence=replay.sequence,
             position=replay.position,
             number=replay.number,
             state=replay.state,
             sampling=Sampling(**self.recording.sampling(sequence)),
-            text=torch.tensor([self.recording.uniform_keys[sequence]], device=self.decoder.target.device),
+            text=torch.tensor([self.recording.uniform_keys[sequence]]),
         )
         if self.decoder.drafter.top:  # it forgot what the target said on the way here
             told = slice(first + 1, first + position + 1)

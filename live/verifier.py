@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from live.border import fetched, sent
 from live.distribution import log_probabilities
 from live.model import CachedModel
 from live.sampling import Sampler
@@ -32,7 +33,8 @@ class LiveVerifier:
     """Verification by a Hugging Face target. After :meth:`accept` the target's cache holds the accepted path.
 
     ``sampler`` chooses the target's tokens, the same at any node as in plain decoding; None is greedy.
-    ``features`` [B, A + 1, F] are the captured hidden states at the root and the accepted nodes.
+    ``features`` [B, A + 1, F] are the captured hidden states at the root and the accepted nodes. They and the logits lie on the
+    target's device; all else lies on the host, where what the target chose is fetched in one piece.
     """
 
     sampler: Sampler | None = None
@@ -65,35 +67,39 @@ class LiveVerifier:
         outcome = walk(kept, choice)
         self.walked = with_root(outcome.path)
         self.target.commit(self.walked, outcome.accepted + 1)
-        self.features = None
-        if output.captured is not None:
-            if alone(output.captured):
-                self.features = output.captured.index_select(1, self.walked[0].clamp(min=0))
-            else:
-                place = self.walked.clamp(min=0)[:, :, None].expand(-1, -1, output.captured.shape[-1])
-                self.features = output.captured.gather(1, place)
+        self.features = None if output.captured is None else _at(output.captured, self.walked.clamp(min=0))
         return outcome
 
     def _choice(self, cycle: Cycle, kept: Kept, sees: Tensor) -> Tensor:
         """The target's token behind each kept node, int64 [B, V]: at depth d, the one of place ``position + d + 1``; no padding in
         ``kept`` is below 0."""
         if self.sampler is None or self.sampler.only_argmax:
-            return most_likely(self.logits)
-        place = cycle.position[:, None] + kept.depth + 1
-        return self.sampler.choose(self.logits, place, self.sampler.on_paths(kept.token, sees))
+            found = most_likely(self.logits)
+        else:
+            place = cycle.position[:, None] + kept.depth + 1
+            found = self.sampler.choose(self.logits, place, self.sampler.on_paths(kept.token, sees))
+        self._spoilt = None
+        if found.is_cpu:
+            return found
+        told = fetched(torch.where(self._no_numbers(found), ~found, found))  # both in one piece: ~token is below 0
+        self._spoilt = told < 0
+        return torch.where(self._spoilt, ~told, told)
+
+    def _no_numbers(self, choice: Tensor) -> Tensor:
+        """bool [B, V]: behind which kept nodes the logits are not numbers; ``choice`` are the tokens that they chose."""
+        greedy = self.sampler is None or self.sampler.greedy  # the argmax is the first NaN where there is one
+        return (self.logits.gather(2, choice[:, :, None])[:, :, 0] if greedy else self.logits.amax(-1)).isnan()
 
     def broken(self) -> Tensor | None:
         """bool [B]: logits that the last walk followed are not numbers; None: all are numbers."""
-        greedy = self.sampler is None or self.sampler.greedy  # the argmax is the first NaN where there is one
-        if alone(self.logits):
-            seen = self.logits.gather(2, self.choice[:, :, None]) if greedy else self.logits.sum(-1)
-            if not math.isnan(sum(seen.flatten().tolist())):
-                return None
-        walked = self.walked.clamp(min=0)
-        if greedy:
-            return self.logits.gather(2, self.choice[:, :, None])[:, :, 0].gather(1, walked).isnan().any(1)
-        place = walked[:, :, None].expand(-1, -1, self.logits.shape[-1])
-        return self.logits.gather(1, place).amax((1, 2)).isnan()  # a maximum passes NaN on
+        if self._spoilt is None:
+            greedy = self.sampler is None or self.sampler.greedy
+            if alone(self.logits):
+                seen = self.logits.gather(2, self.choice[:, :, None]) if greedy else self.logits.sum(-1)
+                if not math.isnan(sum(seen.flatten().tolist())):
+                    return None
+            self._spoilt = self._no_numbers(self.choice)
+        return self._spoilt.gather(1, self.walked.clamp(min=0)).any(1)
 
     def committed(self, kept: Kept, outcome: Walk) -> tuple[Tensor, Tensor]:
         """The newly committed tokens int64 [B, A + 1]: accepted ones, then the bonus; and how many [B]."""
@@ -110,12 +116,18 @@ class LiveVerifier:
         """The target's logits [B, V] at the last accepted node, which chose the bonus token."""
         if alone(self.logits):
             return self.logits.select(1, self.walked[0].tolist()[-1])
-        last = self.walked.gather(1, outcome.accepted[:, None])
-        return self.logits.gather(1, last[:, :, None].expand(-1, -1, self.logits.shape[-1]))[:, 0]
+        return _at(self.logits, self.walked.gather(1, outcome.accepted[:, None]))[:, 0]
 
     def target_top(self, cycle: Cycle, kept: Kept, outcome: Walk, count: int = 64) -> tuple[Tensor, Tensor]:
-        place = self.walked.clamp(min=0)[:, :, None].expand(-1, -1, self.logits.shape[-1])
-        logprob = log_probabilities(self.logits.gather(1, place)).float()
+        logprob = log_probabilities(_at(self.logits, self.walked.clamp(min=0))).float()
         top = logprob.topk(min(count, logprob.shape[-1]), dim=-1)
         nothing = (self.walked < 0)[:, :, None]
-        return top.indices.masked_fill(nothing, NONE), top.values.masked_fill(nothing, -torch.inf)
+        return fetched(top.indices).masked_fill(nothing, NONE), fetched(top.values).masked_fill(nothing, -torch.inf)
+
+
+def _at(values: Tensor, place: Tensor) -> Tensor:
+    """What the network said at places int64 [B, A] of the kept nodes: [B, A, X] of ``values`` [B, V, X], where these lie."""
+    place = sent(place, values.device)
+    if len(place) == 1:
+        return values.index_select(1, place[0])
+    return values.gather(1, place[:, :, None].expand(-1, -1, values.shape[-1]))

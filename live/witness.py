@@ -63,7 +63,7 @@ def why_not(pair: Pair, drafter: str) -> str:
 def chain_gains(pair: Pair, network: LanguageModelNetwork, prompt: list[int], length: int) -> list[int]:
     """Tokens gained per cycle by our loop. Assisted generation drafts from the last prompt token on, so ours does here."""
     decoder = SpeculativeDecoder(pair.target(), network, load_policy(f"chain(k={CHAIN})"), pair.end_tokens)
-    decoder.prefill([prompt[:-1]], length + 1, root=torch.tensor(prompt[-1:], device=pair.model.device))
+    decoder.prefill([prompt[:-1]], length + 1, root=torch.tensor(prompt[-1:]))
     gains = []
     while (step := decoder.step()) is not None:
         gains.append(int(step.gained[0]))

@@ -139,7 +139,7 @@ class Campaign:
         model.reset(batch)
         features = model.prefill(text, logits="none").captured
         target = TargetStage(model, text, pair.end_tokens)
-        drafts = {name: DraftStage(network, text, features) for name, network in pair.networks.items()}
+        drafts = {name: DraftStage(network, text, features, model.device) for name, network in pair.networks.items()}
         plain = pair.plain(batch)
         groups = []
         for context in shapes.contexts:

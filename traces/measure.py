@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from live.border import fetched, sent
 from live.decoding_plain import plain_decode
 from live.drafter import LiveDrafter
 from live.model import CachedModel
@@ -73,9 +74,9 @@ class Stopwatch:
         return taken
 
 
-def lengths_of(rows: int, context: int, device: torch.device) -> Tensor:
+def lengths_of(rows: int, context: int) -> Tensor:
     """Context lengths int64 [R] of rows that decode together: ``context`` or a little less."""
-    return context - torch.arange(rows, device=device) % RAGGED
+    return context - torch.arange(rows) % RAGGED
 
 
 def about(context_length: Tensor) -> Cycle:
@@ -89,7 +90,7 @@ def about(context_length: Tensor) -> Cycle:
 class TargetStage:
     """The target behind a text of some length; every measurement leaves it as it was.
 
-    :param text: int64 [R, L] tokens, longer than any context asked for.
+    :param text: int64 [R, L] tokens on the host, longer than any context asked for.
     """
 
     def __init__(self, target: CachedModel, text: Tensor, end_tokens: list[int]):
@@ -97,18 +98,18 @@ class TargetStage:
         self.watch = Stopwatch(target.device)
         self._commit = target.commit
         target.commit = self.watch.wrap("commit", self._commit)
-        self.verifier = LiveVerifier(target, torch.tensor(end_tokens, dtype=torch.int64, device=target.device))
+        self.verifier = LiveVerifier(target, torch.tensor(end_tokens, dtype=torch.int64))
 
     def settle(self, context: int) -> None:
         """Go behind ``context`` tokens and look up how the target itself goes on from there."""
         rows = self.text.shape[0]
-        self.context = lengths_of(rows, context, self.text.device)
+        self.context = lengths_of(rows, context)
         self.target.reset(rows)
         self.target.prefill(self.text[:, : int(self.context.max())], self.context, logits="none")
         self.root = self.text.gather(1, self.context[:, None])[:, 0]
         step, spine = self.root, []
         for _ in range(TRUE_DEPTH):
-            step = self.target.prefill(step[:, None], logits="last").logits[:, 0].argmax(-1)
+            step = fetched(self.target.prefill(step[:, None], logits="last").logits[:, 0].argmax(-1))
             spine.append(step)
         self.spine = torch.stack(spine, dim=1)
         self._rewind(torch.full_like(self.context, TRUE_DEPTH))
@@ -129,7 +130,7 @@ class TargetStage:
         """ms of moving ``tokens`` cache entries that lie scattered in the tree (the root stays in its place)."""
         kept = self._tree(2 * tokens)
         self.target.forward_tree(kept.token, None, self.context[:, None] + kept.depth, sees_ancestors(kept))
-        slots = 2 * torch.arange(tokens, device=self.text.device).expand(len(self.context), -1)
+        slots = 2 * torch.arange(tokens).expand(len(self.context), -1)
         counts = torch.full_like(self.context, tokens)
         _, spent = self.watch.time(self._commit, slots, counts)
         self._rewind(counts)
@@ -137,7 +138,7 @@ class TargetStage:
 
     def _rewind(self, counts: Tensor) -> None:
         """Give the last committed tokens back, int64 [R]."""
-        self.target.cache.extend(-counts, [-count for count in counts.tolist()])
+        self.target.cache.extend([-count for count in counts.tolist()])
 
     def _tree(self, tokens: int) -> Kept:
         """A tree of ``tokens`` nodes, level by level; its middle branch begins with the target's own continuation."""
@@ -151,34 +152,36 @@ class TargetStage:
             depth += [level] * size
             true_place.append(own[middle])
             above = own
-        rows, device = len(self.context), self.text.device
-        places = self.context[:, None] + 1 + torch.arange(tokens, device=device)
+        rows = len(self.context)
+        places = self.context[:, None] + 1 + torch.arange(tokens)
         token = self.text.gather(1, places)  # wrong continuations are real text, too
         token[:, 0] = self.root
         for level, place in enumerate(true_place[1 : TRUE_DEPTH + 1]):
             token[:, place] = self.spine[:, level]
 
         def per_row(values: list[int]) -> Tensor:
-            return torch.tensor(values, device=device).expand(rows, -1)
+            return torch.tensor(values).expand(rows, -1)
 
-        count = torch.full((rows,), tokens - 1, device=device)
+        count = torch.full((rows,), tokens - 1)
         return Kept(per_row(list(range(tokens))), token, per_row(parent), per_row(depth), count)
 
 
 class DraftStage:
     """A drafter behind a text of some length, driven through :class:`LiveDrafter`.
 
-    :param features: the target's captured hidden states [R, L, F] of the text, or None.
+    :param text: int64 [R, L] on the host.
+    :param features: the target's captured hidden states [R, L, F] of the text on its device, or None.
+    :param device: the draft's.
     """
 
-    def __init__(self, network: DraftNetwork, text: Tensor, features: Tensor | None):
+    def __init__(self, network: DraftNetwork, text: Tensor, features: Tensor | None, device: torch.device):
         self.network, self.text, self.features = network, text, features
-        self.watch = Stopwatch(text.device)
+        self.watch = Stopwatch(device)
         self.drafter = LiveDrafter(network)
 
     def settle(self, context: int) -> None:
         """Go behind ``context`` tokens; each catch-up goes on from there."""
-        self.context = lengths_of(self.text.shape[0], context, self.text.device)
+        self.context = lengths_of(self.text.shape[0], context)
         longest = int(self.context.max())
         features = None if self.features is None else self.features[:, :longest]
         self.root = self.text.gather(1, self.context[:, None])[:, 0]
@@ -198,10 +201,11 @@ class DraftStage:
     def catch_up(self, tokens: int) -> float:
         """ms of the pass over ``tokens`` newly committed tokens that also gives the root's children."""
         if tokens:
-            places = self.context[:, None] + torch.arange(tokens, device=self.text.device)
+            places = self.context[:, None] + torch.arange(tokens)
             features = None
             if self.features is not None:
-                features = self.features.gather(1, places[:, :, None].expand(-1, -1, self.features.shape[2]))
+                index = sent(places, self.features.device)[:, :, None].expand(-1, -1, self.features.shape[2])
+                features = self.features.gather(1, index)
             counts = torch.full_like(self.context, tokens)
             self.drafter.commit(self.text.gather(1, places + 1), features, counts)
             self.context = self.context + tokens
@@ -217,7 +221,7 @@ class DraftStage:
 
 def prompts_of(text: Tensor, context: int) -> list[list[int]]:
     """The first ``context`` tokens of each row of ``text`` int64 [R, L], or a few less, as prompts."""
-    counts = lengths_of(len(text), context, text.device)
+    counts = lengths_of(len(text), context)
     return [row[:count].tolist() for row, count in zip(text, counts, strict=True)]
 
 

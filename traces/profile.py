@@ -103,7 +103,7 @@ def running_text(pair: Pair, rows: int, length: int) -> Tensor:
         if len(ids) >= rows * length:
             break
     ids = ids * (-(-rows * length // len(ids)))
-    return torch.tensor(ids[: rows * length], device=pair.model.device).reshape(rows, length)
+    return torch.tensor(ids[: rows * length]).reshape(rows, length)
 
 
 def measure_pair(

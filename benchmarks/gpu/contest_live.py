@@ -86,7 +86,7 @@ def contenders(pair: Pair, policies: dict[str, Policy], recording: Recording, co
 
         def run(group: list[int]) -> dict[str, Any]:
             done = decoder.generate(
-                *asked(recording, group), sampling=sampled(recording, group), text=numbers(recording, group, target)
+                *asked(recording, group), sampling=sampled(recording, group), text=numbers(recording, group)
             )
             if done.draft_error:
                 raise RuntimeError(done.draft_error)
@@ -124,8 +124,8 @@ def sampled(recording: Recording, group: list[int]) -> Sampling:
     return Sampling(**recording.sampling(group[0]))
 
 
-def numbers(recording: Recording, group: list[int], target: CachedModel) -> torch.Tensor:
-    return torch.tensor([int(recording.uniform_keys[text]) for text in group], device=target.device)
+def numbers(recording: Recording, group: list[int]) -> torch.Tensor:
+    return torch.tensor([int(recording.uniform_keys[text]) for text in group])
 
 
 def prediction(recording: Recording, policy: Policy, cost: CostModel, groups: list[list[int]], batch: int) -> dict[str, float]:

@@ -182,7 +182,7 @@ def test_rows_join_where_a_layer_keeps_nothing():
         cache.open(3)
         states = torch.full((rows, 1, 3, 2), float(rows))
         cache.layers[0].update(states, states)
-        cache.extend(torch.full((rows,), 3), [3] * rows)
+        cache.extend([3] * rows)
         both.append(cache)
     both[0].join(both[1])
     assert both[0].lengths.tolist() == [3, 3, 3] and both[0].layers[0].keys[:, 0, 0, 0].tolist() == [1, 2, 2]

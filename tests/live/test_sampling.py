@@ -115,7 +115,7 @@ def test_the_first_choice_of_greedy_rows_is_the_argmax():
     sampling = Sampling(torch.tensor([0.0, 1.0, 0.0, 2.0], dtype=torch.float64), seed=torch.tensor([0, 1, 2, 3]))
     prompts, counts = torch.zeros(4, 1, dtype=torch.int64), torch.ones(4, dtype=torch.int64)
     position = torch.zeros(4, 1, dtype=torch.int64)
-    found = Sampler(sampling, torch.arange(4), prompts, counts, 40).choose(logits, position)
+    found = Sampler(sampling, torch.arange(4), prompts, counts, logits).choose(logits, position)
     assert found[[0, 2]].tolist() == logits[[0, 2]].argmax(-1).tolist()
     u = uniform(torch.tensor([1, 3]), torch.tensor([1, 3]), torch.zeros(2, dtype=torch.int64))
     for row, number in zip((1, 3), u, strict=True):

@@ -1,0 +1,39 @@
+"""Between the loop, which lies on the host, and the networks, which lie on their device.
+
+Drafting, the tree, the policy's decisions and the walk are a few dozen small numbers a cycle. A GPU takes longer to be asked for
+one operation on them than the host takes for all of it, so they stay here: what a network needs is sent to it, what it says of a
+level or of the kept nodes is fetched in one piece, and that is the only time the host waits. On a CPU nothing moves.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from live.distribution import Ranked
+
+HOST = torch.device("cpu")
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """The values on ``device``, without waiting for what that is doing: a GPU's driver takes its copy of them at once."""
+    return values if values.device == device else values.to(device, non_blocking=True)
+
+
+def fetched(values: Tensor) -> Tensor:
+    """The values on the host, once the device has worked them out."""
+    return values if values.is_cpu else values.cpu()
+
+
+def fetched_ranking(found: Ranked) -> Ranked:
+    """The same of a ranking, in one piece: token ids up to 2**53 and float32 numbers are exact in float64."""
+    index, logprob, entropy = found
+    if index.is_cpu:
+        return found
+    return unpacked(fetched(torch.cat([index.double(), logprob.double(), entropy.double().unsqueeze(-1)], -1)))
+
+
+def unpacked(told: Tensor) -> Ranked:
+    """A ranking of K children from float64 [..., 2 K + 1 or more] on the host: ids, log-probabilities, entropy."""
+    count = (told.shape[-1] - 1) // 2
+    return Ranked(told[..., :count].long(), told[..., count : 2 * count].float(), told[..., 2 * count].float())

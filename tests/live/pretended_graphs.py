@@ -1,0 +1,89 @@
+"""CUDA graphs without a GPU: what a capture allows and what a replay does, held against the code on a CPU.
+
+A capture records the operations of one call. A replay runs them again on the same memory: nothing of Python runs along, tensors
+from outside are read where they stood at the capture, results appear where they appeared then, and what lay between belongs to
+the next graph. So an error is raised where the host would wait for a number during a capture or where memory that a graph reads
+has been freed, and what a graph leaves besides its results is made worthless, as the replay of another graph would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+from live.graphed import updates_allowed
+
+_WAITING = {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "_unique2", "unique_dim"}
+
+
+class _Outside(NamedTuple):
+    """Where a tensor stood that was not made in the capture; it is looked at and not held."""
+
+    storage: StorageWeakRef
+    like: tuple[torch.dtype, torch.Size, tuple[int, ...], int]
+
+    def tensor(self) -> Tensor:
+        dtype, size, stride, offset = self.like
+        storage = torch.UntypedStorage._new_with_weak_ptr(self.storage.cdata)
+        if storage is None:
+            raise AssertionError("the graph reads memory that was freed after its capture")
+        return torch.empty(0, dtype=dtype).set_(storage, offset, size, stride)
+
+
+class PretendedGraph(TorchDispatchMode):
+    """What is called within is recorded; ``replays`` counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replays = 0
+        self._steps: list[tuple[Callable, list[Any], Any, list[Tensor | None]]] = []
+        self._made: dict[int, torch.UntypedStorage] = {}
+        self._kept: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        flat, shape = tree_flatten((args, kwargs or {}))
+        chosen = args[1] if name.startswith("index") and isinstance(args[1], (list, tuple)) else ()
+        if name in _WAITING or any(isinstance(part, Tensor) and part.dtype == torch.bool for part in chosen):
+            raise AssertionError(f"{name} waits for the device during a capture")
+        given = [self._told_apart(part) if isinstance(part, Tensor) else part for part in flat]
+        before = {part.untyped_storage()._cdata for part in flat if isinstance(part, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        results = list(result) if isinstance(result, (tuple, list)) else [result]
+        new = [isinstance(part, Tensor) and part.untyped_storage()._cdata not in before for part in results]
+        for part, own in zip(results, new, strict=True):
+            if own:
+                self._made[part.untyped_storage()._cdata] = part.untyped_storage()
+        self._steps.append((func, given, shape, [part if own else None for part, own in zip(results, new, strict=True)]))
+        return result
+
+    def keep(self, result: Any) -> None:
+        """End the capture; all but the result is worthless until a replay, which the result is too."""
+        tree_map_only(Tensor, lambda part: self._kept.add(part.untyped_storage()._cdata), result)
+        for storage in self._made.values():
+            storage.fill_(255)  # NaN in all floating dtypes, -1 in all signed ones
+
+    def replay(self) -> None:
+        self.replays += 1
+        with updates_allowed(), _disable_current_modes(), torch._C.DisableTorchFunction():
+            for func, given, shape, left in self._steps:
+                args, kwargs = tree_unflatten([part.tensor() if isinstance(part, _Outside) else part for part in given], shape)
+                result = func(*args, **kwargs)
+                for part, place in zip(result if isinstance(result, (tuple, list)) else (result,), left, strict=True):
+                    if place is not None:
+                        place.copy_(part)
+            for key, storage in self._made.items():
+                if key not in self._kept:
+                    storage.fill_(255)
+
+    def _told_apart(self, part: Tensor) -> Tensor | _Outside:
+        storage = part.untyped_storage()
+        if storage._cdata in self._made:
+            return part
+        return _Outside(StorageWeakRef(storage), (part.dtype, part.shape, part.stride(), part.storage_offset()))
