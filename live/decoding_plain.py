@@ -54,10 +54,10 @@ def plain_decode(
     sampler = Sampler(sampling, numbers, padded, counts, logits)
     for position in range(max(limits)):
         choice = sampler.choose(logits, torch.full_like(numbers, position)[:, None])[:, 0]
-        chosen, broken = fetched(torch.stack([choice, _broken(logits)]))
+        chosen, spoilt = fetched(torch.stack([choice, _broken(logits)]))
         sampler.commit(chosen[:, None], torch.ones_like(chosen))
         staying = []
-        for row, (token, broken) in enumerate(zip(chosen.tolist(), broken.tolist(), strict=True)):
+        for row, (token, broken) in enumerate(zip(chosen.tolist(), spoilt.tolist(), strict=True)):
             prompt = active[row]
             if broken:
                 _tell_nan(on_nan, prompt, position)

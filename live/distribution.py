@@ -103,13 +103,17 @@ def _ranked(logits: Tensor, count: int, entropy: bool) -> Ranked:
 
 def ranked_in_one_piece(logits: Tensor, count: int, entropy: bool, ids: Tensor | None = None) -> Tensor:
     """The same without a look at the numbers, which would wait for a GPU: float64 [..., 2 K + 2], the indices (as ``ids`` int64 [V]
-    calls them), log-probabilities, the entropy, and 1 where the order of the best is not settled by their numbers alone."""
+    calls them), log-probabilities, the entropy, and 1 where so many are tied that the order of the best is still open."""
     logprob = log_probabilities(logits)
     spread = on_grid(entropy_of(logprob)) if entropy else torch.full_like(logprob[..., 0], -1.0)
     logprob = logprob.float()
-    value, index = logprob.topk(min(count + 1, logprob.shape[-1]), dim=-1)
-    open_order = (value[..., 1:] == value[..., :-1]).any(-1) | value[..., 0].isnan()
-    index, value = index[..., :count], on_grid(value[..., :count])
+    count, looked_at = (min(some, logprob.shape[-1]) for some in (count, count + SLACK))
+    index = logprob.topk(looked_at, dim=-1).indices.sort(dim=-1).values
+    value, order = logprob.gather(-1, index).sort(dim=-1, descending=True, stable=True)  # ties by lowest index
+    open_order = value[..., 0].isnan()
+    if looked_at < logprob.shape[-1]:
+        open_order = open_order | (value[..., count - 1] == value[..., -1])
+    index, value = index.gather(-1, order[..., :count]), on_grid(value[..., :count])
     index = index if ids is None else ids.take(index)
     return torch.cat([part.double() for part in (index, value, spread[..., None], open_order[..., None])], -1)
 

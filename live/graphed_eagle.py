@@ -119,7 +119,7 @@ class GraphedEagle:
         return partial(_ranked, forward, width, self.entropies, self.target_ids)
 
     def _told(self, logits: Tensor, told: Tensor, width: int) -> Ranked:
-        """The ranking float64 [R, W, 2 K + 2] of logits [R, W, Vd] on the host; worked out anew where equal numbers left it open."""
+        """The ranking float64 [R, W, 2 K + 2] of logits [R, W, Vd], on the host; anew where equal numbers left the order open."""
         told = fetched(told)
         if not told[..., -1].any():
             return unpacked(told[..., :-1])

@@ -87,6 +87,8 @@ class _Calls(TorchFunctionMode):
             if isinstance(args[0], OnDevice):
                 return args[0] if kwargs.get("dtype") in (None, args[0].dtype) else args[0].to(kwargs["dtype"])
             return _moved(func(*args, **(kwargs | {"device": "cpu"})), None)
+        if func is Tensor.new_tensor and isinstance(args[0], OnDevice):
+            return _moved(torch.tensor(args[1], dtype=kwargs.get("dtype") or args[0].dtype), None)
         if func in (Tensor.to, Tensor.cuda):
             named = [part for part in (*args[1:], *kwargs.values()) if isinstance(part, (str, torch.device, Tensor))]
             devices = [part.device if isinstance(part, Tensor) else torch.device(part) for part in named]

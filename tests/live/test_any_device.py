@@ -194,6 +194,22 @@ def test_fidelity(gpu, tiny_recording, tmp_path):
     assert len(checks) == 4 and all(check["identical"] == check["cycles"] >= 6 for check in checks)
 
 
+def test_inside_generate(gpu, tiny_pair):
+    """Greedy beside another row, and with a stop string and a padded prompt: as on a CPU."""
+    from live.hook import speculate
+    from live.loading import load_model, load_tokenizer
+
+    said, tokenizer = [], load_tokenizer(tiny_pair.target)
+    prompts = torch.tensor([[7, 5, 17, 40], [90, 12, 61, 8]])
+    for device in ("cpu", "cuda"):
+        model = load_model(tiny_pair.target, "float64", device)
+        for draft in (tiny_pair.eagle3, f"suffix+{tiny_pair.eagle3}"):
+            custom = speculate(draft=draft, policy="chain(k=3)", tokenizer=tokenizer, stop_strings=["e"])
+            given = {"input_ids": prompts.to(device), "attention_mask": torch.ones_like(prompts).to(device)}
+            said.append(model.generate(**given, custom_generate=custom, max_new_tokens=10).tolist())
+    assert said[:2] == said[2:]
+
+
 def test_commands(gpu, tiny_pair, tiny_recording, tmp_path, capsys):
     """Bench with its breakdown, an answer, and a recording that names the GPU."""
     from live import bench, generate

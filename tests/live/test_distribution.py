@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from live.distribution import DRAFT_STEP, IN_CACHE, log_probabilities, on_grid, ranked
+from live.distribution import DRAFT_STEP, IN_CACHE, log_probabilities, on_grid, ranked, ranked_in_one_piece
 
 
 def test_numbers_are_rounded_to_the_nearest_step():
@@ -36,6 +36,24 @@ def test_one_child_is_the_first_of_several():
     one, more = ranked(logits, 1), ranked(logits, 4)
     assert torch.equal(one.index, more.index[..., :1]) and torch.equal(one.logprob, more.logprob[..., :1])
     assert torch.equal(one.entropy, more.entropy)
+
+
+@pytest.mark.parametrize("count", [1, 4, 60])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_ranking_without_a_look_at_the_numbers_is_the_same_or_says_that_it_is_open(dtype, count):
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(3, 40, 50, generator=generator).mul(2).to(dtype)
+    logits[0], logits[1, ::2] = logits[0].mul(3).round(), logits[1, ::2].sign()  # with ties, and with very many
+    logits[2, :5] = torch.nan
+    ids = torch.randperm(50, generator=generator)
+    found, told = ranked(logits, count), ranked_in_one_piece(logits, count, True, ids)
+    index, logprob, entropy, still_open = told.split([(told.shape[-1] - 2) // 2] * 2 + [1, 1], -1)
+    settled = still_open[..., 0] == 0
+    assert settled[0].all() and not settled[2, :5].any() and (count == 60 or not settled[1].all())
+    assert torch.equal(index[settled].long(), ids[found.index][settled])
+    assert torch.equal(logprob[settled].float(), found.logprob[settled])
+    assert torch.equal(entropy[settled][:, 0].float(), found.entropy[settled])
+    assert (ranked_in_one_piece(logits, count, False)[..., -2] == -1).all()
 
 
 def many(entries: int) -> torch.Tensor:
