@@ -244,7 +244,7 @@ class _Fixed:
         return mask.masked_fill_(~new & (behind >= 0), self.owner._hidden)[:, None]
 
     def _capture(self) -> None:
-        """Record the forward's kernels. The next replay writes over its outputs: they are read before that."""
+        """Record the forward's kernels."""
         run = partial(CachedModel.run, self.owner)  # no timer around it: waiting for the device would end the capture
         self.graph, self.output = record(lambda: self._compute(run), self.owner.device, self.owner._memory)
 
@@ -267,8 +267,8 @@ def _aside(device: torch.device) -> torch.cuda.Stream:
 def record(compute: Callable[[], Result], device: torch.device, memory: tuple[int, int]) -> tuple[torch.cuda.CUDAGraph, Result]:
     """A CUDA graph of ``compute``, which reads and writes tensors at fixed addresses, and where its result will stand.
 
-    :param memory: of :func:`torch.cuda.graph_pool_handle`, shared by graphs that never run at the same time. Results are kept, so
-        no later capture takes their memory; what is shared is what lies between inputs and results.
+    :param memory: of :func:`torch.cuda.graph_pool_handle`, shared by graphs that never run at the same time. A result stands until
+        the next replay of any of them, which may write over it: it is used, or copied, before that.
     """
     stream = _aside(device)
     with updates_allowed():

@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -187,11 +188,13 @@ def _is_own(file: str) -> bool:
 def pretended_gpu() -> Iterator[PretendedGpu]:
     """A GPU, ``torch.cuda`` with it, and graphs on it."""
     gpu = PretendedGpu()
+    pools: dict[Any, list[PretendedGraph]] = {}
+    numbers = count()
 
     def record(compute, device, memory):
         with graphed.updates_allowed():
             compute()
-            graph = gpu.capturing = PretendedGraph()
+            graph = gpu.capturing = PretendedGraph(pools.setdefault(memory, []))
             try:
                 result = compute()
             finally:
@@ -203,10 +206,11 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (graphed, graphed_eagle):
             patch.setattr(module, "record", record)
-        told = {"is_available": True, "device_count": 1, "current_device": 0, "graph_pool_handle": (0, 0), "is_initialized": True}
+        told = {"is_available": True, "device_count": 1, "current_device": 0, "is_initialized": True}
         about = SimpleNamespace(name="a pretended GPU", total_memory=16 << 30, major=9, minor=0)
         told |= {"get_device_name": about.name, "get_device_properties": about}
         told |= dict.fromkeys(("synchronize", "empty_cache", "_lazy_init"))
+        patch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, next(numbers)))
         for name, value in told.items():
             patch.setattr(torch.cuda, name, lambda *_, value=value: value)
         before = torch.__future__.get_overwrite_module_params_on_conversion()

@@ -3,12 +3,13 @@
 A capture records the operations of one call. A replay runs them again on the same memory: nothing of Python runs along, tensors
 from outside are read where they stood at the capture, results appear where they appeared then, and what lay between belongs to
 the next graph. So an error is raised where the host would wait for a number during a capture or where memory that a graph reads
-has been freed, and what a graph leaves besides its results is made worthless, as the replay of another graph would.
+has been freed. What a graph leaves besides its results is made worthless behind its replay, and its results are when another graph
+of the same memory is replayed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -37,11 +38,12 @@ class _Outside(NamedTuple):
 
 
 class PretendedGraph(TorchDispatchMode):
-    """What is called within is recorded; ``replays`` counts."""
+    """What is called within is recorded; ``replays`` counts. ``sharing`` are the graphs of the same memory, this one among them."""
 
-    def __init__(self) -> None:
+    def __init__(self, sharing: list[PretendedGraph]) -> None:
         super().__init__()
-        self.replays = 0
+        self.replays, self._sharing = 0, sharing
+        sharing.append(self)
         self._steps: list[tuple[Callable, list[Any], Any, list[Tensor | None]]] = []
         self._made: dict[int, torch.UntypedStorage] = {}
         self._kept: set[int] = set()
@@ -66,11 +68,18 @@ class PretendedGraph(TorchDispatchMode):
     def keep(self, result: Any) -> None:
         """End the capture; all but the result is worthless until a replay, which the result is too."""
         tree_map_only(Tensor, lambda part: self._kept.add(part.untyped_storage()._cdata), result)
-        for storage in self._made.values():
-            storage.fill_(255)  # NaN in all floating dtypes, -1 in all signed ones
+        self._spoil()
+
+    def _spoil(self, but: Collection[int] = ()) -> None:
+        """Make all that was made in the capture worthless: NaN in all floating dtypes, -1 in all signed ones."""
+        for key, storage in self._made.items():
+            if key not in but:
+                storage.fill_(255)
 
     def replay(self) -> None:
         self.replays += 1
+        for other in self._sharing:
+            other._spoil()
         with updates_allowed(), _disable_current_modes(), torch._C.DisableTorchFunction():
             for func, given, shape, left in self._steps:
                 args, kwargs = tree_unflatten([part.tensor() if isinstance(part, _Outside) else part for part in given], shape)
@@ -78,9 +87,7 @@ class PretendedGraph(TorchDispatchMode):
                 for part, place in zip(result if isinstance(result, (tuple, list)) else (result,), left, strict=True):
                     if place is not None:
                         place.copy_(part)
-            for key, storage in self._made.items():
-                if key not in self._kept:
-                    storage.fill_(255)
+            self._spoil(but=self._kept)
 
     def _told_apart(self, part: Tensor) -> Tensor | _Outside:
         storage = part.untyped_storage()
