@@ -2,7 +2,8 @@
 
 Drafting, the tree, the policy's decisions and the walk are a few dozen small numbers a cycle. A GPU takes longer to be asked for
 one operation on them than the host takes for all of it, so they stay here: what a network needs is sent to it, what it says of a
-level or of the kept nodes is fetched in one piece, and that is the only time the host waits. On a CPU nothing moves.
+level or of the kept nodes is fetched in one piece. With CUDA graphs (live/graphed.py) the host waits for nothing else; without
+them, settling ties waits too. On a CPU nothing moves.
 """
 
 from __future__ import annotations

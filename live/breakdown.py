@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 PARTS = ("draft", "verify", "policy", "cache", "python")
 """draft and verify: the two networks' forward passes; policy: its own decisions; cache: committing the accepted path;
-python: everything else (masks, the tree, ranking, the walk, the loop)."""
+python: everything else (masks, the tree, ranking, the walk, the loop). In fixed shapes (live/graphed.py) masks and ranking belong
+to the networks' passes."""
 
 _OF_POLICY = ("begin", "expand", "select", "observe")
 

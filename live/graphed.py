@@ -93,7 +93,7 @@ class StaticTreeCache(TreeCache):
         return storage
 
     def _grow(self, capacity: int) -> None:
-        raise UserError(f"a text with its tree needs {capacity} slots, the static cache has {self.capacity}: give it more capacity")
+        raise UserError(f"a text with its tree needs more than the static cache's {self.capacity} slots: give it more capacity")
 
 
 class GraphedModel(CachedModel):
@@ -163,15 +163,6 @@ class GraphedModel(CachedModel):
             return super().run(tokens, positions, mask, extra)
         self._replaying.replay()
         return None
-
-    def warm_up(self, rows: int, buckets: tuple[int, ...] | None = None) -> None:
-        """Capture forwards for ``rows`` texts before any is timed; forgets what was in the cache."""
-        for bucket in buckets or self.buckets:
-            self.reset(rows)
-            tokens = torch.ones((rows, bucket), dtype=torch.int64, device=self.device)
-            sees = torch.eye(bucket, dtype=torch.bool, device=self.device).expand(rows, -1, -1)
-            self.forward_tree(tokens, None, torch.zeros_like(tokens), sees)
-        self.reset(rows)
 
 
 def bucket_of(buckets: tuple[int, ...], new: int) -> int | None:

@@ -156,6 +156,7 @@ class _Graph:
         self.numbers.copy_(numbers, non_blocking=True)
         if wide is not None:
             self.wide[:, : wide.shape[1]].copy_(wide)
+            self.wide[:, wide.shape[1] :].zero_()  # NaN of another text would pass through a mask: 0 * NaN
 
     def capture(self, compute: Callable[..., Any], memory: tuple[int, int] | None) -> None:
         """Behind :meth:`write`: the calls before a capture are real ones."""
