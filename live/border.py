@@ -11,10 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from live.distribution import Ranked
-
-HOST = torch.device("cpu")
-
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
     """The values on ``device``, without waiting for what that is doing: a GPU's driver takes its copy of them at once."""
@@ -24,17 +20,3 @@ def sent(values: Tensor, device: torch.device) -> Tensor:
 def fetched(values: Tensor) -> Tensor:
     """The values on the host, once the device has worked them out."""
     return values if values.is_cpu else values.cpu()
-
-
-def fetched_ranking(found: Ranked) -> Ranked:
-    """The same of a ranking, in one piece: token ids up to 2**53 and float32 numbers are exact in float64."""
-    index, logprob, entropy = found
-    if index.is_cpu:
-        return found
-    return unpacked(fetched(torch.cat([index.double(), logprob.double(), entropy.double().unsqueeze(-1)], -1)))
-
-
-def unpacked(told: Tensor) -> Ranked:
-    """A ranking of K children from float64 [..., 2 K + 1 or more] on the host: ids, log-probabilities, entropy."""
-    count = (told.shape[-1] - 1) // 2
-    return Ranked(told[..., :count].long(), told[..., count : 2 * count].float(), told[..., 2 * count].float())

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from live.border import fetched, sent
 from policies.order import FEW, any_equal, best, most_likely
 
 SLACK = 6
@@ -22,8 +23,8 @@ DRAFT_STEP = 2.0**-16
 """What a draft says is rounded to multiples of this, in nats (see ``on_grid``)."""
 
 _SHIFT = 1.5 * 2**23 * DRAFT_STEP
-_SHIFT_ON_HOST = np.float32(_SHIFT)
 """Between _SHIFT - 64 and _SHIFT + 64 float32 numbers lie DRAFT_STEP apart: to add it and to take it away again rounds."""
+_SHIFT_ON_HOST = np.float32(_SHIFT)
 
 
 class Ranked(NamedTuple):
@@ -33,6 +34,20 @@ class Ranked(NamedTuple):
     index: Tensor
     logprob: Tensor
     entropy: Tensor
+
+    def in_one_piece(self) -> Tensor:
+        """float64 [..., 2 K + 1]: indices up to 2**53 and float32 numbers are exact in it."""
+        return torch.cat([self.index.double(), self.logprob.double(), self.entropy.double()[..., None]], -1)
+
+    @classmethod
+    def of_one_piece(cls, told: Tensor) -> Ranked:
+        """The inverse, of float64 [..., 2 K + 1]."""
+        count = told.shape[-1] // 2
+        return cls(told[..., :count].long(), told[..., count:-1].float(), told[..., -1].float())
+
+    def fetched(self) -> Ranked:
+        """The same on the host, fetched in one piece."""
+        return self if self.index.is_cpu else self.of_one_piece(fetched(self.in_one_piece()))
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
@@ -56,8 +71,8 @@ def entropy_of(logprob: Tensor) -> Tensor:
 def told_of(logits: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
     """(entropy, log-probability of the given tokens int64 [B]) under logits [B, V]: float32 [B] each, in nats, on the host."""
     logprob = log_probabilities(logits)
-    told = entropy_of(logprob), logprob.gather(1, token.to(logits.device)[:, None])[:, 0].float()
-    return told if logits.is_cpu else tuple(torch.stack(told).cpu().unbind(0))
+    told = entropy_of(logprob), logprob.gather(1, sent(token, logits.device)[:, None])[:, 0].float()
+    return told if logits.is_cpu else tuple(fetched(torch.stack(told)).unbind(0))
 
 
 def on_grid(nats: Tensor) -> Tensor:
@@ -102,8 +117,8 @@ def _ranked(logits: Tensor, count: int, entropy: bool) -> Ranked:
 
 
 def ranked_in_one_piece(logits: Tensor, count: int, entropy: bool, ids: Tensor | None = None) -> Tensor:
-    """The same without a look at the numbers, which would wait for a GPU: float64 [..., 2 K + 2], the indices (as ``ids`` int64 [V]
-    calls them), log-probabilities, the entropy, and 1 where so many are tied that the order of the best is still open."""
+    """The same without a look at the numbers, which would wait for a GPU: float64 [..., 2 K + 2], the ranking in one piece (indices
+    as ``ids`` int64 [V] calls them), and 1 where so many are tied that the order of the best is still open."""
     logprob = log_probabilities(logits)
     spread = on_grid(entropy_of(logprob)) if entropy else torch.full_like(logprob[..., 0], -1.0)
     logprob = logprob.float()
@@ -114,8 +129,8 @@ def ranked_in_one_piece(logits: Tensor, count: int, entropy: bool, ids: Tensor |
     if looked_at < logprob.shape[-1]:
         open_order = open_order | (value[..., count - 1] == value[..., -1])
     index, value = index.gather(-1, order[..., :count]), on_grid(value[..., :count])
-    index = index if ids is None else ids.take(index)
-    return torch.cat([part.double() for part in (index, value, spread[..., None], open_order[..., None])], -1)
+    found = Ranked(index if ids is None else ids.take(index), value, spread)
+    return torch.cat([found.in_one_piece(), open_order.double()[..., None]], -1)
 
 
 @lru_cache(maxsize=64)

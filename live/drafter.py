@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from live.border import fetched_ranking, sent
+from live.border import sent
 from live.network import DraftNetwork
 from policies.contract import Cycle
 from policies.one_row import alone, least
@@ -84,14 +84,14 @@ class LiveDrafter:
             if self._pending is not None:
                 self._source = self.network.advance(*self._pending)
                 self._pending = None
-            found = fetched_ranking(self.network.open(self._source, self._context_length, branching))
+            found = self.network.open(self._source, self._context_length, branching).fetched()
             found = [part.unsqueeze(1) for part in found]
             self._slots = 0
         else:
             token, parent = tree.at("token", nodes), tree.at("handle", nodes)
             if nothing is not None:
                 token, parent = token.masked_fill(nothing, NONE), parent.masked_fill(nothing, 0)
-            found = fetched_ranking(self.network.grow(parent, token, branching))
+            found = self.network.grow(parent, token, branching).fetched()
         token, logprob, entropy = found
         if nothing is not None:
             token, logprob = token.masked_fill(nothing[:, :, None], NONE), logprob.masked_fill(nothing[:, :, None], -torch.inf)

@@ -97,7 +97,8 @@ class EagleNetwork:
         return self._attention(query, span, visible)
 
     def open(self, source: Tensor, context_length: Tensor, width: int) -> Ranked:
-        self._trees, context_length = None, sent(lengths := context_length, source.device)
+        lengths, context_length = context_length, sent(context_length, source.device)
+        self._trees = None
         if len(source) != len(self._key):
             cells = self._key[0, :, : self._longest], self._value[0, :, : self._longest]
             self._trees = SharedTrees(self.head, *cells, source, context_length)

@@ -178,12 +178,12 @@ class _Fixed:
     """
 
     def __init__(self, owner: GraphedModel, size: int):
-        self.owner, self.size, self.rows = owner, size, owner.cache.rows
-        device = owner.device
+        self.owner, self.size = owner, size
+        rows, device = owner.cache.rows, owner.device
         with torch.inference_mode(False):
-            self.numbers = torch.zeros((self.rows, 2 * size + 1), dtype=torch.int64, device=device)
-            self.sees = torch.zeros((self.rows, size, size), dtype=torch.bool, device=device)
-            self.row = torch.arange(self.rows, device=device)[:, None]
+            self.numbers = torch.zeros((rows, 2 * size + 1), dtype=torch.int64, device=device)
+            self.sees = torch.zeros((rows, size, size), dtype=torch.bool, device=device)
+            self.row = torch.arange(rows, device=device)[:, None]
             self.step = torch.arange(size, device=device)
             self.place = torch.arange(owner.cache.capacity, device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -210,7 +210,7 @@ class _Fixed:
     def _replay(self) -> None:
         self.owner._replaying = self.graph
         try:
-            self.owner.run(self.numbers, self.numbers, None, {})
+            self.owner.run(self.numbers, self.numbers, None, {})  # a graph knows where its inputs stand
         finally:
             self.owner._replaying = None
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from live.border import fetched, fetched_ranking, sent, unpacked
+from live.border import fetched, sent
 from live.distribution import Ranked, ranked, ranked_in_one_piece
 from live.eagle3 import Eagle3Head
 from live.graphed import bucket_of, record, updates_allowed
@@ -63,18 +63,17 @@ class GraphedEagle:
         self._room.value.zero_()
 
     def gather_rows(self, rows: Tensor) -> None:
-        old, lengths = self._room, [self._lengths[row] for row in rows.tolist()]
-        kept = old.key[rows], old.value[rows]
-        self._take(len(rows), lengths)
-        self._room.key.copy_(kept[0])
-        self._room.value.copy_(kept[1])
+        room, lengths = self._room, [self._lengths[row] for row in rows.tolist()]
+        self._go_on_with(room.key[rows], room.value[rows], lengths)
 
     def beside(self) -> GraphedEagle:
         return GraphedEagle(self.head, self.name, self.capacity, self.graphs)
 
     def join(self, other: GraphedEagle) -> None:
         ours, theirs, lengths = self._room, other._room, self._lengths + other._lengths
-        key, value = torch.cat([ours.key, theirs.key]), torch.cat([ours.value, theirs.value])
+        self._go_on_with(torch.cat([ours.key, theirs.key]), torch.cat([ours.value, theirs.value]), lengths)
+
+    def _go_on_with(self, key: Tensor, value: Tensor, lengths: list[int]) -> None:
         self._take(len(lengths), lengths)
         self._room.key.copy_(key)
         self._room.value.copy_(value)
@@ -85,13 +84,14 @@ class GraphedEagle:
         self._room, self._lengths = self._rooms[rows], lengths
 
     def advance(self, tokens: Tensor, features: Tensor | None, counts: Tensor, everywhere: bool = False) -> Tensor:
-        room, new = self._room, counts.tolist()
-        size = bucket_of(CAUGHT_UP, tokens.shape[1])
-        own = F.pad(fetched(tokens).clamp(min=0), (0, (size or tokens.shape[1]) - tokens.shape[1]))
-        numbers = torch.cat([own, torch.tensor([self._lengths, new]).T], 1)
-        self._lengths = [length + count for length, count in zip(self._lengths, new, strict=True)]
-        hidden, last = room.run(("advance", size), room.advance, numbers, features, captured=size is not None)
-        return hidden[:, : tokens.shape[1]].clone() if everywhere else last
+        room, new, count = self._room, counts.tolist(), tokens.shape[1]
+        bucket = bucket_of(CAUGHT_UP, count)
+        spare = 0 if bucket is None else bucket - count
+        numbers = torch.cat([F.pad(fetched(tokens).clamp(min=0), (0, spare)), torch.tensor([self._lengths, new]).T], 1)
+        self._lengths = [length + more for length, more in zip(self._lengths, new, strict=True)]
+        features = F.pad(features, (0, 0, 0, spare))  # with zeros: NaN left by another text would pass through a mask
+        hidden, last = room.run(("advance", bucket), room.advance, numbers, features, captured=bucket is not None)
+        return hidden[:, :count].clone() if everywhere else last
 
     def open(self, source: Tensor, context_length: Tensor, width: int) -> Ranked:
         room = self._room
@@ -122,10 +122,10 @@ class GraphedEagle:
         """The ranking float64 [R, W, 2 K + 2] of logits [R, W, Vd], on the host; anew where equal numbers left the order open."""
         told = fetched(told)
         if not told[..., -1].any():
-            return unpacked(told[..., :-1])
+            return Ranked.of_one_piece(told[..., :-1])
         found = ranked(logits, width, self.entropies)
         index = found.index if self.target_ids is None else self.target_ids.take(found.index)
-        return fetched_ranking(found._replace(index=index))
+        return found._replace(index=index).fetched()
 
 
 def _ranked(
@@ -144,19 +144,18 @@ def _ranked(
 class _Graph:
     """Where a graph's inputs are written, what replays it, and where its outputs then stand."""
 
-    def __init__(self, numbers: Tensor, wide: Tensor | None, places: int, device: torch.device):
-        """Inputs like those of :meth:`_Room.run`, the wide one with ``places`` places."""
+    def __init__(self, numbers: Tensor, wide: Tensor | None, device: torch.device):
+        """Inputs like those of :meth:`_Room.run`."""
         self.replayed: torch.cuda.CUDAGraph | None = None
         self.output: Any = None
         with torch.inference_mode(False):
             self.numbers = torch.zeros(numbers.shape, dtype=torch.int64, device=device)
-            self.wide = None if wide is None else torch.zeros((len(wide), places, wide.shape[2]), dtype=wide.dtype, device=device)
+            self.wide = None if wide is None else torch.zeros_like(wide)
 
     def write(self, numbers: Tensor, wide: Tensor | None) -> None:
         self.numbers.copy_(numbers, non_blocking=True)
         if wide is not None:
-            self.wide[:, : wide.shape[1]].copy_(wide)
-            self.wide[:, wide.shape[1] :].zero_()  # NaN of another text would pass through a mask: 0 * NaN
+            self.wide.copy_(wide)
 
     def capture(self, compute: Callable[..., Any], memory: tuple[int, int] | None) -> None:
         """Behind :meth:`write`: the calls before a capture are real ones."""
@@ -184,14 +183,14 @@ class _Room:
     def run(self, key: tuple, compute: Callable[..., Any], numbers: Tensor, wide: Tensor | None, captured: bool) -> Any:
         """``compute(numbers, wide)``: the replay of its graph where it is to be captured and there is a GPU.
 
-        :param numbers: int64 [R, N], on the host.   :param wide: [R, T, X] on the device; a graph takes more places than T.
+        :param numbers: int64 [R, N], on the host.   :param wide: [R, T, X] on the device, or None.
         """
         owner = self.owner
         if not (captured and owner.graphs):
             with updates_allowed():
                 return owner.run(lambda: compute(sent(numbers, owner.device), wide))
         if key not in self._graphs:
-            self._graphs[key] = _Graph(numbers, wide, key[1] if key[0] == "advance" else 1, owner.device)
+            self._graphs[key] = _Graph(numbers, wide, owner.device)
         graph = self._graphs[key]
         graph.write(numbers, wide)
         if graph.replayed is None:
@@ -203,12 +202,12 @@ class _Room:
         """Outputs of committed cells behind those before: of all T [R, T, H], and of each row's last one [R, H].
 
         :param numbers: tokens, cells before and how many count: int64 [R, T + 2].
-        :param features: [R, t, F] of the places before the tokens, t <= T.
+        :param features: [R, T, F] of the places before the tokens.
         """
         head, count = self.owner.head, numbers.shape[1] - 2
         tokens, before, counts = numbers.split([count, 1, 1], 1)
         positions = before + torch.arange(count, device=numbers.device)
-        hidden = head.fuse(F.pad(features, (0, 0, 0, count - features.shape[1])))
+        hidden = head.fuse(features)
         query, key, value = head.project(hidden, tokens, positions)
         self._write(key, value, positions)
         visible = self.place <= positions[:, :, None]  # tree cells lie behind all committed ones

@@ -230,3 +230,19 @@ def test_the_rehearsal(tmp_path, capsys):
     assert "A rehearsal at toy size" in capsys.readouterr().out
     with pytest.raises(UserError, match="rehearsal"):
         report.main([str(tmp_path), "--profiles", str(tmp_path)])
+
+
+@pytest.mark.long
+def test_a_rehearsal_as_on_a_gpu(tmp_path):
+    """With CUDA graphs, on the pretended GPU: the check and the timed passes."""
+    from tests.live.pretended_gpu import pretended_gpu
+
+    stages = ["--stage", "check", "--stage", "passes"]
+    with pretended_gpu() as gpu:
+        assert run.main(["--rehearse", "--device", "cuda", "--out", str(tmp_path), "--budget", "3000", *stages]) == 0
+    check, passes = (read_results(tmp_path / f"{stage}.json") for stage in ("check", "passes"))
+    assert check["about"]["machine"]["gpu"] == "a pretended GPU" and gpu.graphs
+    decoded = check["jobs"]["graphs on the small pair"]
+    assert decoded["captured"] and decoded["identical"] == decoded["texts"] > 0
+    assert check["jobs"]["embedding at true size"]["graphs"]
+    assert all(cell["ms"] > 0 for job in passes["jobs"].values() for cell in job["cells"])

@@ -1,8 +1,8 @@
 """A GPU without a GPU: tensors that say they lie on ``cuda:0``, and are worked out by the CPU.
 
 So the branches that ask for the device are taken, and what a GPU would refuse is refused: tensors of host and device in one
-operation, NumPy asked for a device's numbers. ``asked`` counts what the device is asked for (``operations``) and where the host
-waits for it (``waits``), by "file:line" of this repository. Graphs are captured and replayed as in tests/live/pretended_graphs.py;
+operation, NumPy asked for a device's numbers. ``operations`` counts what the device is asked for and ``waits`` where the host waits
+for it, by "file:line" of this repository. Graphs are captured and replayed as in tests/live/pretended_graphs.py;
 while one is captured, the host may neither wait nor send anything.
 """
 
@@ -27,13 +27,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from live import graphed, graphed_eagle
-from tests.live.pretended_graphs import PretendedGraph
+from tests.live.pretended_graphs import WAITING, PretendedGraph
 
 DEVICE = torch.device("cuda", 0)
 _ROOT = f"{Path(__file__).parents[2]}/"
 _CROSSING = {"copy_", "_to_copy", "index", "index_put", "index_put_", "_unsafe_index", "set_"}
 """Operations that take host and device tensors."""
-_WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select"}
 
 
 class OnDevice(Tensor):
@@ -150,12 +149,12 @@ class PretendedGpu(TorchDispatchMode):
         device = kwargs.get("device")
         here = (device is not None and not _is_gpu(device)) or not (on or _is_gpu(device))
         brought_home = name == "copy_" and not isinstance(args[0], OnDevice) and bool(on)
-        if on and (name in _WAITING or here or brought_home):
+        if on and (name in WAITING or here or brought_home):
             self._count(self.waits)
         elif not here:
             self._count(self.operations)
         if self.capturing is not None and (on or not here):
-            self._check_capture(name, on, beside, here)
+            self._check_capture(name, beside, here)
         if device is not None:
             kwargs["device"] = torch.device("cpu")
         inner = {id(part): part.held for part in on}
@@ -167,7 +166,7 @@ class PretendedGpu(TorchDispatchMode):
         same = {id(part.held): part for part in on}  # what an operation in place gives back is what it was given
         return tree_map_only(Tensor, lambda part: same[id(part)] if id(part) in same else _on_device(part), result)
 
-    def _check_capture(self, name: str, on: list[Tensor], beside: list[Tensor], here: bool) -> None:
+    def _check_capture(self, name: str, beside: list[Tensor], here: bool) -> None:
         if here or (beside and name in _CROSSING):
             raise RuntimeError(f"{name} moves numbers between host and device during a capture")
 
@@ -213,6 +212,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         patch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, next(numbers)))
         for name, value in told.items():
             patch.setattr(torch.cuda, name, lambda *_, value=value: value)
+        patch.setattr(torch, "Generator", lambda device="cpu", own=torch.Generator: own())  # the numbers are drawn on the CPU
         before = torch.__future__.get_overwrite_module_params_on_conversion()
         torch.__future__.set_overwrite_module_params_on_conversion(True)  # a parameter moved there is another tensor
         try:

@@ -9,7 +9,7 @@ of the same memory is replayed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from live.graphed import updates_allowed
 
-_WAITING = {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "_unique2", "unique_dim"}
+WAITING = {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "_unique2", "unique_dim"}
+"""Operations whose result the host has to see before it goes on."""
 
 
 class _Outside(NamedTuple):
@@ -52,7 +53,7 @@ class PretendedGraph(TorchDispatchMode):
         name = func.overloadpacket.__name__
         flat, shape = tree_flatten((args, kwargs or {}))
         chosen = args[1] if name.startswith("index") and isinstance(args[1], (list, tuple)) else ()
-        if name in _WAITING or any(isinstance(part, Tensor) and part.dtype == torch.bool for part in chosen):
+        if name in WAITING or any(isinstance(part, Tensor) and part.dtype == torch.bool for part in chosen):
             raise AssertionError(f"{name} waits for the device during a capture")
         given = [self._told_apart(part) if isinstance(part, Tensor) else part for part in flat]
         before = {part.untyped_storage()._cdata for part in flat if isinstance(part, Tensor)}
@@ -68,18 +69,18 @@ class PretendedGraph(TorchDispatchMode):
     def keep(self, result: Any) -> None:
         """End the capture; all but the result is worthless until a replay, which the result is too."""
         tree_map_only(Tensor, lambda part: self._kept.add(part.untyped_storage()._cdata), result)
-        self._spoil()
+        self._kept &= self._made.keys()
+        self._spoil(self._made)
 
-    def _spoil(self, but: Collection[int] = ()) -> None:
-        """Make all that was made in the capture worthless: NaN in all floating dtypes, -1 in all signed ones."""
-        for key, storage in self._made.items():
-            if key not in but:
-                storage.fill_(255)
+    def _spoil(self, which: Iterable[int]) -> None:
+        """Make memory of the capture worthless: NaN in all floating dtypes, -1 in all signed ones."""
+        for key in which:
+            self._made[key].fill_(255)
 
     def replay(self) -> None:
         self.replays += 1
         for other in self._sharing:
-            other._spoil()
+            other._spoil(other._kept)  # what lies between is so already
         with updates_allowed(), _disable_current_modes(), torch._C.DisableTorchFunction():
             for func, given, shape, left in self._steps:
                 args, kwargs = tree_unflatten([part.tensor() if isinstance(part, _Outside) else part for part in given], shape)
@@ -87,7 +88,7 @@ class PretendedGraph(TorchDispatchMode):
                 for part, place in zip(result if isinstance(result, (tuple, list)) else (result,), left, strict=True):
                     if place is not None:
                         place.copy_(part)
-            self._spoil(but=self._kept)
+            self._spoil(self._made.keys() - self._kept)
 
     def _told_apart(self, part: Tensor) -> Tensor | _Outside:
         storage = part.untyped_storage()

@@ -201,6 +201,23 @@ def test_a_capture_refuses_what_moves_numbers_or_waits(gpu):
             record(compute, DEVICE, None)
 
 
+def test_a_replay_reads_where_it_read_and_a_result_stands_until_the_next_replay(gpu):
+    from live.graphed_eagle import record
+
+    fixed, outside = torch.ones(3, device="cuda"), [torch.full((3,), 2.0, device="cuda")]
+    one, result = record(lambda: fixed * 2, DEVICE, "memory")
+    other, _ = record(lambda: fixed * outside[0], DEVICE, "memory")
+    fixed.fill_(3.0)
+    assert result.isnan().all()  # a capture computes nothing
+    one.replay()
+    assert result.tolist() == [6.0, 6.0, 6.0]
+    other.replay()
+    assert result.isnan().all()
+    outside.clear()
+    with pytest.raises(AssertionError, match="freed"):
+        other.replay()
+
+
 def test_fidelity(gpu, tiny_recording, tmp_path):
     """A recording made on a CPU against decoding there."""
     from live.fidelity import main
