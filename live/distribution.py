@@ -41,9 +41,10 @@ class Ranked(NamedTuple):
 
     @classmethod
     def of_one_piece(cls, told: Tensor) -> Ranked:
-        """The inverse, of float64 [..., 2 K + 1]."""
-        count = told.shape[-1] // 2
-        return cls(told[..., :count].long(), told[..., count:-1].float(), told[..., -1].float())
+        """The inverse, of float64 [..., 2 K + 1] on the host."""
+        values, count = told.numpy(), told.shape[-1] // 2
+        parts = values[..., :count].astype(np.int64), values[..., count:-1].astype(np.float32), values[..., -1].astype(np.float32)
+        return cls(*map(torch.from_numpy, parts))
 
     def fetched(self) -> Ranked:
         """The same on the host, fetched in one piece."""

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -192,11 +192,11 @@ class _Fixed:
     def run(self, tokens: Tensor, positions: Tensor, sees: Tensor) -> Output:
         """``tokens``, ``positions`` int64 [R, t], t <= T; ``sees`` bool [R, t, t]. All see their row's whole text."""
         new = tokens.shape[1]
-        numbers = torch.zeros(self.numbers.shape, dtype=torch.int64)
-        numbers[:, :new], numbers[:, self.size : self.size + new] = tokens, positions  # what lies behind is not looked at
-        numbers[:, -1] = torch.tensor(self.owner.cache.host_lengths)
-        self.numbers.copy_(numbers, non_blocking=True)
-        self.sees.copy_(F.pad(sees, (0, self.size - new, 0, self.size - new)), non_blocking=True)
+        numbers, visible = np.zeros(self.numbers.shape, dtype=np.int64), np.zeros(self.sees.shape, dtype=bool)
+        numbers[:, :new], numbers[:, self.size : self.size + new] = tokens.numpy(), positions.numpy()
+        numbers[:, -1], visible[:, :new, :new] = self.owner.cache.host_lengths, sees.numpy()  # what lies behind is not looked at
+        self.numbers.copy_(torch.from_numpy(numbers), non_blocking=True)
+        self.sees.copy_(torch.from_numpy(visible), non_blocking=True)
         if not self.owner.graphs:
             with updates_allowed():
                 self.output = self._compute(self.owner.run)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -87,10 +88,12 @@ class GraphedEagle:
         room, new, count = self._room, counts.tolist(), tokens.shape[1]
         bucket = bucket_of(CAUGHT_UP, count)
         spare = 0 if bucket is None else bucket - count
-        numbers = torch.cat([F.pad(fetched(tokens).clamp(min=0), (0, spare)), torch.tensor([self._lengths, new]).T], 1)
+        numbers = np.zeros((len(new), count + spare + 2), dtype=np.int64)
+        np.maximum(fetched(tokens).numpy(), 0, out=numbers[:, :count])
+        numbers[:, -2], numbers[:, -1] = self._lengths, new
         self._lengths = [length + more for length, more in zip(self._lengths, new, strict=True)]
         features = F.pad(features, (0, 0, 0, spare))  # with zeros: NaN left by another text would pass through a mask
-        hidden, last = room.run(("advance", bucket), room.advance, numbers, features, captured=bucket is not None)
+        hidden, last = room.run(("advance", bucket), room.advance, torch.from_numpy(numbers), features, bucket is not None)
         return hidden[:, :count].clone() if everywhere else last
 
     def open(self, source: Tensor, context_length: Tensor, width: int) -> Ranked:
@@ -108,11 +111,12 @@ class GraphedEagle:
         size = size if captured else count
         if self._slots + size > SLOTS:
             raise ValueError(f"the draft tree expands more than {SLOTS} nodes")
-        padded = [F.pad(fetched(part), (0, size - count)) for part in (parent, token.clamp(min=0))]
-        numbers = torch.cat([*padded, torch.full((len(parent), 1), self._slots)], 1)
+        numbers = np.zeros((len(parent), 2 * size + 1), dtype=np.int64)
+        numbers[:, :count], numbers[:, -1] = fetched(parent).numpy(), self._slots
+        np.maximum(fetched(token).numpy(), 0, out=numbers[:, size : size + count])
         self._slots += count
         key, compute = ("grow", size, width, self.entropies), self._ranking(room.grow, width)
-        logits, told = room.run(key, compute, numbers, None, captured)
+        logits, told = room.run(key, compute, torch.from_numpy(numbers), None, captured)
         return self._told(logits[:, :count], told[:, :count], width)
 
     def _ranking(self, forward: Callable[[Tensor, Tensor | None], Tensor], width: int) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -121,7 +125,7 @@ class GraphedEagle:
     def _told(self, logits: Tensor, told: Tensor, width: int) -> Ranked:
         """The ranking float64 [R, W, 2 K + 2] of logits [R, W, Vd], on the host; anew where equal numbers left the order open."""
         told = fetched(told)
-        if not told[..., -1].any():
+        if not told.numpy()[..., -1].any():
             return Ranked.of_one_piece(told[..., :-1])
         found = ranked(logits, width, self.entropies)
         index = found.index if self.target_ids is None else self.target_ids.take(found.index)

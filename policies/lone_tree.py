@@ -1,7 +1,7 @@
-"""The draft tree of a request that decodes alone on a CPU: lists of numbers, where a batch has tensors.
+"""The draft tree of a request that decodes alone on a CPU: columns of plain numbers, where a batch has tensors of rows and slots.
 
-Between two forward passes of a network all code comes from memory, and each tensor operation is code of its own. What the loop asks
-at every level is answered from lists, so that little is touched.
+Between two forward passes of a network all code comes from memory, and each operation of torch or NumPy is code of its own. Here a
+level is written down and read by plain Python, family by family, so that little is touched.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,8 @@ from policies.one_row import alone, integers
 from policies.order import NONE, best_of_list
 from policies.tree import DraftTree, Listed
 
-_INT64 = frozenset({"token", "parent", "depth", "rank", "handle"})
+_ROOT = {"parent": NONE, "depth": 0, "rank": NONE, "handle": NONE, "logprob": 0.0, "score": 0.0}
+_FLOAT32 = frozenset({"logprob", "score"})
 
 
 def new_tree(root_token: Tensor, needs: frozenset[str]) -> DraftTree:
@@ -26,27 +28,19 @@ def new_tree(root_token: Tensor, needs: frozenset[str]) -> DraftTree:
 
 
 class LoneTree(DraftTree):
-    """One tree at each level of which there are all the children that were asked for, or none. What is asked of it beyond the
-    lists, or does not fit them, makes it the tree that a batch has, by appending its levels there: the answers are the same."""
+    """One tree at each level of which there are all the children that were asked for, or none. What is asked of it beyond its
+    columns, or does not fit them, makes it the tree that a batch has, by appending its levels there: the answers are the same."""
 
     def __init__(self, root_token: Tensor, needs: frozenset[str] = frozenset()):
         """:param root_token: int64 [1]. :param needs: see :class:`DraftTree`."""
         self.rows, self.device, self.needs, self.levels = 1, root_token.device, needs, 0
         self._root_token, self._answers = root_token[:, None], []
         self._first, self._siblings, self._offer, self._made = 0, 1, [], {}
-        self._lists: dict[str, list] = {
-            "token": root_token.tolist(),
-            "parent": [NONE],
-            "depth": [0],
-            "rank": [NONE],
-            "handle": [NONE],
-            "logprob": [0.0],
-            "score": [0.0],
-        }
+        self._columns = {name: [value] for name, value in {"token": root_token.item(), **_ROOT}.items()}
 
     def __getattr__(self, name: str) -> Any:
         """What only the tree of a batch has."""
-        if "_lists" not in self.__dict__:  # not made yet, as while it is copied
+        if "_columns" not in self.__dict__:  # not made yet, as while it is copied
             raise AttributeError(name)
         return getattr(self._joined_the_batch(), name)
 
@@ -62,7 +56,7 @@ class LoneTree(DraftTree):
 
     @property
     def width(self) -> int:
-        return len(self._lists["token"])
+        return len(self._columns["token"])
 
     @property
     def ragged(self) -> bool:
@@ -86,27 +80,29 @@ class LoneTree(DraftTree):
 
     def _write_down(self, asked: list[int], token: list[int], children: Children) -> None:
         """The children of the nodes ``asked``, all of which there are."""
-        own, step = self._lists, children.logprob.flatten().tolist()
-        above = [node for node in asked for _ in range(self._siblings)]
+        own, step, siblings, sums = self._columns, children.logprob.flatten().tolist(), self._siblings, array("f")
+        parent, depth, score = own["parent"], own["depth"], own["score"]
         own["token"] += token
-        own["parent"] += above
-        own["depth"] += [own["depth"][node] + 1 for node in above]
-        own["rank"] += [*range(self._siblings)] * len(asked)
         own["handle"] += children.handle.flatten().tolist()
         own["logprob"] += step
-        own["score"] += array("f", [own["score"][node] + more for node, more in zip(above, step, strict=True)])  # float32 sums
+        own["rank"] += [*range(siblings)] * len(asked)
+        for family, above in enumerate(asked):
+            parent += [above] * siblings
+            depth += [depth[above] + 1] * siblings
+            so_far = score[above]
+            sums.fromlist([so_far + more for more in step[family * siblings : (family + 1) * siblings]])
+        score += sums  # as float32
 
     def listed(self, *names: str) -> list[list]:
-        return [self._lists[name] for name in names]
+        return [self._columns[name] for name in names]
 
     def newest_listed(self) -> Listed:
         self._must_be_asked("entropy")
-        entropy = self._answers[-1][1].entropy[0].tolist()
-        score, logprob = self._lists["score"][self._first :], self._lists["logprob"][self._first :]
-        return Listed(range(self._first, self.width), self._siblings, logprob, entropy, score)
+        logprob, score = (self._columns[name][self._first :] for name in ("logprob", "score"))
+        return Listed(range(self._first, self.width), self._siblings, logprob, self._answers[-1][1].entropy[0].tolist(), score)
 
     def frontier(self, count: int) -> Tensor:
-        slots = best_of_list(self._lists["score"][self._first :], count)
+        slots = best_of_list(self._columns["score"][self._first :], count)
         return self._joined_the_batch().frontier(count) if slots is None else self.frontier_of(slots)
 
     def frontier_of(self, slot: list[int]) -> Tensor:
@@ -117,14 +113,15 @@ class LoneTree(DraftTree):
         return nodes[0].tolist() == self._offer
 
     def at(self, name: str, nodes: Tensor) -> Tensor:
-        column = self._lists[name]
-        return _tensor(name, [[column[node] for node in nodes[0].tolist()]], nodes)
+        column = self._columns[name]
+        return _tensor(name, [column[node] for node in nodes[0].tolist()])
 
     def _column(self, name: str) -> Tensor:
         if name not in self._made:
-            self._made[name] = _tensor(name, [self._lists[name]], self._root_token)
+            self._made[name] = _tensor(name, self._columns[name])
         return self._made[name]
 
 
-def _tensor(name: str, values: list[list], like: Tensor) -> Tensor:
-    return integers(values, like) if name in _INT64 else torch.tensor(values, dtype=torch.float32)
+def _tensor(name: str, values: list) -> Tensor:
+    """[1, M]."""
+    return torch.from_numpy(np.array([values], dtype=np.float32 if name in _FLOAT32 else np.int64))

@@ -57,14 +57,12 @@ def nodes_in(slot: list[int], node: Tensor | None, first: int) -> list[int]:
     return [held[place] if place >= 0 else NONE for place in slot]
 
 
-def packed(kept: list[bool], token: list[int], parent: list[int], depth: list[int]) -> list[list[int]] | None:
-    """Node, token, place of the parent and depth of each kept node, from lists over the tree's nodes, root first; None where a
-    kept node's parent is not kept."""
-    node = [index for index, wanted in enumerate(kept) if wanted]
+def packed(node: list[int], token: list[int], parent: list[int], depth: list[int]) -> list[list[int]] | None:
+    """Node, token, place of the parent and depth of each kept ``node``, root first, from columns over the tree's nodes; None where
+    a kept node's parent is not kept."""
     place = {NONE: NONE} | {index: own for own, index in enumerate(node)}
-    if not all(parent[index] in place for index in node):
-        return None
-    return [node, [token[index] for index in node], [place[parent[index]] for index in node], [depth[index] for index in node]]
+    above = [place.get(parent[index]) for index in node]
+    return None if None in above else [node, [token[index] for index in node], above, [depth[index] for index in node]]
 
 
 def accepted_path(token: list[int], parent: list[int], choice: list[int]) -> tuple[list[int], int]:
@@ -77,20 +75,22 @@ def accepted_path(token: list[int], parent: list[int], choice: list[int]) -> tup
     return path, choice[current]
 
 
-def status_of(node: list[int], parent: list[int], path: list[int], ended: bool, width: int) -> list[int]:
-    """Status of each of ``width`` tree nodes. ``node`` and ``parent`` are lists over the kept nodes; ``ended``: no bonus."""
-    status, on_path = [NONE] * width, {0, *path}
+def status_of(node: list[int], parent: list[int], path: list[int], ended: bool, width: int) -> np.ndarray:
+    """Status int8 [1, ``width``] of each tree node. ``node`` and ``parent`` are lists over the kept nodes; ``ended``: no bonus."""
+    status, on_path = np.full((1, width), NONE, dtype=np.int8), {0, *path}
     tested_below = on_path - {[0, *path][-1]} if ended else on_path
     for place in range(1, len(node)):
         if parent[place] in tested_below:
-            status[node[place]] = int(place in on_path)
+            status[0, node[place]] = place in on_path
     return status
 
 
 def ancestors(parent: Tensor) -> Tensor:
     """bool [1, V, V]: which kept nodes each kept node attends to, itself and its ancestors, from int64 [1, V]."""
-    sees = np.eye(parent.shape[1], dtype=np.bool_)[None]
-    own = sees[0]
-    for place, above in enumerate(parent[0].tolist()[1:], 1):
-        own[place] |= own[max(above, 0)]
-    return torch.from_numpy(sees)
+    sees, own, count = [], 1, parent.shape[1]  # a number for each node, a bit for each node that it sees
+    for above in parent[0].tolist():
+        sees.append(own | sees[above] if above >= 0 else own)
+        own <<= 1
+    size = -(-count // 8)
+    packed_bits = np.frombuffer(b"".join([bits.to_bytes(size, "little") for bits in sees]), dtype=np.uint8)
+    return torch.from_numpy(np.unpackbits(packed_bits.reshape(1, count, size), 2, count, "little").view(np.bool_))

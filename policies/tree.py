@@ -144,10 +144,9 @@ class DraftTree:
 
     def newest(self) -> tuple[Tensor, Tensor]:
         """Nodes of the last level: (index int64 [B, M], score float32 [B, M]), -1 and -inf where a row has fewer."""
-        if self._newest_node is None:
-            index = torch.arange(self._start, self._slots, device=self.device).expand(self.rows, -1)
-            return index, self._newest["score"]
-        return packed_level(self._newest_node, self._newest["score"])
+        if self._newest_node is not None:
+            return packed_level(self._newest_node, self._newest["score"])
+        return torch.arange(self._start, self._slots, device=self.device).expand(self.rows, -1), self._newest["score"]
 
     def newest_scores(self) -> Tensor:
         """Path log-probabilities float32 [B, W, K] of the last level, by parent and rank; -inf where there is no such node."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,7 +64,7 @@ def _unpacked(tree: DraftTree, policy: str) -> UserError:
 def pack(tree: DraftTree, kept: Tensor, policy: str = "the policy") -> Kept:
     """Pack the kept nodes bool [B, N] of a tree, in node order, and check that every kept node's parent is kept."""
     if alone(kept):
-        columns = packed(kept[0].tolist(), *tree.listed("token", "parent", "depth"))
+        columns = packed(kept.numpy()[0].nonzero()[0].tolist(), *tree.listed("token", "parent", "depth"))
         if columns is None:
             raise _unpacked(tree, policy)
         return Kept(*integers(columns, kept).split(1), integers([len(columns[0]) - 1], kept))
@@ -136,8 +135,7 @@ def node_status(tree: DraftTree, kept: Kept, outcome: Walk) -> Tensor:
     """
     if alone(kept.token):
         path, ended = [place for place in outcome.path[0].tolist() if place >= 0], int(outcome.bonus) < 0
-        status = status_of(kept.node[0].tolist(), kept.parent[0].tolist(), path, ended, tree.width)
-        return torch.from_numpy(np.array([status], dtype=np.int8))
+        return torch.from_numpy(status_of(kept.node[0].tolist(), kept.parent[0].tolist(), path, ended, tree.width))
     rows, end = kept.token.shape
     on_path = torch.zeros((rows, end + 1), dtype=torch.bool, device=tree.device)
     on_path.scatter_(1, outcome.path.masked_fill(outcome.path < 0, end), True)  # the last column catches the padding

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from benchmarks import live_speed, long_context
+from benchmarks import live_speed, long_context, loop_time
 from benchmarks.live_speed import ASSISTED, LOOKED_UP, PLAIN
 from policies.errors import UserError
+from policies.registry import load_policy
 
 OURS = ("eagle3: chain(k=2)", "draft: chain(k=2)", "suffix: chain(k=2)", "suffix+draft: chain(k=2)")
 
@@ -74,3 +75,14 @@ def test_long_context(capsys):
     assert "chain(k=2)" in told and "40" in told and "70" in told
     with pytest.raises(UserError, match="--context"):
         long_context.main(["--context", "1"])
+
+
+def test_the_loop_alone(pair64, capsys):
+    """Graphs that do nothing still make whole cycles: every policy asks for its levels."""
+    loop_time.main(["--policy", "chain(k=3)", "--policy", "autoregressive", "--cycles", "2", "--rounds", "2"])
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in table[-2:]] == ["chain(k=3)", "autoregressive"] and all(float(row[1]) > 0 for row in table[-2:])
+    decoder = loop_time.decoder_of(pair64, load_policy("chain(k=3)"), None)
+    assert loop_time.cycle_ms(decoder, 2) > 0 and decoder.drafter.network._slots == 3
+    with pytest.raises(UserError, match="--rounds of 2 or more"):
+        loop_time.main(["--policy", "eagle3", "--rounds", "1"])

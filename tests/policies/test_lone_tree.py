@@ -1,4 +1,4 @@
-"""The tree of lists answers as the tree of a batch does, whatever is asked of it, and when."""
+"""The tree of a request alone answers as the tree of a batch does, whatever is asked of it, and when."""
 
 from __future__ import annotations
 
@@ -97,14 +97,14 @@ def test_rows_of_a_table_are_for_the_tree_of_a_batch():
     assert tree.frontier(1).tolist() == [[1]]
 
 
-def test_only_a_request_alone_has_lists():
+def test_only_a_request_alone_has_such_a_tree():
     assert isinstance(new_tree(torch.tensor([1]), NEEDS), LoneTree)
     assert type(new_tree(torch.tensor([1, 2]), NEEDS)) is DraftTree
 
 
 def test_what_a_policy_did_not_ask_for_is_refused_by_name():
     tree = LoneTree(torch.tensor([1]))
-    for _ in range(2):  # as lists, and as the tree of a batch
+    for _ in range(2):  # as such, and as the tree of a batch
         with pytest.raises(AttributeError, match="reads tree.entropy but does not name it"):
             _ = tree.entropy
         with pytest.raises(AttributeError, match="no attribute 'entropies'"):
