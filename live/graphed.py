@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from live.border import fetched
 from live.cache import TreeCache, TreeLayer
 from live.model import CachedModel, Output
 from policies.errors import UserError
@@ -192,9 +193,10 @@ class _Fixed:
     def run(self, tokens: Tensor, positions: Tensor, sees: Tensor) -> Output:
         """``tokens``, ``positions`` int64 [R, t], t <= T; ``sees`` bool [R, t, t]. All see their row's whole text."""
         new = tokens.shape[1]
+        # what lies behind the new tokens is not looked at
         numbers, visible = np.zeros(self.numbers.shape, dtype=np.int64), np.zeros(self.sees.shape, dtype=bool)
-        numbers[:, :new], numbers[:, self.size : self.size + new] = tokens.numpy(), positions.numpy()
-        numbers[:, -1], visible[:, :new, :new] = self.owner.cache.host_lengths, sees.numpy()  # what lies behind is not looked at
+        numbers[:, :new], numbers[:, self.size : self.size + new] = fetched(tokens).numpy(), fetched(positions).numpy()
+        numbers[:, -1], visible[:, :new, :new] = self.owner.cache.host_lengths, fetched(sees).numpy()
         self.numbers.copy_(torch.from_numpy(numbers), non_blocking=True)
         self.sees.copy_(torch.from_numpy(visible), non_blocking=True)
         if not self.owner.graphs:
