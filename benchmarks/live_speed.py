@@ -146,7 +146,7 @@ def everyone(recording: Recording, pair: Pair, ours: list[tuple[str, Any]]) -> d
 def hugging_face(
     recording: Recording, pair: Pair, options: dict[str, Any], of_draft: dict[str, Any] | None = None
 ) -> Callable[[int], Timed]:
-    """Hugging Face's own speculative decoding.
+    """Hugging Face's own speculative decoding, in inference mode as ours is.
 
     :param of_draft: the draft's generation settings, which assisted generation changes while it runs: set before each text.
     """
@@ -168,6 +168,7 @@ def hugging_face(
         def end(self) -> None:
             pass
 
+    @torch.inference_mode()
     def decode(text: int) -> Timed:
         ids = torch.tensor([recording.prompt_tokens(text).tolist()], device=pair.model.device)
         if of_draft is not None:

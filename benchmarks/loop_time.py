@@ -50,7 +50,6 @@ def decoder_of(pair: Pair, policy: Policy, cost: Cost | None, capacity: int = 10
     pair = graphed(pair, capacity)
     network, target = pair.networks[DRAFTER], pair.target(1, pair.networks[DRAFTER])
     network.graphs = target.graphs = True
-    network._memory = target._memory = None
     return SpeculativeDecoder(target, network, policy, (), cost)
 
 
@@ -58,8 +57,11 @@ def cycle_ms(decoder: SpeculativeDecoder, cycles: int) -> float:
     """Mean milliseconds of a cycle."""
     import torch
 
-    captures = [mock.patch(f"live.{file}.record", computed_once) for file in ("graphed", "graphed_eagle")]
-    with torch.inference_mode(), captures[0], captures[1]:
+    with (
+        torch.inference_mode(),
+        mock.patch("live.graphed.record", computed_once),
+        mock.patch("live.graphed_eagle.record", computed_once),
+    ):
         decoder.prefill([PROMPT], 10 * cycles)
         decoder.step()  # before the clock starts: what is looked up for the first time
         began = time.perf_counter()

@@ -14,7 +14,7 @@ from policies.contract import Sampling
 from policies.errors import UserError
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def plain_decode(
     model: CachedModel,
     prompts: list[list[int]],

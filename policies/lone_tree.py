@@ -114,14 +114,15 @@ class LoneTree(DraftTree):
 
     def at(self, name: str, nodes: Tensor) -> Tensor:
         column = self._columns[name]
-        return _tensor(name, [column[node] for node in nodes[0].tolist()])
+        return self._tensor(name, [column[node] for node in nodes[0].tolist()])
 
     def _column(self, name: str) -> Tensor:
         if name not in self._made:
-            self._made[name] = _tensor(name, self._columns[name])
+            self._made[name] = self._tensor(name, self._columns[name])
         return self._made[name]
 
-
-def _tensor(name: str, values: list) -> Tensor:
-    """[1, M]."""
-    return torch.from_numpy(np.array([values], dtype=np.float32 if name in _FLOAT32 else np.int64))
+    def _tensor(self, name: str, values: list) -> Tensor:
+        """[1, M]."""
+        if name in _FLOAT32:
+            return torch.from_numpy(np.array([values], dtype=np.float32))  # torch.tensor takes thrice as long
+        return integers([values], self._root_token)

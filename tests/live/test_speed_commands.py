@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from benchmarks import live_speed, long_context, loop_time
 from benchmarks.live_speed import ASSISTED, LOOKED_UP, PLAIN
@@ -26,6 +27,19 @@ def test_everyone_races(tiny_recording, tmp_path, capsys):
         assert all(len(rounds) == 2 and min(rounds) > 0 for rounds in by_domain.values())
     assert set(found["overhead"]) == set(OURS) and all(0 < share < 1 for share in found["overhead"].values())
     assert found["predicted"][OURS[0]]["tau"] >= 1 and "Fastest: " in told
+
+
+def test_nobody_decodes_at_a_disadvantage(tiny_recording, pair64):
+    """Inference mode is worth a tenth of a small model's token: ours and the baselines all have it."""
+    from traces.recording import open_recording
+
+    contenders = live_speed.everyone(open_recording(tiny_recording), pair64, [("eagle3", load_policy("chain(k=2)"))])
+    for name, decode in contenders.items():
+        modes: list[bool] = []
+        hook = pair64.model.register_forward_pre_hook(lambda *_, modes=modes: modes.append(torch.is_inference_mode_enabled()))
+        decode(0)
+        hook.remove()
+        assert modes and all(modes), name
 
 
 def test_hugging_face_is_counted_without_its_first_cycle(tiny_recording, pair64):
