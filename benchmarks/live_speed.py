@@ -2,8 +2,9 @@
 
 One process, the same prompts, the same models: our plain loop and ``model.generate``, Hugging Face's assisted generation with
 the draft LM and its prompt lookup, and our policies with every drafter. Contenders take turns prompt by prompt, in an order
-that is shuffled each time. A cell is the median over the rounds; prefill is excluded. Needs a recording of a pair that has a draft
-language model, as the shipped one does, since that is what assisted generation takes.
+that is shuffled each time. A cell is the median over the rounds; prefill is excluded. With a profile, policies that weigh time
+decide by its prices, live as in the prediction. Needs a recording of a pair that has a draft language model, as the shipped one
+does, since that is what assisted generation takes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 SAMPLE = Path(__file__).parents[1] / "traces" / "samples" / "reference"
 FITTED = Path(__file__).parents[1] / "policies" / "fitted"
 HEAD, LM = "eagle3", "draft"
-BOTH = f"prompt_lookup(ngram=5, least=2, latest=True)+{HEAD}"
+BOTH = f"prompt_lookup(ngram=5, latest=True)+{HEAD}"
 SURE = "kangaroo(threshold=0.15, most=10)"
 """Copies what was looked up to its end, since that is certain, and drafts about as far as a chain of four elsewhere."""
 CONTENDERS = (
@@ -43,6 +44,7 @@ CONTENDERS = (
     "prompt_lookup: chain(k=4)",
     "prompt_lookup: chain(k=10)",
     "suffix: chain(k=4)",
+    f"suffix+{HEAD}: chain(k=4)",
     f"{BOTH}: chain(k=4)",
     f"{BOTH}: {SURE}",
     f"{BOTH}: {FITTED / 'goodput.json'}",
@@ -55,6 +57,8 @@ ASSISTED = {
 LOOKED_UP = {"HF prompt lookup (10)": 10, "HF prompt lookup (4)": 4}
 Timed = tuple[int, float]
 """Tokens, and milliseconds for them; prefill and what it gave are excluded."""
+Prices = dict[str, Any]
+"""A cost model (`policies.cost.Cost`) by drafter; None where there is no profile."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -89,9 +93,10 @@ def main(arguments: list[str] | None = None) -> None:
     check_same_models(pair, about)
     members = at_temperature(recording, 0.0)
     texts = chosen_texts(recording, args.texts, members)
-    figures = race(recording, everyone(recording, pair, ours), texts, args.rounds)
-    overhead = overheads(recording, pair, ours, texts)
-    predicted = predictions(recording, ours, args.profile, members)
+    costs = prices(recording, ours, args.profile)
+    figures = race(recording, everyone(recording, pair, ours, costs), texts, args.rounds)
+    overhead = overheads(recording, pair, ours, texts, costs)
+    predicted = predictions(recording, ours, costs, members)
     print(report(recording, figures, overhead, predicted, len(texts), args.rounds))
     if args.json:
         content = {"device": about["device"], "figures": figures, "overhead": overhead, "predicted": predicted}
@@ -114,12 +119,25 @@ def called(drafter: str, policy: Any) -> str:
     return f"{drafter}: {policy.spec()}"
 
 
-def everyone(recording: Recording, pair: Pair, ours: list[tuple[str, Any]]) -> dict[str, Callable[[int], Timed]]:
+def prices(recording: Recording, ours: list[tuple[str, Any]], profile: str | None) -> Prices:
+    """What the profile says that each drafter costs; without one nobody knows."""
+    from traces.costs import check_profile, load_profile
+
+    if profile is None:
+        return dict.fromkeys((drafter for drafter, _ in ours), None)
+    told = load_profile(profile)
+    check_profile(told, recording.manifest)
+    return {drafter: told.cost(drafter) for drafter, _ in ours}
+
+
+def everyone(
+    recording: Recording, pair: Pair, ours: list[tuple[str, Any]], costs: Prices
+) -> dict[str, Callable[[int], Timed]]:
     """All contenders by name; each decodes a recorded prompt up to its recorded length."""
     from live.contenders import contenders, decode_text, decoder_of
 
     def speculative(drafter: str, policy: Any) -> Callable[[int], Timed]:
-        decoder = decoder_of(recording, pair, policy, drafter, None)
+        decoder = decoder_of(recording, pair, policy, drafter, costs[drafter])
 
         def decode(text: int) -> Timed:
             done = decode_text(decoder, recording, text)
@@ -208,33 +226,29 @@ def race(recording: Recording, everyone: dict[str, Callable[[int], Timed]], text
     }
 
 
-def overheads(recording: Recording, pair: Pair, ours: list[tuple[str, Any]], texts: list[int]) -> dict[str, float]:
+def overheads(
+    recording: Recording, pair: Pair, ours: list[tuple[str, Any]], texts: list[int], costs: Prices
+) -> dict[str, float]:
     """The share of a cycle that is neither draft nor target, decoding once more under timers."""
     from live.contenders import break_down
 
     found: dict[str, float] = {}
     for drafter in dict.fromkeys(drafter for drafter, _ in ours):
         mine = [policy for name, policy in ours if name == drafter]
-        parts = break_down(recording, pair, mine, drafter, None, texts)
+        parts = break_down(recording, pair, mine, drafter, costs[drafter], texts)
         found |= {f"{drafter}: {spec}": part.overhead for spec, part in parts.items()}
     return found
 
 
 def predictions(
-    recording: Recording, ours: list[tuple[str, Any]], profile: str | None, members: list[int]
+    recording: Recording, ours: list[tuple[str, Any]], costs: Prices, members: list[int]
 ) -> dict[str, dict[str, float | None]]:
-    """Per contender: tau, and the predicted speedup (None without a profile, or for what no profile prices)."""
+    """Per contender: tau, and the predicted speedup (None without a profile)."""
     from live.bench import predict
-    from sim.looked_up import asked_of
-    from traces.costs import check_profile, load_profile
 
-    told = load_profile(profile) if profile else None
-    if told is not None:
-        check_profile(told, recording.manifest)
     found = {}
     for drafter, policy in ours:
-        priced = told is not None and asked_of(recording, drafter).network is not None
-        row = predict(recording, policy, drafter, told.cost(drafter) if priced else None, members)[-1]
+        row = predict(recording, policy, drafter, costs[drafter], members)[-1]
         found[called(drafter, policy)] = {"tau": row.tau, "speedup": row.speedup}
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,11 +10,11 @@ from torch import Tensor
 
 from policies.children import Children
 from policies.contract import Cycle
+from policies.lookup.lone_trie import LoneTrie
 from policies.lookup.past import Past
 from policies.lookup.rule import Rule
-from policies.lookup.trie import Trie
+from policies.lookup.trie import entropy
 from policies.order import NONE, best
-from policies.sums import ordered_sum
 from policies.tree import DraftTree
 
 
@@ -42,9 +41,8 @@ class LookupDrafter:
     def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children:
         if tree.levels == 0:
             self._found = self.rule.look(self._past)
-            self._chain = self._found.chain() if isinstance(self._found, Trie) else None
-        if self._chain is not None and nodes.numel() == 1 and branching > 0:
-            return self._next_of_chain(tree, nodes)
+        if isinstance(self._found, LoneTrie):
+            return self._found.children(self._numbers(tree, nodes), branching)
         place = torch.where(nodes == 0, 0, tree.at("handle", nodes)).masked_fill(nodes < 0, NONE)
         token = tree.at("token", nodes).masked_fill(nodes < 0, NONE)
         offered = self.rule.propose(self._found, place, token)
@@ -59,30 +57,9 @@ class LookupDrafter:
             handle=offered.place.gather(2, known).masked_fill(none, NONE),
         )
 
-    def _next_of_chain(self, tree: DraftTree, nodes: Tensor) -> Children:
-        """The one child of the one node, certain: where all that was found is a chain, it need not be worked out as a tree."""
-        node = int(nodes)
-        place = node if node <= 0 else int(tree.at("handle", nodes))
-        there = 0 <= place < len(self._chain)
-        return Children(
-            token=torch.full((1, 1, 1), self._chain[place] if there else NONE),
-            logprob=_number(0.0 if there else -torch.inf, 3),
-            entropy=_number(0.0 if node >= 0 else -1.0, 2),
-            handle=torch.full((1, 1, 1), place + 1 if there else NONE),
-        )
-
-
-@lru_cache(maxsize=8)
-def _number(value: float, axes: int) -> Tensor:
-    """A number as float32 [1, ...], made once; nobody writes into it."""
-    return torch.full((1,) * axes, value, dtype=torch.float32)
-
-
-def entropy(probability: Tensor) -> Tensor:
-    """Entropy float32 [B, W] (nats) of proposals float64 [B, W, C] renormalised; 0 where there is none."""
-    total = ordered_sum(probability, probability.shape[2])
-    weighted = ordered_sum(torch.special.xlogy(probability, probability), probability.shape[2])
-    safe = torch.where(total > 0, total, 1.0)
-    return (torch.log(safe) - weighted / safe).clamp(min=0.0).to(torch.float32)
-
-
+    def _numbers(self, tree: DraftTree, nodes: Tensor) -> list[int]:
+        """The numbers in what was found of the nodes int64 [1, W] of the one row, -1 = none."""
+        asked = nodes[0].tolist()
+        if tree.levels == 0:  # the root, which has no handle
+            return asked
+        return [number if node >= 0 else NONE for node, number in zip(asked, tree.at("handle", nodes)[0].tolist(), strict=True)]

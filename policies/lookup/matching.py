@@ -23,6 +23,11 @@ class Matches(NamedTuple):
     length: Tensor
     behind: Tensor
 
+    def first_continuation(self) -> list[int]:
+        """The tokens behind the first place of the first row."""
+        tokens = self.behind[0, :, 0].tolist()
+        return tokens[: tokens.index(NONE)] if NONE in tokens else tokens
+
 
 def own_matches(context: Tensor, last: Tensor, longest: int, count: int, depth: int, latest: bool = True) -> Matches:
     """The ``count`` longest matches in the text itself, the latest (or earliest) first among equals.
@@ -61,6 +66,21 @@ def _matches_of_one(text: np.ndarray, longest: int, count: int, depth: int, late
     column = place[order] + np.arange(1, deepest + 1)[:, None]
     behind[:, : len(order)] = np.where(column <= last, text[np.minimum(column, last)], NONE)
     return Matches(torch.from_numpy(found)[None], torch.from_numpy(behind)[None])
+
+
+def longest_match(text: np.ndarray, longest: int, depth: int, latest: bool) -> tuple[int, list[int]]:
+    """The first of :func:`own_matches` for one text int64 [L]: (length, 0 = no match; the tokens behind it).
+
+    The text is searched as a string with a character for each token, of which there are far more than any vocabulary has tokens.
+    """
+    last = len(text) - 1
+    written = text.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    find = written.rfind if latest else written.find
+    for length in range(min(longest, last), 0, -1):
+        place = find(written[-length:], 0, last)
+        if place >= 0:
+            return length, text[place + length : place + length + depth].tolist()
+    return 0, []
 
 
 def frozen_matches(index: Index, context: Tensor, last: Tensor, longest: int, count: int, depth: int) -> Matches:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from policies.errors import UserError
+from policies.lookup.lone_trie import LoneTrie, chain
+from policies.lookup.matching import longest_match
 from policies.lookup.past import Past
 from policies.lookup.rule import Candidates, Rule, at_least, rule
-from policies.lookup.trie import Trie, follow, nothing, rooted
+from policies.lookup.trie import Trie, follow, rooted
 from policies.one_row import alone
 
 
@@ -35,14 +37,22 @@ class PromptLookup(Rule):
         if self.least > self.ngram:
             raise UserError(f"drafter 'prompt_lookup': least must not be above ngram, which is {self.ngram}, not {self.least}")
 
-    def look(self, past: Past) -> Trie:
+    def look(self, past: Past) -> Trie | LoneTrie:
         context, last = past.context()
+        if alone(context):
+            return self._look_alone(context, last)
         matches = self.longest_matches(context, last, self.ngram, 1, self.tokens, self.latest)
         found = matches.length >= self.least
-        if alone(found) and not bool(found):
-            return nothing()
         paths = follow(matches.behind, found)
         return Trie(paths, rooted(paths.followers(found.long()), found[:, 0].long()))
+
+    def _look_alone(self, context: Tensor, last: Tensor) -> LoneTrie:
+        """The same for a single row in the host's memory."""
+        length, tokens = longest_match(context[0].numpy(), self.ngram, self.tokens, self.latest)
+        frozen = self.frozen_matches(context, last, self.ngram, 1, self.tokens)
+        if frozen is not None and int(frozen.length) > length:  # of equal ones the own text's comes first
+            length, tokens = int(frozen.length), frozen.first_continuation()
+        return chain(tokens if length >= self.least else [])
 
     def propose(self, found: Trie, place: Tensor, token: Tensor) -> Candidates:
         return Candidates(*found.children(place))

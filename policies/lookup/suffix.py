@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from policies.errors import UserError
+from policies.lookup.counted import Counted, Proposal
+from policies.lookup.lone_trie import LoneTrie
 from policies.lookup.matching import Matches, deepened, own_matches
 from policies.lookup.past import Past
 from policies.lookup.rule import Candidates, Rule, at_least, rule
 from policies.lookup.trie import Paths, Trie, follow, rooted
+from policies.one_row import alone
 from policies.order import best
 
 
@@ -47,15 +50,31 @@ class Suffix(Rule):
         if not 0 <= self.least <= 1:
             raise UserError(f"drafter 'suffix': least must lie between 0 and 1, not {self.least}")
 
-    def look(self, past: Past) -> Trie:
+    def look(self, past: Past) -> Trie | LoneTrie:
         context, last = past.context()
         where = context, last, self.longest, self.matches, self.depth
-        found, score = self._likeliest(own_matches(*where), itself=1)
+        likeliest = self._likeliest_of_one if alone(context) else self._likeliest
+        found, score = likeliest(own_matches(*where), itself=1)
         frozen = self.frozen_matches(*where)
         if frozen is None:
             return found
-        other, other_score = self._likeliest(frozen, itself=0)
+        other, other_score = likeliest(frozen, itself=0)
+        if isinstance(found, LoneTrie):
+            return other if other_score > score else found
         return either(found, other, other_score > score)
+
+    def _likeliest_of_one(self, matches: Matches, itself: int) -> tuple[LoneTrie, float]:
+        """:meth:`_likeliest` of a single row in the host's memory."""
+        counted = Counted(matches)
+        proposal, score = Proposal({}, 0), 0.0
+        for long, count in counted.by_length():  # the longest first, which wins among equals
+            nodes = min(self.tokens, int(self.factor * long + self.offset))
+            if nodes < 1:
+                continue
+            own = counted.proposal(count + itself, self.least, nodes)
+            if own.score > score:
+                proposal, score = own, own.score
+        return counted.trie(proposal), score
 
     def _likeliest(self, matches: Matches, itself: int) -> tuple[Trie, Tensor]:
         """The proposal of the best length of match, and the sum of its path probabilities float64 [B].

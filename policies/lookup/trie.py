@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from policies.one_row import alone
+from policies.one_row import alone, integers
 from policies.order import NONE
+from policies.sums import ordered_sum
 
 
 class Paths(NamedTuple):
@@ -41,6 +41,8 @@ def follow(behind: Tensor, matched: Tensor) -> Paths:
         going = matched[:, None] & (token >= 0)
         going[:, 0] = matched
         return Paths(token, going.to(torch.int64) - 1)
+    if alone(matched):
+        return _follow_one(behind, matched)
     number = torch.arange(matched.shape[1], device=matched.device)
     tokens = [torch.full_like(number, NONE).expand(matched.shape)]
     groups = [torch.zeros_like(matched, dtype=torch.int64).masked_fill(~matched, NONE)]
@@ -54,6 +56,21 @@ def follow(behind: Tensor, matched: Tensor) -> Paths:
     return Paths(torch.stack(tokens, 1), torch.stack(groups, 1))
 
 
+def _follow_one(behind: Tensor, matched: Tensor) -> Paths:
+    """The same for a single row in the host's memory."""
+    token = [[NONE] * matched.shape[1], *behind[0].tolist()]
+    group = [[0 if found else NONE for found in matched[0].tolist()]]
+    for level in token[1:]:
+        leader: dict[tuple[int, int], int] = {}
+        group.append(
+            [
+                leader.setdefault((above, own), number) if above >= 0 and own >= 0 else NONE
+                for number, (above, own) in enumerate(zip(group[-1], level, strict=True))
+            ]
+        )
+    return Paths(integers([token], behind), integers([group], behind))
+
+
 class Trie(NamedTuple):
     """A tree of continuations. A node's *place* is depth * S + leader; the root's is 0.
 
@@ -63,19 +80,6 @@ class Trie(NamedTuple):
 
     paths: Paths
     weight: Tensor
-
-    def chain(self) -> list[int] | None:
-        """The tokens below the root of one row in the host's memory, where they are certain and of one continuation, or where there
-        are none; else None."""
-        if not alone(self.weight):
-            return None
-        if self.weight.shape[2] != 1:
-            return None if bool(self.weight[:, 1:].any()) else []
-        weight, group = self.weight.view(-1).tolist(), self.paths.group.view(-1).tolist()
-        if any(0 < count < weight[0] for count in weight):
-            return None
-        length = next((depth for depth in range(len(weight)) if weight[depth] <= 0 or group[depth] < 0), len(weight))
-        return self.paths.token.view(-1)[1 : max(length, 1)].tolist()
 
     def children(self, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The children of nodes by place int64 [B, W] (-1 = none): (token int64 [B, W, S], -1 = none; share of the node's
@@ -97,16 +101,17 @@ class Trie(NamedTuple):
         return token, share, below[:, :, None] * width + torch.arange(width, device=place.device)
 
 
-@lru_cache(maxsize=1)
-def nothing() -> Trie:
-    """What was found for a single row in the host's memory where there was no match, made once; nobody writes into it."""
-    none = torch.full((1, 1, 1), NONE)
-    return Trie(Paths(none, none), torch.zeros_like(none))
-
-
 def rooted(followers: Tensor, total: Tensor) -> Tensor:
     """The same counts with ``total`` int64 [B] at the root."""
     weight = followers.clone()
     weight[:, 0] = 0
     weight[:, 0, 0] = total
     return weight
+
+
+def entropy(probability: Tensor) -> Tensor:
+    """Entropy float32 [B, W] (nats) of proposals float64 [B, W, C] renormalised; 0 where there is none."""
+    total = ordered_sum(probability, probability.shape[2])
+    weighted = ordered_sum(torch.special.xlogy(probability, probability), probability.shape[2])
+    safe = torch.where(total > 0, total, 1.0)
+    return (torch.log(safe) - weighted / safe).clamp(min=0.0).to(torch.float32)

@@ -9,8 +9,12 @@ import torch
 
 from benchmarks import live_speed, long_context, loop_time
 from benchmarks.live_speed import ASSISTED, LOOKED_UP, PLAIN
+from live.bench import at_temperature, predict
 from policies.errors import UserError
 from policies.registry import load_policy
+from tests.sim.many_texts import content as priced
+from traces.costs import Profile
+from traces.recording import open_recording
 
 OURS = ("eagle3: chain(k=2)", "draft: chain(k=2)", "suffix: chain(k=2)", "suffix+draft: chain(k=2)")
 
@@ -31,9 +35,8 @@ def test_everyone_races(tiny_recording, tmp_path, capsys):
 
 def test_nobody_decodes_at_a_disadvantage(tiny_recording, pair64):
     """Inference mode is worth a tenth of a small model's token: ours and the baselines all have it."""
-    from traces.recording import open_recording
-
-    contenders = live_speed.everyone(open_recording(tiny_recording), pair64, [("eagle3", load_policy("chain(k=2)"))])
+    ours = [("eagle3", load_policy("chain(k=2)"))]
+    contenders = live_speed.everyone(open_recording(tiny_recording), pair64, ours, {"eagle3": None})
     for name, decode in contenders.items():
         modes: list[bool] = []
         hook = pair64.model.register_forward_pre_hook(lambda *_, modes=modes: modes.append(torch.is_inference_mode_enabled()))
@@ -42,12 +45,37 @@ def test_nobody_decodes_at_a_disadvantage(tiny_recording, pair64):
         assert modes and all(modes), name
 
 
+def test_with_a_profile_all_decide_and_are_predicted_by_it(tiny_recording, tmp_path, monkeypatch):
+    """Live decoding under other prices than the prediction's would be another policy."""
+    from live import contenders
+
+    own = {name: {"draft": priced()[name]["made-up"]} for name in ("draft", "catch_up")}
+    profile = Profile(priced(**own))
+    profile.save(tmp_path / "p.json")
+    seen, decoder_of = {}, contenders.decoder_of
+
+    def watched(recording, pair, policy, drafter, cost):
+        seen.setdefault(drafter, []).append(cost)
+        return decoder_of(recording, pair, policy, drafter, cost)
+
+    monkeypatch.setattr(contenders, "decoder_of", watched)
+    words = [word for name in OURS[1:] for word in ("--contender", name)]
+    out = tmp_path / "speed.json"
+    words += ["--profile", str(tmp_path / "p.json"), "--json", str(out)]
+    live_speed.main([str(tiny_recording), "--texts", "1", "--rounds", "1", *words])
+    found = json.loads(out.read_text())["predicted"]
+    recording = open_recording(tiny_recording)
+    assert set(seen) == {"draft", "suffix", "suffix+draft"}
+    for drafter, costs in seen.items():
+        assert len(costs) == 2 and None not in costs  # the race, and the breakdown
+        row = predict(recording, load_policy("chain(k=2)"), drafter, profile.cost(drafter), at_temperature(recording, 0.0))[-1]
+        assert found[f"{drafter}: chain(k=2)"] == {"tau": row.tau, "speedup": row.speedup}
+
+
 def test_hugging_face_is_counted_without_its_first_cycle(tiny_recording, pair64):
     """Tokens after the prefill's, at most as many as the text has."""
-    from traces.recording import open_recording
-
     recording = open_recording(tiny_recording)
-    everyone = live_speed.everyone(recording, pair64, [])
+    everyone = live_speed.everyone(recording, pair64, [], {})
     for name, decode in everyone.items():
         tokens, ms = decode(0)
         whole = int(recording.length[0]) - 1

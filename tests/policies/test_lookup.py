@@ -9,7 +9,7 @@ import torch
 
 from policies.errors import UserError
 from policies.lookup.drafter import LookupDrafter
-from policies.lookup.matching import own_matches
+from policies.lookup.matching import longest_match, own_matches
 from policies.lookup.rule import all_rules, is_rule, load_rule
 from policies.lookup.trie import follow
 from policies.tree import DraftTree
@@ -41,6 +41,20 @@ def test_matches_of_one_row_are_those_of_many(longest, count, depth, latest):
             one = own_matches(context, last, longest, count, depth, latest)
             two = own_matches(context.repeat(2, 1), last.repeat(2), longest, count, depth, latest)
             assert torch.equal(one.length, two.length[:1]) and torch.equal(one.behind, two.behind[:1])
+
+
+@pytest.mark.parametrize("latest", [True, False])
+@pytest.mark.parametrize("longest, depth", [(1, 4), (5, 10), (70, 80)])
+def test_the_longest_match_of_one_row_is_the_first_of_many(longest, depth, latest):
+    """It is found in a string of characters, whatever numbers the tokens have."""
+    numbers = torch.tensor([0, 0xD800, 0xDFFF, 262_143])  # surrogates are no characters of their own
+    for row in texts(6, rows=6, vocabulary=4):
+        for root in (0, 1, 2, 17, 59):
+            text = numbers[torch.tensor(row[: root + 1])]
+            length, tokens = longest_match(text.numpy(), longest, depth, latest)
+            among = own_matches(text.repeat(2, 1), torch.tensor([root, root]), longest, 1, depth, latest)
+            assert length == int(among.length[0, 0])
+            assert tokens == [token for token in among.behind[0, :, 0].tolist() if token >= 0]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -144,13 +158,16 @@ def test_names_and_parameters():
 
 
 
-@pytest.mark.parametrize("spec", [*SPECS[:3], "suffix(matches=1)"])
+@pytest.mark.parametrize("spec, levels", [
+    *((spec, 12) for spec in (*SPECS[:3], "suffix(matches=1)")),
+    *((spec, 4) for spec in (*SPECS[3:5], "suffix(least=0.3, tokens=4)", "suffix(longest=2, matches=5)")),
+])  # fmt: skip
 @pytest.mark.parametrize("root", [59, 41, 30, 8, 1, 0])
-def test_a_chain_of_one_row_is_what_it_is_among_others(spec, root):
-    """A single row reads its chain off a list, several rows look at tensors."""
+def test_one_row_is_what_it_is_among_others(spec, levels, root):
+    """A single row counts in lists, several rows in tensors."""
     row = texts(4, rows=1, vocabulary=6)[0]
-    alone, among = tree_of(spec, past_of([row], [root], 1), 12), tree_of(spec, past_of([row, row], [root, root], 1), 12)
-    assert [alone[0], alone[0]] == among and (root < 30 or alone[0])
+    alone = tree_of(spec, past_of([row], [root], 1), levels, 4)
+    assert [alone[0], alone[0]] == tree_of(spec, past_of([row, row], [root, root], 1), levels, 4) and (root < 30 or alone[0])
 
 
 def test_one_match_leads_where_it_would_beside_others():
