@@ -29,15 +29,17 @@ class Drafter(Protocol):
 class Draft(NamedTuple):
     """A drafted tree and what to verify of it.
 
-    tree    the whole draft tree
-    kept    bool  [B, N]  nodes to verify, root included
-    widths  int64 [B, L]  frontier width of each draft forward, the root's first; 0 where a row had stopped, or was looked up
-    missing int64 [B]     expansions that the drafter could not answer
+    tree       the whole draft tree
+    kept       bool  [B, N]  nodes to verify, root included
+    widths     int64 [B, L]  frontier width of each draft forward, the root's first; 0 where a row had stopped, or was looked up
+    looked_up  int64 [B]     levels that were answered without a draft forward
+    missing    int64 [B]     expansions that the drafter could not answer
     """
 
     tree: DraftTree
     kept: Tensor
     widths: Tensor
+    looked_up: Tensor
     missing: Tensor
 
 
@@ -46,6 +48,7 @@ class Growth:
 
     tree      the draft tree so far
     widths    per level, the nodes that the draft was run on in each row: int64 [B], or one number for all
+    looked_up int64 [B]: levels that were answered without a draft forward
     missing   int64 [B]: expansions that the drafter could not answer
     everyone  whether all rows drafted at the last level
     """
@@ -55,7 +58,7 @@ class Growth:
         self.policy, self.cycle, self.state = policy, cycle, state
         self.tree = new_tree(root, policy.needs)
         self.widths: list[Tensor | int] = []
-        self.missing = _nothing(self.tree.rows, self.tree.device)
+        self.looked_up = self.missing = _nothing(self.tree.rows, self.tree.device)
         self._drafting, self.everyone = cycle.active, every(cycle.active)
         self._reach = least(cycle.reach) if self.tree.rows else 0
 
@@ -100,11 +103,12 @@ class Growth:
 
     def _refund(self, free: Tensor) -> None:
         """No draft forward was run for the rows ``free`` bool [B] at the newest level."""
-        if every(free):
-            self.widths[-1] = 0
+        width = self.widths[-1]
+        if isinstance(width, int) and every(free):
+            self.widths[-1], self.looked_up = 0, self.looked_up + 1
         else:
-            width = torch.as_tensor(self.widths[-1], device=free.device).expand(len(free))
-            self.widths[-1] = width.masked_fill(free, 0)
+            width = torch.as_tensor(width, device=free.device).expand(len(free))
+            self.widths[-1], self.looked_up = width.masked_fill(free, 0), self.looked_up + (free & (width > 0))
 
 
 def draft(policy: Policy, drafter: Drafter, cycle: Cycle, state: State) -> Draft:
@@ -117,7 +121,7 @@ def draft(policy: Policy, drafter: Drafter, cycle: Cycle, state: State) -> Draft
     if tree.ragged or not growth.everyone:
         kept = kept & tree.exists & cycle.active[:, None]
     kept = kept | _only_root(tree.width, tree.device)
-    return Draft(tree, kept, growth.all_widths(), growth.missing)
+    return Draft(tree, kept, growth.all_widths(), growth.looked_up, growth.missing)
 
 
 @lru_cache(maxsize=64)

@@ -109,12 +109,14 @@ def outlooks(
 class _Seen:
     """What a cycle at each of P positions would be, for F policies of D different depths.
 
-    accepted int16 [F, P], kept int16 [F, P], widths int16 [P, L], drafted int32 [D, P], missing int32 [D, P]: see CycleLog
+    accepted int16 [F, P], kept int16 [F, P], widths int16 [P, L], looked_up int16 [P], drafted int32 [D, P], missing int32
+    [D, P]: see CycleLog; widths and looked_up of the deepest. A row's levels are all looked up, or none is.
     """
 
     accepted: Tensor
     kept: Tensor
     widths: Tensor
+    looked_up: Tensor
     drafted: Tensor
     missing: Tensor
 
@@ -125,7 +127,7 @@ class _Seen:
         others = {
             name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("accepted", "kept", "drafted", "missing")
         }
-        return cls(widths=torch.cat(widths), **others)
+        return cls(widths=torch.cat(widths), looked_up=torch.cat([part.looked_up for part in parts]), **others)
 
 
 def _levels(policy: Policy) -> int:
@@ -151,6 +153,7 @@ def _look(policies: list[Policy], drafter: Drafter, cycle: Cycle, text: Recorded
         torch.stack(accepted).to(torch.int16),
         torch.stack(kept).to(torch.int16),
         found.widths.to(torch.int16),
+        found.looked_up.to(torch.int16),
         torch.stack([found.drafted[:, level - 1] if level else nothing for level in levels]),
         torch.stack([found.missing[:, level - 1].int() if level else nothing for level in levels]),
     )
@@ -162,6 +165,7 @@ class _Acts(NamedTuple):
     accepted: Tensor
     kept: Tensor
     widths: Tensor
+    looked_up: Tensor
     drafted: Tensor
     missing: Tensor
 
@@ -190,8 +194,8 @@ class Outlook:
         """One member's cycles."""
         seen, levels = self.seen, _levels(self.policies[member])
         depth = _depths(self.policies).index(levels)
-        acts = seen.accepted[member], seen.kept[member], seen.widths[:, :levels], seen.drafted[depth], seen.missing[depth]
-        return self._cycles(_Acts(*acts))
+        drafting = seen.widths[:, :levels], seen.looked_up.clamp(max=levels)
+        return self._cycles(_Acts(seen.accepted[member], seen.kept[member], *drafting, seen.drafted[depth], seen.missing[depth]))
 
     def mixed(self, member: Tensor) -> CycleLog:
         """The cycles of a policy that does at each position what one member would do there; which one: int64 [P]."""
@@ -203,8 +207,10 @@ class Outlook:
             return columns.gather(0, which[None])[0]
 
         seen = self.seen
-        acts = of(seen.accepted, member), of(seen.kept, member), widths, of(seen.drafted, depth), of(seen.missing, depth)
-        return self._cycles(_Acts(*acts))
+        drafting = widths, seen.looked_up.minimum(levels.to(seen.looked_up.dtype))
+        return self._cycles(
+            _Acts(of(seen.accepted, member), of(seen.kept, member), *drafting, of(seen.drafted, depth), of(seen.missing, depth))
+        )
 
     def _cycles(self, acts: _Acts) -> CycleLog:
         """From each text's first position on, jump behind what the cycle there emits."""
@@ -238,6 +244,7 @@ class Outlook:
             accepted=taken,
             emitted=torch.cat(emitted)[order],
             widths=widths[:, : int((widths > 0).any(0).sum())],
+            looked_up=acts.looked_up[cycle].to(torch.int64),
             catch_up=torch.cat(catch_up)[order],
             drafted=acts.drafted[cycle].to(torch.int64),
             missing=acts.missing[cycle].to(torch.int64) + too_deep,

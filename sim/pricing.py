@@ -7,7 +7,8 @@ priced on any machine.
 The first draft level has no forward of its own: the root's children come out of the catch-up pass, which ends at the
 root. So L levels cost one catch-up and L - 1 draft forwards. Right behind the prefill nothing is left to catch up on,
 and the first level costs what the profile measured for 0 tokens (the output head). A cycle that does not draft pays
-nothing for the draft; the tokens it leaves behind are caught up on by the next cycle that does.
+nothing for the draft; the tokens it leaves behind are caught up on by the next cycle that does. Levels that were looked up cost no
+forward, but loop and policy their time; what looking up itself takes is not priced.
 
 Several requests that decode together make a *step*: one cycle of each (`sim.schedule` says which). A step is priced once,
 and every request in it waits for the whole step. The requests of a step differ in size, and what that costs depends on
@@ -60,7 +61,7 @@ def price_parts(log: CycleLog, cost: Cost, step: Tensor | None = None, ragged: s
         "draft": draft,
         "verify": together.pay(cost.verify_ms, log.kept + 1, context, everyone),
         "commit": together.pay(lambda tokens, _, rows: cost.commit_ms(tokens, rows), log.accepted + 1, context, everyone),
-        "overhead": together.largest(levels, cost.overhead_ms),
+        "overhead": together.largest(levels + log.looked_up, cost.overhead_ms),
     }
 
 

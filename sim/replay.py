@@ -39,6 +39,7 @@ class CycleLog:
     accepted        kept nodes on the true path
     emitted         tokens that count: accepted + 1, less what lies behind the end of the text
     widths          int64 [C, L] frontier width of each draft forward, the root's first; 0 = none
+    looked_up       levels that were answered without a draft forward
     catch_up        tokens that the draft has to catch up on before it can draft; 0 where it does not draft
     drafted         nodes in the draft tree, root not counted
     missing         expansions that the policy wanted and the recording does not hold
@@ -54,6 +55,7 @@ class CycleLog:
     accepted: Tensor
     emitted: Tensor
     widths: Tensor
+    looked_up: Tensor
     catch_up: Tensor
     drafted: Tensor
     missing: Tensor
@@ -235,6 +237,7 @@ class _Log:
             "accepted": done.walk.accepted,
             "emitted": step.gained,
             "widths": done.draft.widths,
+            "looked_up": done.draft.looked_up,
             "catch_up": caught_up,
             "drafted": done.draft.tree.size - 1,
             "missing": done.draft.missing + too_deep,

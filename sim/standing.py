@@ -30,6 +30,7 @@ class Standing(NamedTuple):
     ranked   int32 [B, L]     nodes that have a rank: those of finite score
     drafted  int32 [B, L]     nodes, root not counted
     widths   int64 [B, L]     frontier width of each draft forward
+    looked_up int64 [B]       levels that were answered without one
     missing  int64 [B, L]     expansions wanted so far that the recording does not hold
     """
 
@@ -37,6 +38,7 @@ class Standing(NamedTuple):
     ranked: Tensor
     drafted: Tensor
     widths: Tensor
+    looked_up: Tensor
     missing: Tensor
 
     @property
@@ -58,13 +60,14 @@ def standing(policy: Policy, drafter: Drafter, cycle: Cycle, text: RecordedText)
     rows = len(cycle.sequence)
     if not levels:
         none = torch.zeros((rows, 0), dtype=torch.int64)
-        return Standing(torch.zeros((rows, 0, 0), dtype=torch.int32), none.int(), none.int(), none, none)
+        return Standing(torch.zeros((rows, 0, 0), dtype=torch.int32), none.int(), none.int(), none, drafted.looked_up, none)
     size = torch.stack([*along.size[1:], drafted.tree.size], dim=1)
     return Standing(
         _ranks(along.score, along.own),
         torch.stack([(score > -torch.inf).sum(1) for score in along.score], dim=1).cumsum(1).int(),
         (size - 1).int(),
         drafted.widths,
+        drafted.looked_up,
         torch.stack(along.missing, dim=1).cumsum(1),
     )
 

@@ -79,7 +79,7 @@ def of_row(found, row: int) -> list:
     tree, size = found.tree, int(found.tree.size[row])
     columns = [getattr(tree, name)[row, :size].tolist() for name in ("token", "parent", "depth", "rank", "logprob", "score")]
     widths = [width for width in found.widths[row].tolist() if width]
-    return [columns, found.kept[row, :size].tolist(), widths, int(found.missing[row])]
+    return [columns, found.kept[row, :size].tolist(), widths, int(found.looked_up[row]), int(found.missing[row])]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -97,7 +97,7 @@ def test_whose_a_row_is(world, rule, spec):
         wanted = of_row(looked_up if rules[row] else plain, row)
         if rules[row]:
             assert wanted[2]  # the rule alone counts its levels; here they are known to be free
-            wanted[2:] = [[], 0]
+            wanted[2:] = [[], len(wanted[2]), 0]
         assert of_row(both, row) == wanted
         alone = drafted(rule, network, past, roots, [row], spec)
         assert of_row(alone, 0) == wanted  # the same bits in company
@@ -115,6 +115,7 @@ def test_the_network_is_not_asked_where_no_row_is_left(world):
 
     found = drafted(RULES[0], Never(), past, roots, [0], "chain(k=6)")
     assert found.widths[0].tolist() == [0] * found.widths.shape[1] and int(found.tree.size) > 1
+    assert int(found.looked_up) == found.widths.shape[1]
     with pytest.raises(AssertionError, match="asked"):
         drafted(RULES[0], Never(), past, roots, [0, 7], "chain(k=6)")
 

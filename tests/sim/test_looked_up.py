@@ -51,6 +51,17 @@ def test_nothing_is_missing_and_families_agree(recording):
         assert torch.equal(alone.position, log.position) and torch.equal(alone.accepted, log.accepted)
 
 
+@pytest.mark.parametrize("rule", ["suffix(least=0)", "prompt_lookup(least=2)"])
+def test_a_family_counts_what_was_looked_up_as_its_members_alone_do(recording, rule):
+    members = [load_policy(f"eagle3(top_k=2, depth={depth}, total_tokens=6)") for depth in (1, 2, 4)]
+    logs = replay_family(recording, members, f"{rule}+made-up")
+    for policy, log in zip(members, logs, strict=True):
+        alone = replay(recording, policy, f"{rule}+made-up")
+        assert torch.equal(alone.looked_up, log.looked_up) and torch.equal(alone.levels, log.levels)
+        assert bool((alone.looked_up > 0).any()) and bool((alone.levels > 0).any())
+        assert not bool(((alone.looked_up > 0) & (alone.levels > 0)).any())  # a cycle is the rule's or the network's
+
+
 def test_drafting_costs_nothing():
     profile = Profile(content())
     free, paid = profile.cost("suffix(depth=3)"), profile.cost("made-up")

@@ -37,6 +37,7 @@ def log(**columns) -> CycleLog:
         "accepted": [2, 0, 0, 1],
         "emitted": [3, 1, 1, 2],
         "widths": [[1, 10, 6], [1, 1, 0], [0, 0, 0], [1, 0, 0]],
+        "looked_up": [0, 0, 0, 0],
         "catch_up": [0, 2, 0, 1],
         "drafted": [30, 2, 0, 1],
         "missing": [0, 0, 0, 0],
@@ -54,6 +55,12 @@ def test_every_part_by_hand():
     total = price(log(), COST)
     assert total.dtype == torch.float64
     assert total.tolist() == pytest.approx([12.4, 10.2, 4.8, 5.8])
+
+
+def test_a_level_that_was_looked_up_costs_the_loop_its_time_and_no_forward():
+    usual, looked_up = price_parts(log(), COST), price_parts(log(looked_up=[0, 0, 2, 0]), COST)
+    assert looked_up["overhead"].tolist() == pytest.approx([0.8, 0.6, 0.6, 0.4])
+    assert all(torch.equal(looked_up[name], usual[name]) for name in usual if name != "overhead")
 
 
 def test_padding_and_company_do_not_change_a_price():

@@ -46,7 +46,8 @@ def two_requests() -> CycleLog:
     """One step of two requests: a tree of three levels, and a request that does not draft."""
     columns = {
         "sequence": [0, 1], "position": [0, 0], "context_length": [10, 30], "kept": [10, 0], "accepted": [2, 0],
-        "emitted": [3, 1], "widths": [[1, 11, 6], [0, 0, 0]], "catch_up": [2, 0], "drafted": [30, 0], "missing": [0, 0],
+        "emitted": [3, 1], "widths": [[1, 11, 6], [0, 0, 0]], "looked_up": [0, 0], "catch_up": [2, 0], "drafted": [30, 0],
+        "missing": [0, 0],
     }  # fmt: skip
     return CycleLog(**{name: torch.tensor(value) for name, value in columns.items()})
 
