@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SAMPLE = Path(__file__).parents[1] / "traces" / "samples" / "reference"
 FITTED = Path(__file__).parents[1] / "policies" / "fitted"
 HEAD, LM = "eagle3", "draft"
-BOTH = f"prompt_lookup(ngram=5, latest=True)+{HEAD}"
+BOTH = f"prompt_lookup(ngram=5, least=2, latest=True)+{HEAD}"
 SURE = "kangaroo(threshold=0.15, most=10)"
 """Copies what was looked up to its end, since that is certain, and drafts about as far as a chain of four elsewhere."""
 CONTENDERS = (

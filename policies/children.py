@@ -20,7 +20,7 @@ class Children(NamedTuple):
     entropy  float32 [B, W]     entropy (nats) of the whole next-token distribution of the expanded node
     handle   int64   [B, W, K]  the drafter's own reference to each child, opaque to everyone else
     missing  bool    [B, W]     the drafter could not answer: a recording does not hold this expansion; None = all answered
-    free     bool    [B]        rows that were answered without a draft forward: what was asked costs nothing there; None = none
+    free     bool    [B]        rows that were answered without a draft forward; None = none
     held     int64   [B]        the most children of a node that the drafter can tell of, by row; None = K in all rows
     """
 

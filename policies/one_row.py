@@ -29,10 +29,10 @@ def every(flags: Tensor) -> bool:
     return all(flags.flatten().tolist()) if flags.is_cpu and flags.numel() <= FEW else bool(flags.all())
 
 
-def integers(values: list, like: Tensor) -> Tensor:
-    """An int64 tensor of these values (a list, or a list of lists), where ``like`` lies."""
+def integers(values: list, like: Tensor | None = None) -> Tensor:
+    """An int64 tensor of these values (a list, or a list of lists of one length), where ``like`` lies, or on the host."""
     found = torch.from_numpy(np.array(values, dtype=np.int64))  # torch.tensor takes thrice as long
-    return found if like.is_cpu else found.to(like.device)
+    return found if like is None or like.is_cpu else found.to(like.device)
 
 
 @lru_cache(maxsize=2)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from policies.contract import Policy
 from policies.cost import Cost
+from policies.drafting import Draft
 from policies.loop import Step
 from policies.order import rank_of
 from policies.verification import node_status
@@ -47,7 +48,8 @@ class Shown:
 
     @property
     def levels(self) -> int:
-        return int((self.step.done.draft.widths[0] > 0).sum())
+        """Levels that were drafted or looked up."""
+        return int(_levels(self.step.done.draft)[0])
 
     @property
     def missing(self) -> int:
@@ -132,7 +134,7 @@ def accepted_everywhere(
             run.position = position[here]
             step = run.step()
             found = {"text": text[here], "position": position[here], "accepted": step.done.walk.accepted}
-            found |= {"kept": step.done.kept.count, "levels": (step.done.draft.widths > 0).sum(1)}
+            found |= {"kept": step.done.kept.count, "levels": _levels(step.done.draft)}
             found |= {"terminal_rank": terminal_rank(step)}
             parts.append(pl.DataFrame({name: value.numpy() for name, value in found.items()}))
     names = ("text", "position", "accepted", "kept", "levels", "terminal_rank")
@@ -219,3 +221,8 @@ def token_table(recording: Recording, shown: list[Shown], text: int) -> pl.DataF
             "entropy": recording.entropy[here].astype(np.float64),
         }
     )
+
+
+def _levels(draft: Draft) -> Tensor:
+    """Levels int64 [B] that were drafted or looked up."""
+    return (draft.widths > 0).sum(1) + draft.looked_up

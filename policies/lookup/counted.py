@@ -25,41 +25,47 @@ class Proposal(NamedTuple):
 
 
 class Counted:
-    """The continuations of S matches as one tree. Nodes are numbered by depth and, within it, by the match that came there first:
-    depth * S + match. That orders equal ones."""
+    """The continuations of S matches, in any order, as one tree. Nodes are numbered by depth and, within it, by the first match
+    that comes there, counted or not: depth * S + match. That orders equal ones."""
 
     def __init__(self, matches: Matches):
-        self.length = [long for long in matches.length[0].tolist() if long > 0]
+        self.length = {match: long for match, long in enumerate(matches.length[0].tolist()) if long > 0}
         self.width = matches.length.shape[1]
-        self.behind = matches.behind[0].T.tolist()
-        self.child: dict[tuple[int, int], int] = {}
         self.parent: dict[int, int] = {}
         self.token: dict[int, int] = {}
-        self.seen: dict[int, int] = {}
+        child: dict[tuple[int, int], int] = {}
+        behind = matches.behind[0].T.tolist()
+        self.path = {match: self._follow(match, behind[match], child) for match in self.length}
+        self.seen = dict.fromkeys(self.parent, 0)
+
+    def _follow(self, match: int, tokens: list[int], child: dict[tuple[int, int], int]) -> list[int]:
+        """The nodes that a match passes through; those that it comes to first are new."""
+        path, above = [], 0
+        for depth, token in enumerate(tokens, start=1):
+            if token == NONE:
+                break
+            node = child.setdefault((above, token), depth * self.width + match)
+            if node not in self.parent:
+                self.parent[node], self.token[node] = above, token
+            path.append(node)
+            above = node
+        return path
 
     def by_length(self) -> Iterator[tuple[int, int]]:
         """(length, how many matches are as long or longer), the longest first; behind each, those are what is counted."""
-        for match, long in enumerate(self.length):
-            self._count(match)
-            if match + 1 == len(self.length) or self.length[match + 1] < long:
-                yield long, match + 1
-
-    def _count(self, match: int) -> None:
-        above = 0
-        for depth, token in enumerate(self.behind[match], start=1):
-            if token == NONE:
-                return
-            node = self.child.get((above, token))
-            if node is None:
-                node = self.child[above, token] = depth * self.width + match
-                self.parent[node], self.token[node], self.seen[node] = above, token, 0
-            self.seen[node] += 1
-            above = node
+        counted = 0
+        for long in sorted(set(self.length.values()), reverse=True):
+            for match, own in self.length.items():
+                if own == long:
+                    counted += 1
+                    for node in self.path[match]:
+                        self.seen[node] += 1
+            yield long, counted
 
     def proposal(self, total: int, least: float, nodes: int) -> Proposal:
         """The ``nodes`` most frequent, of equal ones the first; none that was seen less often than ``least`` * ``total``."""
         enough = float(np.float32(least) * np.float32(total))  # in the precision in which many rows are compared
-        likely = [node for node, count in self.seen.items() if count >= enough]
+        likely = [node for node, count in self.seen.items() if 0 < count >= enough]
         # a node counts at most as often as its parent, which has the lower number: the best are ancestor-closed
         likely.sort(key=lambda node: (-self.seen[node], node))
         return Proposal({node: self.seen[node] for node in likely[:nodes]}, total)

@@ -60,6 +60,6 @@ class LookupDrafter:
     def _numbers(self, tree: DraftTree, nodes: Tensor) -> list[int]:
         """The numbers in what was found of the nodes int64 [1, W] of the one row, -1 = none."""
         asked = nodes[0].tolist()
-        if tree.levels == 0:  # the root, which has no handle
+        if all(node <= 0 for node in asked):  # the root, which has no handle
             return asked
-        return [number if node >= 0 else NONE for node, number in zip(asked, tree.at("handle", nodes)[0].tolist(), strict=True)]
+        return [number if node > 0 else node for node, number in zip(asked, tree.at("handle", nodes)[0].tolist(), strict=True)]

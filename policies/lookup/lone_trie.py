@@ -40,17 +40,16 @@ class LoneTrie(NamedTuple):
         if len(places) == 1 and len(families[0]) < 2 and branching > 0:
             return self._only_child(families[0], places[0])
         entropies = [self._entropy(family) if place >= 0 else -1.0 for place, family in zip(places, families, strict=True)]
-        count = min(branching, max(1, *map(len, families)))
+        count = min(branching, max(map(len, families), default=0) or 1)
         spare = [NONE] * count
         shown = [(family + spare)[:count] for family in families]
         token = [[self.token[node] if node >= 0 else NONE for node in family] for family in shown]
         logprob = [[log_of(self.share[node]) if node >= 0 else -np.inf for node in family] for family in shown]
-        like = torch.empty(0)
         return Children(
-            token=integers([token], like),
+            token=integers([token]),
             logprob=torch.from_numpy(np.array([logprob], dtype=np.float32)),
             entropy=torch.from_numpy(np.array([entropies], dtype=np.float32)),
-            handle=integers([shown], like),
+            handle=integers([shown]),
         )
 
     def _only_child(self, family: list[int], place: int) -> Children:
@@ -75,7 +74,7 @@ def chain(tokens: list[int]) -> LoneTrie:
     return LoneTrie([NONE, *tokens], [1.0] * (len(tokens) + 1), [0] * (len(tokens) + 1), [*([number] for number in numbers), []], 1)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _number(value: float, axes: int) -> Tensor:
     """A number as float32 [1, ...], made once; nobody writes into it."""
     return torch.full((1,) * axes, value, dtype=torch.float32)

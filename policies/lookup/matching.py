@@ -75,12 +75,18 @@ def longest_match(text: np.ndarray, longest: int, depth: int, latest: bool) -> t
     """
     last = len(text) - 1
     written = text.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
-    find = written.rfind if latest else written.find
-    for length in range(min(longest, last), 0, -1):
-        place = find(written[-length:], 0, last)
-        if place >= 0:
-            return length, text[place + length : place + length + depth].tolist()
-    return 0, []
+    length, begins = 0, 0  # of the match so far: tokens, and where it begins
+    while length < min(longest, last):
+        longer = written[-(length + 1) :]
+        if latest:  # a longer match ends no later than the latest shorter one
+            place = written.rfind(longer, 0, begins + length if length else last)
+        else:  # nor earlier than the earliest
+            place = written.find(longer, max(begins - 1, 0), last)
+        if place < 0:
+            break
+        length, begins = length + 1, place
+    behind = begins + length
+    return length, text[behind : behind + depth].tolist() if length else []
 
 
 def frozen_matches(index: Index, context: Tensor, last: Tensor, longest: int, count: int, depth: int) -> Matches:

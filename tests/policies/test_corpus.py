@@ -109,6 +109,26 @@ def test_rows_do_not_know_of_each_other_nor_of_the_future(corpus, spec):
     assert tree_of(spec, past._replace(text=torch.where(future, 2, past.text)), 3, 4) == together
 
 
+@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("spec", ["prompt_lookup(ngram=4, {})", "suffix({})", "suffix(least=0.0, matches=3, {})"])
+def test_one_row_is_what_it_is_among_others(tmp_path, spec, seed):
+    """Places in a corpus come in its order, not the longest first: a single row counts them as several rows do."""
+    vocabulary = 2 + seed % 4
+    earlier = [row[: 4 + 7 * number] for number, row in enumerate(texts(100 + seed, rows=6, vocabulary=vocabulary))]
+    write_corpus(tmp_path / "c.safetensors", earlier, "t", [{"name": "made-up"}], prompts=[[9]])
+    spec = spec.format(f"corpus='{tmp_path / 'c.safetensors'}'")
+    for row, root in zip(texts(seed, vocabulary=vocabulary), ROOTS, strict=True):
+        alone = tree_of(spec, past_of([row], [root], 4), 3, 4)
+        assert tree_of(spec, past_of([row, row], [root, root], 4), 3, 4) == [alone[0], alone[0]]
+
+
+def test_places_in_a_corpus_of_unequal_lengths(tmp_path):
+    """Two matches of lengths 2 and 3, the shorter one first: the longest alone counts."""
+    write_corpus(tmp_path / "c.safetensors", [[0, 2, 2, 5], [1, 2, 2, 6]], "t", [{"name": "made-up"}], prompts=[[9]])
+    (found,) = tree_of(f"suffix(corpus='{tmp_path / 'c.safetensors'}')", past_of([[1, 2, 2]], [2], 1))
+    assert logprobs(found) == {(6,): 0.0}
+
+
 def test_a_text_that_never_was_proposes_nothing(corpus):
     for spec in SPECS:
         assert tree_of(spec.format(corpus), past_of([[77]], [0], 0)) == [{}]

@@ -156,8 +156,6 @@ def test_names_and_parameters():
         assert told in str(error.value), spec
 
 
-
-
 @pytest.mark.parametrize("spec, levels", [
     *((spec, 12) for spec in (*SPECS[:3], "suffix(matches=1)")),
     *((spec, 4) for spec in (*SPECS[3:5], "suffix(least=0.3, tokens=4)", "suffix(longest=2, matches=5)")),

@@ -60,6 +60,10 @@ def test_the_largest_row_is_what_all_pay_for():
     assert parts["catch_up"] == pytest.approx([1.0])
     assert parts["commit"] == pytest.approx([0.3])
     assert parts["overhead"] == pytest.approx([0.35])
+    looked_up = CycleLog(**{**vars(two_requests()), "looked_up": torch.tensor([0, 3])})  # as many levels as the other drafts
+    assert price_parts(looked_up, COST, step, "max")["overhead"].tolist() == parts["overhead"]
+    deeper = CycleLog(**{**vars(two_requests()), "looked_up": torch.tensor([0, 5])})
+    assert price_parts(deeper, COST, step, "max")["overhead"].tolist() > parts["overhead"]
     both = price(two_requests(), COST, step, "max")
     assert both[0] == both[1] == pytest.approx(sum(value[0] for value in parts.values()))
 
