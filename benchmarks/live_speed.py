@@ -28,25 +28,19 @@ SAMPLE = Path(__file__).parents[1] / "traces" / "samples" / "reference"
 FITTED = Path(__file__).parents[1] / "policies" / "fitted"
 HEAD, LM = "eagle3", "draft"
 BOTH = f"prompt_lookup(ngram=5, least=2, latest=True)+{HEAD}"
-SURE = "kangaroo(threshold=0.15, most=10)"
-"""Copies what was looked up to its end, since that is certain, and drafts about as far as a chain of four elsewhere."""
 CONTENDERS = (
     f"{HEAD}: autoregressive",
     f"{HEAD}: chain(k=2)",
     f"{HEAD}: chain(k=3)",
-    f"{HEAD}: chain(k=4)",
-    f"{HEAD}: static",
     f"{HEAD}: eagle3(total_tokens=8, depth=4, top_k=4)",
     f"{HEAD}: eagle3",
     f"{HEAD}: {FITTED / 'goodput.json'}",
-    f"{LM}: chain(k=2)",
     f"{LM}: chain(k=3)",
     "prompt_lookup: chain(k=4)",
     "prompt_lookup: chain(k=10)",
     "suffix: chain(k=4)",
     f"suffix+{HEAD}: chain(k=4)",
     f"{BOTH}: chain(k=4)",
-    f"{BOTH}: {SURE}",
     f"{BOTH}: {FITTED / 'goodput.json'}",
 )
 PLAIN = ("plain loop", "model.generate")

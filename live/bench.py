@@ -31,6 +31,8 @@ DEFAULT_POLICIES = (
     "heterospec",
     "goodput",
 )
+SAME_MOMENT = 0.1
+"""How far plain decoding may be from what the profile says before the reader is told."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -200,8 +202,10 @@ def report(
                 f"{row.coverage:.0%}",
             ]
         )
+    told = plain_told(predicted)
     for name, ms in plain.items():
-        rows.append([f"({name})", "1.00", "0.0", "0.0", "-", number(ms), "-", number(plain[baseline] / ms, 2, "x"), "-"])
+        expected = number(told) if name == "plain loop" else "-"
+        rows.append([f"({name})", "1.00", "0.0", "0.0", expected, number(ms), "-", number(plain[baseline] / ms, 2, "x"), "-"])
     header = ["policy", "tau", "kept per\ncycle", "draft levels\nper cycle", "predicted\nms/token", "measured\nms/token"]
     header += ["predicted\nspeedup", "measured\nspeedup", "coverage"]
     drafting = {spec: speed for spec, speed in speeds.items() if spec != "autoregressive"}
@@ -221,9 +225,27 @@ def report(
             "",
             f"Means over {len(recording.domains)} domains. Replay: {len(members)} texts{heat}, {loops:.0%} ended at a loop. "
             f"Live: {len(texts)} of them, prefill excluded.",
+            *other_moment(told, plain["plain loop"]),
             verdict,
         ]
     )
+
+
+def plain_told(predicted: list[list[ResultRow]]) -> float | None:
+    """Milliseconds a token of plain decoding by the profile that the predictions were made with; None without one."""
+    whole = predicted[0][-1]
+    return None if whole.speedup is None else whole.speedup * whole.ms_per_token
+
+
+def other_moment(told: float | None, measured: float) -> list[str]:
+    """A line where plain decoding took another time than the profile says: then the machine is not as it was, and what each number
+    of tokens costs beside a plain step may have moved as well."""
+    if told is None or abs(measured / told - 1) <= SAME_MOMENT:
+        return []
+    return [
+        f"The profile is of another moment of this machine: by it plain decoding takes {told:.2f} ms a token, here it took "
+        f"{measured:.2f}. Compare speedups rather than milliseconds, and profile again to predict this moment."
+    ]
 
 
 def breakdown_table(broken_down: dict[str, Breakdown]) -> str:

@@ -13,7 +13,10 @@ import torch
 from benchmarks import batch_throughput, live_speed, lossless
 from live import bench, fidelity, generate
 from live.pair import encode_prompt
+from policies.registry import load_policy
+from tests.sim.many_texts import content as priced
 from traces import record
+from traces.costs import Profile
 from traces.recording import open_recording
 
 SMALL = "eagle3(total_tokens=8, depth=3, top_k=4)"
@@ -88,6 +91,24 @@ def test_generate_refuses_prompts(tiny_pair, refused):
     assert "prompt is empty" in refused(lambda: generate.main(asked(tiny_pair, prompt=" ")))
     assert "shorten it" in refused(lambda: generate.main(asked(tiny_pair, prompt="the cat sat on the mat " * 40)))
     assert "--draft" in refused(lambda: generate.main(["the cat", "--target", tiny_pair.target]))
+
+
+@pytest.mark.parametrize("measured, warned", [(10.0, False), (10.9, False), (9.1, False), (11.2, True), (7.0, True)])
+def test_a_profile_of_another_moment_is_named(measured, warned):
+    told = bench.other_moment(10.0, measured)
+    assert len(told) == warned and all(f"10.00 ms a token, here it took {measured:.2f}." in line for line in told)
+    assert bench.other_moment(None, measured) == []
+
+
+def test_bench_says_what_plain_decoding_was_to_take(tiny_recording, tmp_path, capsys):
+    profile = Profile(priced(**{name: {"draft": priced()[name]["made-up"]} for name in ("draft", "catch_up")}))
+    profile.save(tmp_path / "p.json")
+    bench.main([str(tiny_recording), "--policy", SMALL, "--drafter", "draft", "--profile", str(tmp_path / "p.json")])
+    told = capsys.readouterr().out
+    recording = open_recording(tiny_recording)
+    row = bench.predict(recording, load_policy(SMALL), "draft", profile.cost("draft"), bench.at_temperature(recording, None))[-1]
+    plain = next(line for line in told.splitlines() if line.startswith("(plain loop)")).split()
+    assert plain[-5] == f"{row.speedup * row.ms_per_token:.2f}"
 
 
 def test_bench_prints_one_table(tiny_recording, tmp_path, capsys):
