@@ -243,8 +243,8 @@ def other_moment(told: float | None, measured: float) -> list[str]:
     if told is None or abs(measured / told - 1) <= SAME_MOMENT:
         return []
     return [
-        f"The profile is of another moment of this machine: by it plain decoding takes {told:.2f} ms a token, here it took "
-        f"{measured:.2f}. Compare speedups rather than milliseconds, and profile again to predict this moment."
+        f"The profile is of another machine, or of another moment of this one: by it plain decoding takes {told:.2f} ms a token, "
+        f"here it took {measured:.2f}. What it predicts is of there and then: profile again to predict here and now."
     ]
 
 

@@ -46,11 +46,11 @@ class Draft(NamedTuple):
 class Growth:
     """A draft tree that grows under a policy, level by level: ask for :meth:`wish`, run the draft, :meth:`take` its answer.
 
-    tree      the draft tree so far
-    widths    per level, the nodes that the draft was run on in each row: int64 [B], or one number for all
-    looked_up int64 [B]: levels that were answered without a draft forward
-    missing   int64 [B]: expansions that the drafter could not answer
-    everyone  whether all rows drafted at the last level
+    tree       the draft tree so far
+    widths     per level, the nodes that the draft was run on in each row: int64 [B], or one number for all
+    looked_up  int64 [B]: levels that were answered without a draft forward
+    missing    int64 [B]: expansions that the drafter could not answer
+    everyone   whether all rows drafted at the last level
     """
 
     def __init__(self, policy: Policy, root: Tensor, cycle: Cycle, state: State):

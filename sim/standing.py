@@ -25,13 +25,13 @@ NO_TOKEN = -2
 class Standing(NamedTuple):
     """What B trees hold after each of L draft levels.
 
-    rank     int32 [B, L, L]  [b, a, l]: nodes ahead of the true path's node of depth a + 1 after l + 1 levels, in the total order
-                              of scores; FAR where the path has no such node, or none yet
-    ranked   int32 [B, L]     nodes that have a rank: those of finite score
-    drafted  int32 [B, L]     nodes, root not counted
-    widths   int64 [B, L]     frontier width of each draft forward
-    looked_up int64 [B]       levels that were answered without one
-    missing  int64 [B, L]     expansions wanted so far that the recording does not hold
+    rank       int32 [B, L, L]  [b, a, l]: nodes ahead of the true path's node of depth a + 1 after l + 1 levels, in the total
+                                order of scores; FAR where the path has no such node, or none yet
+    ranked     int32 [B, L]     nodes that have a rank: those of finite score
+    drafted    int32 [B, L]     nodes, root not counted
+    widths     int64 [B, L]     frontier width of each draft forward
+    looked_up  int64 [B]        levels that were answered without one
+    missing    int64 [B, L]     expansions wanted so far that the recording does not hold
     """
 
     rank: Tensor

@@ -72,16 +72,14 @@ class Counted:
 
     def trie(self, proposal: Proposal) -> LoneTrie:
         """The proposed nodes, each with its share of its parent's count."""
-        number = {0: 0} | {node: index for index, node in enumerate(sorted(proposal.count), start=1)}
-        token, share, seat, below = [NONE], [1.0], [0], [[] for _ in number]
-        for node, index in number.items():
-            if index == 0:
-                continue
-            above = self.parent[node]
-            token.append(self.token[node])
-            share.append(proposal.count[node] / (proposal.count[above] if above else proposal.total))
-            seat.append(node % self.width)
-            below[number[above]].append(index)
+        nodes, count = sorted(proposal.count), {0: proposal.total} | proposal.count
+        number = {0: 0} | {node: index for index, node in enumerate(nodes, start=1)}
+        token = [NONE, *(self.token[node] for node in nodes)]
+        share = [1.0, *(count[node] / count[self.parent[node]] for node in nodes)]
+        seat = [0, *(node % self.width for node in nodes)]
+        below: list[list[int]] = [[] for _ in number]
+        for node in nodes:
+            below[number[self.parent[node]]].append(number[node])
         for family in below:
             family.sort(key=lambda index: -log_of(share[index]))  # equal ones stay in order
         return LoneTrie(token, share, seat, below, self.width)

@@ -71,7 +71,8 @@ class Rule:
         return own if frozen is None else longest_first(own, frozen, count)
 
     def look(self, past: Past) -> Any:
-        """Look at the past, once per cycle; what was found is handed to :meth:`propose`."""
+        """Look at the past, once per cycle. What was found is handed to :meth:`propose`, but for a `LoneTrie`
+        (policies/lookup/lone_trie.py), which answers by itself."""
         raise NotImplementedError
 
     def propose(self, found: Any, place: Tensor, token: Tensor) -> Candidates:
