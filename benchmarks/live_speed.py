@@ -3,8 +3,9 @@
 One process, the same prompts, the same models: our plain loop and ``model.generate``, Hugging Face's assisted generation with
 the draft LM and its prompt lookup, and our policies with every drafter. Contenders take turns prompt by prompt, in an order
 that is shuffled each time. A cell is the median over the rounds; prefill is excluded. With a profile, policies that weigh time
-decide by its prices, live as in the prediction. Needs a recording of a pair that has a draft language model, as the shipped one
-does, since that is what assisted generation takes.
+decide by its prices, live as in the prediction; with ``--in-turns`` the prediction is priced by a profile taken between the
+texts. Needs a recording of a pair that has a draft language model, as the shipped one does, since that is what assisted
+generation takes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 from policies.errors import UserError, check_counts, run_command
 
 if TYPE_CHECKING:
+    from live.in_turns import ProfileInTurns
     from live.pair import Pair
+    from traces.costs import Profile
     from traces.recording import Recording
 
 SAMPLE = Path(__file__).parents[1] / "traces" / "samples" / "reference"
@@ -59,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     parse = argparse.ArgumentParser(prog="python -m benchmarks.live_speed", description=__doc__.split("\n")[0])
     parse.add_argument("trace", metavar="TRACE", nargs="?", default=str(SAMPLE), help="default: the shipped sample recording")
     parse.add_argument("--profile", metavar="FILE", help="what traces.profile measured on this machine: adds predicted speedups")
+    parse.add_argument("--in-turns", type=Path, metavar="FILE", help="profile again in turns with decoding, and predict by that")
     parse.add_argument("--contender", action="append", default=[], metavar="DRAFTER: POLICY", help="may be repeated")
     parse.add_argument("--texts", type=int, default=2, help="texts per domain (default 2)")
     parse.add_argument("--rounds", type=int, default=5, help="times that each text is decoded by each contender (default 5)")
@@ -70,58 +74,74 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     from sim.outputs import check_writable, write_text
 
-    check_writable(args.json)
+    check_writable(args.json, args.in_turns)
     check_counts(("--texts", args.texts), ("--rounds", args.rounds))
     from transformers.utils import logging
 
     from live.bench import at_temperature, chosen_texts
     from live.fidelity import check_same_models
+    from live.in_turns import ProfileInTurns
     from live.pair import load_pair
     from traces.recording import open_recording
 
     logging.set_verbosity_error()  # assisted generation warns of its own settings at every text
     recording = open_recording(args.trace)
     about = recording.manifest
-    ours = [parse_contender(text) for text in args.contender or CONTENDERS]
+    asked = [split_contender(text) for text in args.contender or CONTENDERS]
+    ours = [(drafter, fitted(policy)) for drafter, policy in asked]
     pair = load_pair(about["target"]["id"], [entry["id"] for entry in about["drafters"]], about["dtype"])
     check_same_models(pair, about)
-    members = at_temperature(recording, 0.0)
-    texts = chosen_texts(recording, args.texts, members)
-    costs = prices(recording, ours, args.profile)
-    figures = race(recording, everyone(recording, pair, ours, costs), texts, args.rounds)
+    texts = chosen_texts(recording, args.texts, at_temperature(recording, 0.0))
+    profile = open_profile(recording, args.profile)
+    costs = prices(ours, profile)
+    in_turns = ProfileInTurns(pair, profile, [policy for _, policy in asked]) if args.in_turns else None
+    figures = race(recording, everyone(recording, pair, ours, costs), texts, args.rounds, in_turns)
     overhead = overheads(recording, pair, ours, texts, costs)
-    predicted = predictions(recording, ours, costs, members)
+    if in_turns:
+        in_turns.profile().save(args.in_turns)
+        profile = in_turns.profile()
+    predicted = predictions(recording, ours, costs, prices(ours, profile), texts)
     print(report(recording, figures, overhead, predicted, len(texts), args.rounds))
     if args.json:
         content = {"device": about["device"], "figures": figures, "overhead": overhead, "predicted": predicted}
         write_text(args.json, json.dumps(content, indent=1) + "\n")
 
 
-def parse_contender(text: str) -> tuple[str, Any]:
-    """(drafter, policy) of "DRAFTER: POLICY"."""
-    from policies.registry import load_policy
-
+def split_contender(text: str) -> tuple[str, str]:
+    """Drafter and policy of "DRAFTER: POLICY"."""
     drafter, colon, policy = text.partition(": ")
     if not colon:
         raise UserError(f"'{text}' is no contender: write DRAFTER: POLICY, such as '{HEAD}: chain(k=3)'")
-    found = load_policy(policy)
-    found.check_fitted()
-    return drafter, found
+    return drafter, policy
+
+
+def fitted(spec: str) -> Any:
+    """The policy of a spec, which must be one that can decide."""
+    from policies.registry import load_policy
+
+    policy = load_policy(spec)
+    policy.check_fitted()
+    return policy
 
 
 def called(drafter: str, policy: Any) -> str:
     return f"{drafter}: {policy.spec()}"
 
 
-def prices(recording: Recording, ours: list[tuple[str, Any]], profile: str | None) -> Prices:
-    """What the profile says that each drafter costs; without one nobody knows."""
+def open_profile(recording: Recording, path: str | None) -> Profile | None:
+    """What was measured on the recording's models; None without a file."""
     from traces.costs import check_profile, load_profile
 
-    if profile is None:
-        return dict.fromkeys((drafter for drafter, _ in ours), None)
-    told = load_profile(profile)
-    check_profile(told, recording.manifest)
-    return {drafter: told.cost(drafter) for drafter, _ in ours}
+    if path is None:
+        return None
+    profile = load_profile(path)
+    check_profile(profile, recording.manifest)
+    return profile
+
+
+def prices(ours: list[tuple[str, Any]], profile: Profile | None) -> Prices:
+    """What a profile says that each drafter costs; without one nobody knows."""
+    return {drafter: profile and profile.cost(drafter) for drafter, _ in ours}
 
 
 def everyone(
@@ -194,8 +214,14 @@ def hugging_face(
     return decode
 
 
-def race(recording: Recording, everyone: dict[str, Callable[[int], Timed]], texts: list[int], rounds: int) -> dict[str, Any]:
-    """Per contender and domain, the milliseconds per token of each round."""
+def race(
+    recording: Recording,
+    everyone: dict[str, Callable[[int], Timed]],
+    texts: list[int],
+    rounds: int,
+    in_turns: ProfileInTurns | None = None,
+) -> dict[str, Any]:
+    """Per contender and domain, the milliseconds per token of each round. ``in_turns`` has its turn before every run."""
     import torch
     from tqdm import tqdm
 
@@ -206,10 +232,14 @@ def race(recording: Recording, everyone: dict[str, Callable[[int], Timed]], text
         for name in names:  # warm every shape before timing any
             everyone[name](shortest)
             bar.update()
+        if in_turns:
+            in_turns.begin(rounds * len(texts) * len(names))
         for number in range(rounds):
             for text in texts:
                 domain = recording.domains[recording.domain_index[text]]
                 for index in torch.randperm(len(names), generator=order).tolist():
+                    if in_turns:
+                        in_turns.turn()
                     tokens, ms = everyone[names[index]](text)
                     before = sums[names[index]][number].get(domain, (0, 0.0))
                     sums[names[index]][number][domain] = before[0] + tokens, before[1] + ms
@@ -235,15 +265,19 @@ def overheads(
 
 
 def predictions(
-    recording: Recording, ours: list[tuple[str, Any]], costs: Prices, members: list[int]
+    recording: Recording, ours: list[tuple[str, Any]], costs: Prices, priced: Prices, texts: list[int]
 ) -> dict[str, dict[str, float | None]]:
-    """Per contender: tau, and the predicted speedup (None without a profile)."""
-    from live.bench import predict
+    """Per contender, on the texts that were decoded: tau, and the predicted speedup (None without a profile).
+
+    :param costs: what the policies decided by.   :param priced: what their cycles are priced by.
+    """
+    from live.bench import plain_told, predict
 
     found = {}
     for drafter, policy in ours:
-        row = predict(recording, policy, drafter, costs[drafter], members)[-1]
-        found[called(drafter, policy)] = {"tau": row.tau, "speedup": row.speedup}
+        rows = predict(recording, policy, drafter, costs[drafter], texts, priced[drafter])
+        told = plain_told(rows)
+        found[called(drafter, policy)] = {"tau": rows[-1].tau, "speedup": told and told / rows[-1].ms_per_token}
     return found
 
 

@@ -1,8 +1,9 @@
 """Is the simulator right about this machine? ``python -m benchmarks.validation --work DIR``: profile, bench, validate.
 
 Measures the pair's profile, decodes a recording's texts live under settings that the profile was not built with, in three
-interleaved rounds, and compares with the prediction: the three commands that anybody would give, one after the other, with DIR
-holding what each wrote. Takes minutes, and means something only on a machine that does nothing else.
+interleaved rounds between which the profile is measured again (policies decide by the first and are priced by the second), and
+compares with the prediction: the three commands that anybody would give, one after the other, with DIR holding what each wrote.
+Takes minutes, and means something only on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -59,13 +60,13 @@ def main(arguments: list[str] | None = None) -> None:
         args.work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {args.work} ({error.strerror}): name another folder with --work") from None
-    profile, bench, found = (args.work / f"{name}.json" for name in ("profile", "bench", "validation"))
+    profile, turns, bench, found = (args.work / f"{name}.json" for name in ("profile", "in_turns", "bench", "validation"))
     if args.profile is None:
         pair = ["--target", about["target"]["id"], "--dtype", about["dtype"]]
         pair += [word for drafter in about["drafters"] for word in ("--draft", drafter["id"])]
         run("traces.profile", *pair, "--out", str(profile), "--overwrite")
     chosen = [word for spec in args.policy or SETTINGS for word in ("--policy", spec)]
-    measured = ["--texts", str(args.texts), "--rounds", str(args.rounds), "--json", str(bench)]
+    measured = ["--texts", str(args.texts), "--rounds", str(args.rounds), "--json", str(bench), "--in-turns", str(turns)]
     run("live.bench", args.trace, "--profile", args.profile or str(profile), *measured, *chosen)
     run("sim.validate", str(bench), "--json", str(found))
 

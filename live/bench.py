@@ -1,7 +1,8 @@
 """Policies side by side, predicted and measured: ``python -m live.bench TRACE --profile profile.json``.
 
 Replays every policy on a recording, then decodes the same prompts live with the same models in the same process, policies
-taking turns prompt by prompt. Two baselines decode plainly: our own loop and ``model.generate``. Prefill is excluded.
+taking turns prompt by prompt. Two baselines decode plainly: our own loop and ``model.generate``. Prefill is excluded. On a machine
+whose speed drifts, ``--in-turns`` lets the profile's measurements take turns with them as well.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from policies.errors import UserError, check_counts, run_command
 
 if TYPE_CHECKING:
     from live.breakdown import Breakdown
+    from live.in_turns import ProfileInTurns
     from live.pair import Pair
     from policies.contract import Policy
     from sim.metrics import ResultRow
@@ -39,6 +41,9 @@ def parser() -> argparse.ArgumentParser:
     parse = argparse.ArgumentParser(prog="python -m live.bench", description=__doc__.split("\n")[0])
     parse.add_argument("trace", metavar="TRACE", help="a recording of the pair to run")
     parse.add_argument("--profile", metavar="FILE", help="what traces.profile measured on this machine")
+    parse.add_argument(
+        "--in-turns", type=Path, metavar="FILE", help="profile again in turns with decoding, predict by that, and write it there"
+    )
     parse.add_argument("--policy", action="append", default=[], help="may be repeated (default: one of each kind)")
     parse.add_argument("--drafter", help="recorded drafter (default: the first), a training-free one: suffix, or suffix+eagle3")
     parse.add_argument("--temperature", type=float, help="which of the recording's texts (default: its lowest temperature)")
@@ -55,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     from sim.outputs import check_writable, write_text
 
-    check_writable(args.json)
+    check_writable(args.json, args.in_turns)
     check_counts(("--texts", args.texts), ("--rounds", args.rounds))
     from live.fidelity import check_same_models, shipped
     from live.pair import load_pair
@@ -65,7 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     recording = open_recording(args.trace)
     about = recording.manifest
-    policies = [load_policy(spec) for spec in args.policy or shipped(DEFAULT_POLICIES)]
+    asked = args.policy or shipped(DEFAULT_POLICIES)
+    policies = [load_policy(spec) for spec in asked]
     specs = [policy.spec() for policy in policies]
     if twice := next((spec for spec in specs if specs.count(spec) > 1), None):
         raise UserError(f"two of the policies are called {twice}: bench them in separate runs")
@@ -73,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
         policy.check_fitted()
     drafter = args.drafter or recording.drafters[0]
     check_drafter(recording, drafter)
-    cost = None
+    cost = profile = None
     if args.profile:
         from traces.costs import check_profile, load_profile
 
@@ -82,8 +88,9 @@ def main(arguments: list[str] | None = None) -> None:
         cost = profile.cost(drafter)
     members = at_temperature(recording, args.temperature)
     texts = chosen_texts(recording, args.texts, members)
-    if args.batch and args.breakdown:
-        raise UserError("--breakdown looks at one request at a time: leave out --batch")
+    for option in ("breakdown", "in_turns"):
+        if args.batch and getattr(args, option):
+            raise UserError(f"--{option.replace('_', '-')} looks at one request at a time: leave out --batch")
     if args.batch and not 1 <= args.batch <= len(texts):
         raise UserError(f"a batch of {args.batch} does not fit the {len(texts)} texts to decode: raise --texts, or lower --batch")
     predicted = [] if args.batch else [predict(recording, policy, drafter, cost, members) for policy in policies]
@@ -97,8 +104,19 @@ def main(arguments: list[str] | None = None) -> None:
             found |= {"recording": str(args.trace), "profile": args.profile, "drafter": drafter, "device": about["device"]}
             write_text(args.json, json.dumps(found, indent=1) + "\n")
         return
-    measured = measure(recording, pair, policies, drafter, texts, args.rounds, cost)
-    print(report(recording, policies, predicted, measured, texts, members))
+    in_turns = None
+    if args.in_turns:
+        from live.in_turns import ProfileInTurns
+
+        in_turns = ProfileInTurns(pair, profile, asked)
+    measured = measure(recording, pair, policies, drafter, texts, args.rounds, cost, in_turns)
+    if in_turns:
+        profiled = in_turns.profile()
+        profiled.save(args.in_turns)
+        prices = profiled.cost(drafter)
+        predicted = [predict(recording, policy, drafter, cost, members, prices) for policy in policies]
+    moment = f"{profiled.content['method']['rounds']} rounds in turns with decoding" if in_turns else None
+    print(report(recording, policies, predicted, measured, texts, members, moment))
     broken_down = {}
     if args.breakdown:
         from live.contenders import break_down
@@ -106,7 +124,8 @@ def main(arguments: list[str] | None = None) -> None:
         broken_down = break_down(recording, pair, policies, drafter, cost, texts)
         print("\n" + breakdown_table(broken_down))
     if args.json:
-        content = {"recording": str(args.trace), "profile": args.profile, "drafter": drafter, "device": about["device"]}
+        content = {"recording": str(args.trace), "profile": args.profile, "in_turns": args.in_turns and str(args.in_turns)}
+        content |= {"drafter": drafter, "device": about["device"]}
         content |= {"predicted": [row.to_json() for rows in predicted for row in rows], "measured": measured}
         if broken_down:
             content["breakdown"] = {name: found.per_cycle() | {"cycles": found.cycles} for name, found in broken_down.items()}
@@ -123,13 +142,15 @@ def at_temperature(recording: Recording, temperature: float | None) -> list[int]
     return [index for index, own in enumerate(of_text) if own == wanted]
 
 
-def predict(recording: Recording, policy: Policy, drafter: str, cost: Any, members: list[int]) -> list[ResultRow]:
-    """Replay a policy on the given texts of the recording and price it."""
+def predict(
+    recording: Recording, policy: Policy, drafter: str, cost: Any, members: list[int], prices: Any = None
+) -> list[ResultRow]:
+    """Replay a policy, which decides by ``cost``, on the given texts of the recording, and price it (by ``prices``, if given)."""
     import torch
 
     from sim.metrics import replay_rows
 
-    return replay_rows(recording, policy, drafter, cost, torch.tensor(members))
+    return replay_rows(recording, policy, drafter, cost, torch.tensor(members), prices)
 
 
 def chosen_texts(recording: Recording, per_domain: int, members: list[int]) -> list[int]:
@@ -142,10 +163,17 @@ def chosen_texts(recording: Recording, per_domain: int, members: list[int]) -> l
 
 
 def measure(
-    recording: Recording, pair: Pair, policies: list[Policy], drafter: str, texts: list[int], rounds: int, cost: Any
+    recording: Recording,
+    pair: Pair,
+    policies: list[Policy],
+    drafter: str,
+    texts: list[int],
+    rounds: int,
+    cost: Any,
+    in_turns: ProfileInTurns | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Decode the texts live. Per contender (a policy's spec, "plain loop", "model.generate") one entry per text and round:
-    text, domain, tokens after the first, cycles, milliseconds."""
+    text, domain, tokens after the first, cycles, milliseconds. ``in_turns`` has its turn before every run."""
     import torch
     from tqdm import tqdm
 
@@ -159,10 +187,15 @@ def measure(
         for decode in everyone.values():  # warm every shape before timing any
             decode(shortest)
             bar.update()
+        if in_turns:
+            in_turns.begin(rounds * len(texts) * len(everyone))
         names = list(everyone)
         for _ in range(rounds):
             for text in texts:
                 for index in torch.randperm(len(names), generator=order).tolist():
+                    if in_turns:
+                        bar.set_postfix_str("profile")
+                        in_turns.turn()
                     bar.set_postfix_str(names[index])
                     tokens, cycles, ms = everyone[names[index]](text)
                     domain = recording.domains[recording.domain_index[text]]
@@ -178,14 +211,16 @@ def report(
     measured: dict[str, list[dict[str, Any]]],
     texts: list[int],
     members: list[int],
+    in_turns: str | None = None,
 ) -> str:
-    """The one table, means over domains, and which policy wins. ``members`` were replayed, ``texts`` decoded live."""
+    """The one table, means over domains, and which policy wins. ``members`` were replayed, ``texts`` decoded live;
+    ``in_turns`` says how the profile behind the predictions was taken, where that was here."""
     from sim.table import number, text_table
     from traces.schema import FINISHES
 
     plain = {name: mean_ms(measured[name]) for name in ("plain loop", "model.generate")}
     baseline = min(plain, key=plain.get)
-    rows, speeds = [], {}
+    told, rows, speeds = plain_told(predicted[0]), [], {}
     for policy, results in zip(policies, predicted, strict=True):
         row, ms = results[-1], mean_ms(measured[policy.spec()])
         speeds[policy.spec()] = plain[baseline] / ms
@@ -197,12 +232,11 @@ def report(
                 number(row.levels, 1),
                 number(row.ms_per_token),
                 number(ms),
-                number(row.speedup, 2, "x"),
+                number(told and told / row.ms_per_token, 2, "x"),
                 number(speeds[policy.spec()], 2, "x"),
                 f"{row.coverage:.0%}",
             ]
         )
-    told = plain_told(predicted)
     for name, ms in plain.items():
         expected = number(told) if name == "plain loop" else "-"
         rows.append([f"({name})", "1.00", "0.0", "0.0", expected, number(ms), "-", number(plain[baseline] / ms, 2, "x"), "-"])
@@ -225,16 +259,18 @@ def report(
             "",
             f"Means over {len(recording.domains)} domains. Replay: {len(members)} texts{heat}, {loops:.0%} ended at a loop. "
             f"Live: {len(texts)} of them, prefill excluded.",
-            *other_moment(told, plain["plain loop"]),
+            *([f"Predicted by a profile of {in_turns}."] if in_turns else other_moment(told, plain["plain loop"])),
             verdict,
         ]
     )
 
 
-def plain_told(predicted: list[list[ResultRow]]) -> float | None:
-    """Milliseconds a token of plain decoding by the profile that the predictions were made with; None without one."""
-    whole = predicted[0][-1]
-    return None if whole.speedup is None else whole.speedup * whole.ms_per_token
+def plain_told(rows: list[ResultRow]) -> float | None:
+    """Milliseconds a token of plain decoding by the profile that a policy's rows were priced by, the mean over domains as measured
+    ones are; None without a profile. Over the policy's it gives the speedup to compare with a measured one: ``speedup`` of the
+    last row is another mean, that of the domains' speedups."""
+    domains = [(row.speedup, row.ms_per_token) for row in rows[:-1]]
+    return None if None in domains[0] else sum(speedup * ms for speedup, ms in domains) / len(domains)
 
 
 def other_moment(told: float | None, measured: float) -> list[str]:
@@ -262,15 +298,13 @@ def breakdown_table(broken_down: dict[str, Breakdown]) -> str:
 
 
 def mean_ms(entries: list[dict[str, Any]]) -> float:
-    """Milliseconds per token: per text the median over rounds, per domain the ratio of sums, then the mean over domains."""
-    import statistics
-
+    """Milliseconds per token: per domain the ratio of sums over texts and rounds, then the mean over domains. (Times are added
+    up, as a profile's are: medians of them would not add up.)"""
     domains: dict[str, list[float]] = {}
-    for text in dict.fromkeys(entry["text"] for entry in entries):
-        rounds = [entry for entry in entries if entry["text"] == text]
-        sums = domains.setdefault(rounds[0]["domain"], [0.0, 0.0])
-        sums[0] += statistics.median(entry["ms"] for entry in rounds)
-        sums[1] += rounds[0]["tokens"]
+    for entry in entries:
+        sums = domains.setdefault(entry["domain"], [0.0, 0.0])
+        sums[0] += entry["ms"]
+        sums[1] += entry["tokens"]
     return sum(ms / tokens for ms, tokens in domains.values()) / len(domains)
 
 

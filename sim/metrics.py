@@ -71,13 +71,15 @@ def replay_rows(
     drafter: str | None = None,
     cost: CostModel | None = None,
     sequences: Tensor | None = None,
+    prices: CostModel | None = None,
 ) -> list[ResultRow]:
     """Replay a policy on a recording, one request at a time, price it where a cost model is given, and sum up.
 
     :param sequences: indices int64 of the sequences to replay; all by default.
+    :param prices: price by this one, while policies go on deciding by ``cost``.
     """
     setting = Setting(drafter or recording.drafters[0])
-    return result_rows(run_trial(recording, policy, setting, cost, sequences), policy, setting)
+    return result_rows(run_trial(recording, policy, setting, cost, sequences, prices), policy, setting)
 
 
 def result_rows(sums: Tally, policy: Policy, setting: Setting) -> list[ResultRow]:

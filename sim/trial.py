@@ -30,15 +30,21 @@ TEXTS = 4096
 
 
 def run_trial(
-    recording: Recording, policy: Policy, setting: Setting, cost: CostModel | None = None, sequences: Tensor | None = None
+    recording: Recording,
+    policy: Policy,
+    setting: Setting,
+    cost: CostModel | None = None,
+    sequences: Tensor | None = None,
+    prices: CostModel | None = None,
 ) -> Tally:
     """Replay a policy and sum up, priced where a cost model is given, its own decisions included.
 
     :param sequences: indices int64 of the texts to replay; by default those at the setting's temperature.
+    :param prices: price by this one, while policies go on deciding by ``cost``.
     :raises UserError: when the batch is larger than the number of texts, the temperature was not recorded, the profile does
         not reach, or the setting's schedule is not the one that the policy is replayed under.
     """
-    return run_trials(recording, [policy], setting, cost, sequences)[0]
+    return run_trials(recording, [policy], setting, cost, sequences, prices)[0]
 
 
 def run_trials(
@@ -47,13 +53,14 @@ def run_trials(
     setting: Setting,
     cost: CostModel | None = None,
     sequences: Tensor | None = None,
+    prices: CostModel | None = None,
 ) -> list[Tally]:
     """:func:`run_trial` of several policies, to the same bits; those that draft the same trees share one replay."""
     for policy in policies:
         setting.check(policy)
-    cost = _behind(cost, setting)
+    cost, prices = (_behind(one, setting) for one in (cost, prices or cost))
     chosen = texts_at(recording, setting.temperature) if sequences is None else sequences
-    sums = _Sums(recording, setting, cost, chosen)
+    sums = _Sums(recording, setting, prices, chosen)
     found: dict[int, Tally] = {}
     for family in families(policies):
         if setting.batch == 1:

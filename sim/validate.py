@@ -48,9 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
     from sim.opening import about, open_profile, open_sound
 
     recording, drafter = open_sound(args.trace or bench["recording"], bench["drafter"])
-    path = args.profile or bench["profile"]
-    profile = open_profile(path, recording, drafter) if path else None
-    rows, points = validate(recording, drafter, profile, bench)
+    deciding, pricing = (args.profile or path for path in (bench["profile"], bench["in_turns"] or bench["profile"]))
+    deciding, profile = (open_profile(path, recording, drafter) if path else None for path in (deciding, pricing))
+    rows, points = validate(recording, drafter, profile, bench, deciding)
     content = {"command": shlex.join(["python", "-m", "sim.validate", *given]), "about": about(recording, profile, drafter)}
     content |= {"summary": summarise(rows), "rows": rows, "points": points}
     write_results(args, content, points)
@@ -70,13 +70,16 @@ def read_bench(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid JSON ({error}): write it again with live.bench --json") from None
     if not isinstance(bench, dict) or not {"recording", "drafter", "predicted", "measured"} <= bench.keys():
         raise UserError(f"{path} is not a bench: give a file that live.bench --json wrote")
-    return {"profile": None} | bench
+    return {"profile": None, "in_turns": None} | bench
 
 
 def validate(
-    recording: Recording, drafter: str, profile: Profile | None, bench: dict[str, Any]
+    recording: Recording, drafter: str, profile: Profile | None, bench: dict[str, Any], deciding: Profile | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """One row per policy, and one point per policy and text: expected and measured cycles and milliseconds."""
+    """One row per policy, and one point per policy and text: expected and measured cycles and milliseconds.
+
+    :param deciding: by whose prices the policies decided, where those of ``profile`` are others (taken in turns with decoding).
+    """
     from policies.registry import from_json
     from sim.setting import Setting
     from sim.trial import run_trial
@@ -87,8 +90,8 @@ def validate(
         if spec not in bench["measured"]:
             raise UserError(f"the bench predicts {spec} but did not measure it: run live.bench again")
         policy = from_json(content)
-        cost = profile.cost(drafter) if profile else None
-        sums = run_trial(recording, policy, Setting(drafter), cost)
+        prices, cost = (one.cost(drafter) if one else None for one in (profile, deciding))
+        sums = run_trial(recording, policy, Setting(drafter), cost, prices=prices)
         mine = _points(spec, sums, bench["measured"][spec])
         points += mine
         rows.append(_row(spec, mine, profile is not None and _built(profile, policy)))
@@ -120,7 +123,7 @@ def _points(spec: str, sums: Tally, entries: list[dict[str, Any]]) -> list[dict[
                 "cycles": rounds[0]["cycles"],
                 "expected_cycles": int(sums.sums["cycles"][index]),
                 "rounds_ms": [entry["ms"] for entry in rounds],
-                "ms": statistics.median(entry["ms"] for entry in rounds),
+                "ms": statistics.fmean(entry["ms"] for entry in rounds),
                 "expected_ms": float(sums.sums["ms"][index]) if "ms" in sums.sums else None,
             }
         )

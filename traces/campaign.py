@@ -1,7 +1,8 @@
 """A profiling campaign: every shape warmed up before any is timed, then shuffled rounds over all of them.
 
-Rounds, not one shape after the other: a machine that slows down for a second then slows one round of everything, and
-the median over rounds forgets it.
+Rounds, not one shape after the other: a machine that slows down for a while then slows a round of everything. What is kept of a
+shape is its mean, because the parts of a cycle are added up and means add up while medians do not: on a machine that is now quick,
+now slow, from one millisecond to the next, a step's median is well below what a text of many steps takes for each.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -26,12 +28,16 @@ from traces.measure import DraftStage, TargetStage, plain_steps
 from traces.overhead import POLICIES, SEEN, overheads
 
 MIN_ROUNDS = 3
+CAP = 3.0
+"""Medians. A time beyond counts as so many: one hiccup of the machine must not make a shape's mean."""
 _DIGITS = 5  # of a millisecond: beyond the clock
 _ROOM = 64  # tokens that the short decodings may generate
 
 Key = tuple[str, str, tuple[int, ...]]
 """Table, drafter or policy ("" where there is one table for all), place on the table's axes."""
 Measured = Iterable[tuple[Key, float]]
+Group = tuple[Callable[[], None] | None, list[Callable[[], Measured]]]
+"""How to get behind a text, and what is measured there; None for the policies' loops, which go there themselves."""
 
 
 @dataclass(frozen=True)
@@ -76,31 +82,59 @@ class Campaign:
         self.pair, self.text, self.shapes, self.policies = pair, text, shapes, policies
         self.shuffle = random.Random(seed).shuffle
         self.samples: dict[Key, list[float]] = defaultdict(list)
+        self.rounds = 0
 
-    @torch.inference_mode()
     def run(self, repeats: int, seconds: float | None = None) -> int:
         """Warm up, then measure ``repeats`` rounds, or fewer when ``seconds`` run out; how many were made."""
         from tqdm import tqdm
 
         started = time.monotonic()
-        groups = [group for batch in self.shapes.batches for group in self._groups(batch)]
-        jobs = sum(len(work) for _, work in groups)
-        with tqdm(total=jobs * (repeats + 1), desc="warming up", unit="shape", file=sys.stderr) as bar:
-            self._round(groups, bar.update)
-            self.samples.clear()
+        with tqdm(total=self.jobs * (repeats + 1), desc="warming up", unit="shape", file=sys.stderr) as bar:
+            self.warm_up(bar.update)
             bar.set_description("measuring")
-            done, last = 0, time.monotonic() - started
-            while done < repeats:
-                if seconds and done >= MIN_ROUNDS and time.monotonic() - started + last > seconds:
+            last = time.monotonic() - started
+            while self.rounds < repeats:
+                if seconds and self.rounds >= MIN_ROUNDS and time.monotonic() - started + last > seconds:
                     break
                 begun = time.monotonic()
-                self._round(groups, bar.update)
-                done, last = done + 1, time.monotonic() - begun
+                self.measure(bar.update)
+                last = time.monotonic() - begun
             bar.total = bar.n
-        return done
+        return self.rounds
+
+    @property
+    def jobs(self) -> int:
+        """Measurements of a round."""
+        return sum(len(work) for _, work in self._all_groups)
+
+    def warm_up(self, tick: Callable[[], object] = lambda: None) -> None:
+        """Run every shape once; ``tick`` is called after each."""
+        self.measure(tick)
+        self.samples.clear()
+        self.rounds = 0
+
+    @torch.inference_mode()
+    def measure(self, tick: Callable[[], object] = lambda: None, loops: bool = True) -> None:
+        """One more round over all shapes, in an order drawn anew; ``tick`` is called after each.
+
+        :param loops: decode with the policies, too, which takes most of a round's time.
+        """
+        self.shuffle(self._all_groups)
+        for settle, work in self._all_groups:
+            if settle is None:
+                if not loops:
+                    continue
+            else:
+                settle()
+            self.shuffle(work)
+            for job in work:
+                for key, ms in job():
+                    self.samples[key].append(ms)
+                tick()
+        self.rounds += 1
 
     def tables(self) -> dict[str, Any]:
-        """The profile's tables: medians over all samples of a shape, and their interquartile range."""
+        """The profile's tables: means over all samples of a shape, and their interquartile range."""
         shapes = self.shapes
         context_batch = {"context": shapes.contexts, "batch": shapes.batches}
         tables: dict[str, Any] = {
@@ -122,18 +156,13 @@ class Campaign:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
-    def _round(self, groups: list[tuple[Callable[[], None], list[Callable[[], Measured]]]], tick: Callable) -> None:
-        self.shuffle(groups)
-        for settle, work in groups:
-            settle()
-            self.shuffle(work)
-            for job in work:
-                for key, ms in job():
-                    self.samples[key].append(ms)
-                tick()
+    @cached_property
+    @torch.inference_mode()
+    def _all_groups(self) -> list[Group]:
+        return [group for batch in self.shapes.batches for group in self._groups(batch)]
 
-    def _groups(self, batch: int) -> list[tuple[Callable[[], None], list[Callable[[], Measured]]]]:
-        """Shapes that are measured behind the same text: (how to get there, what to measure there)."""
+    def _groups(self, batch: int) -> list[Group]:
+        """Shapes that are measured behind the same text, together."""
         pair, shapes, text = self.pair, self.shapes, self.text[:batch]
         model = pair.target(batch)
         model.reset(batch)
@@ -141,7 +170,12 @@ class Campaign:
         target = TargetStage(model, text, pair.end_tokens)
         drafts = {name: DraftStage(network, text, features, model.device) for name, network in pair.networks.items()}
         plain = pair.plain(batch)
-        groups = []
+
+        def behind_target(draft: DraftStage, tokens: int) -> float:
+            target.pass_by()
+            return draft.catch_up(tokens)
+
+        groups: list[Group] = []
         for context in shapes.contexts:
             place = (context, batch)
 
@@ -154,16 +188,16 @@ class Campaign:
                 lambda place=place: [(("plain", "", place), ms) for ms in plain_steps(plain, text, place[0])]
             ]
             for count in shapes.tokens:
-                work.append(lambda n=count, place=place: [(("verify", "", (n, *place)), target.verify(n))])
+                work.append(lambda n=count, place=place: [(("verify", "", (n, *place)), ms) for ms in target.verify(n)])
             for name, width in product(drafts, shapes.widths):
                 work.append(lambda d=name, w=width, p=place: [(("draft", d, (w, *p)), ms) for ms in drafts[d].level(w)])
             for name, count in product(drafts, shapes.catch_up):
-                work.append(lambda d=name, n=count, p=place: [(("catch_up", d, (n, *p)), drafts[d].catch_up(n))])
+                work.append(lambda d=name, n=count, p=place: [(("catch_up", d, (n, *p)), behind_target(drafts[d], n))])
             if context == shapes.contexts[0]:  # what a commit costs does not depend on the context
                 for count in shapes.commit:
                     work.append(lambda n=count: [(("commit", "", (n, batch)), target.commit(n))])
             groups.append((settle, work))
-        groups.append((lambda: None, self._loops(pair.target(batch), text, batch)))
+        groups.append((None, self._loops(pair.target(batch), text, batch)))
         return groups
 
     def _loops(self, target: CachedModel, text: Tensor, batch: int) -> list[Callable[[], Measured]]:
@@ -195,9 +229,15 @@ class Campaign:
         shape = [len(points) for points in axes.values()]
         return {
             **{axis: list(points) for axis, points in axes.items()},
-            "ms": _nested([statistics.median(values) for values in found], shape),
+            "ms": _nested([_mean(values) for values in found], shape),
             "spread_ms": _nested([_spread(values) for values in found], shape),
         }
+
+
+def _mean(values: list[float]) -> float:
+    """Of times, those beyond :data:`CAP` medians counted as that."""
+    most = CAP * statistics.median(values)
+    return statistics.fmean(min(value, most) for value in values)
 
 
 def _spread(values: list[float]) -> float:

@@ -8,7 +8,6 @@ cycle. Texts are real ones: zeros and repeated tokens can be faster than what pe
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -114,9 +113,9 @@ class TargetStage:
         self.spine = torch.stack(spine, dim=1)
         self._rewind(torch.full_like(self.context, TRUE_DEPTH))
 
-    def verify(self, tokens: int) -> float:
-        """ms of verifying a tree of ``tokens`` nodes, the root among them, without the commit: the median of some times in a row,
-        as a decoding does it, behind a first one that pays for what the shape before left in memory and caches."""
+    def verify(self, tokens: int) -> list[float]:
+        """ms of verifying a tree of ``tokens`` nodes, the root among them, without the commit: some times in a row, as a decoding
+        does it, behind a first one that pays for what the shape before left in memory and caches."""
         kept, cycle = self._tree(tokens), about(self.context)
         spent = []
         for _ in range(1 + IN_A_ROW):
@@ -124,7 +123,12 @@ class TargetStage:
             outcome, total = self.watch.time(self.verifier.accept, cycle, kept)
             self._rewind(outcome.accepted + 1)
             spent.append(total - self.watch.take()["commit"])
-        return statistics.median(spent[1:])
+        return spent[1:]
+
+    def pass_by(self) -> None:
+        """A pass whose weights push what the draft had in the processor's caches out of them, as one does before every catch-up."""
+        outcome = self.verifier.accept(about(self.context), self._tree(1))
+        self._rewind(outcome.accepted + 1)
 
     def commit(self, tokens: int) -> float:
         """ms of moving ``tokens`` cache entries that lie scattered in the tree (the root stays in its place)."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from live.pair import Pair
-    from traces.campaign import Shapes
+    from traces.campaign import Campaign, Shapes
     from traces.costs import Profile
 
 FULL = {"tokens": [1, 2, 4, 8, 16, 24, 32, 48, 60, 80], "widths": [1, 2, 4, 8, 10, 16], "contexts": [64, 200, 400]}
@@ -114,27 +114,34 @@ def measure_pair(
     seconds: float | None = None,
     policies: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Profile:
-    """Measure a pair and describe the measurement.
+    """Measure a pair.
 
     :param text: token ids int64 [rows, shapes.text_length] to decode behind, a row for each of the largest batch.
     :param repeats: interleaved rounds at most.   :param seconds: time to keep to (3 rounds are made in any case).
     :param policies: whose loops are measured, specs by name (default: those of `traces.overhead`).
     :raises UserError: when a context does not fit into the models.
     """
+    from traces.campaign import Campaign
+    from traces.overhead import measured_policies
+
+    campaign = Campaign(pair, text, shapes, policies=measured_policies() if policies is None else policies)
+    campaign.run(repeats, seconds)
+    return profile_of(campaign)
+
+
+def profile_of(campaign: Campaign) -> Profile:
+    """What a campaign has measured so far, and a description of the measurement."""
     import platform
 
     import torch
     import transformers
 
     from policies.registry import load_policy
-    from traces.campaign import Campaign
+    from traces.campaign import CAP
     from traces.costs import FORMAT, VERSION, Profile
-    from traces.overhead import measured_policies
     from traces.record import processor
 
-    policies = measured_policies() if policies is None else policies
-    campaign = Campaign(pair, text, shapes, policies=policies)
-    rounds = campaign.run(repeats, seconds)
+    pair = campaign.pair
     content: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -151,11 +158,11 @@ def measure_pair(
         "target": pair.description["target"],
         "drafters": pair.description["drafters"],
         "method": {
-            "rounds": rounds,
-            "statistic": "median",
+            "rounds": campaign.rounds,
+            "statistic": f"mean, times beyond {CAP:g} medians counted as that",
             "spread": "interquartile range",
             "text": "shipped prompts",
-            "policies": [load_policy(spec).spec() for specs in policies.values() for spec in specs],
+            "policies": [load_policy(spec).spec() for specs in campaign.policies.values() for spec in specs],
         },
         **campaign.tables(),
     }

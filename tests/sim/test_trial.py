@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from tests.sim.synthetic_recording import write
 from traces.costs import Profile
 from traces.recording import Recording
 
+GOODPUT = str(Path(sim.trial.__file__).parents[1] / "policies" / "fitted" / "goodput.json")
 COST = Profile(content()).cost("made-up")
 SPECS = [f"eagle3(total_tokens={total}, depth={depth}, top_k=3)" for depth in (3, 2) for total in (2, 4, 7, 12)]
 SPECS += ["chain(k=2)", "adaedl(most=3)", "chain(k=4)"]
@@ -45,6 +48,23 @@ def test_some_texts_only(recording: Recording):
     for policy, sums in zip(policies, together, strict=True):
         assert sums.to_json() == run_trial(recording, policy, Setting("made-up"), COST, chosen).to_json()
         assert sums.sequence.tolist() == [1, 4, 8]
+
+
+@pytest.mark.parametrize("setting", [{}, {"batch": 3}, {"context_offset": 50}], ids=str)
+def test_other_prices_change_times_and_no_decision(recording: Recording, setting: dict):
+    """goodput drafts what pays by the one cost model, and is priced by the other."""
+    plain = {"context": [0, 100], "batch": [1, 4], "ms": [[50.0, 95.0], [50.0, 95.0]]}
+    slow = content()["draft"] | {"made-up": {"width": [1, 11], "context": [0], "batch": [1, 4], "ms": [[[40, 40]], [[60, 60]]]}}
+    dear = Profile(content(draft=slow, plain=plain)).cost("made-up")
+    policies, circumstances = [load_policy(GOODPUT), load_policy("chain(k=2)")], Setting("made-up", **setting)
+    own, other = (run_trials(recording, policies, circumstances, cost) for cost in (COST, dear))
+    mixed = run_trials(recording, policies, circumstances, COST, prices=dear)
+    for place in range(2):
+        assert mixed[place].sums["kept"].tolist() == own[place].sums["kept"].tolist()
+        assert mixed[place].sums["plain_ms"].tolist() == other[place].sums["plain_ms"].tolist()
+    assert mixed[1].to_json() == other[1].to_json()  # who does not ask decides alike
+    assert own[0].sums["levels"].sum() > other[0].sums["levels"].sum()
+    assert mixed[0].sums["ms"].sum() > max(own[0].sums["ms"].sum(), other[0].sums["ms"].sum())
 
 
 def test_trials_are_remembered(recording: Recording, monkeypatch):

@@ -17,6 +17,8 @@ from traces.recording import open_recording
 
 SPECS = ("chain(k=2)", "autoregressive", "eagle3(total_tokens=8, depth=3, top_k=3)")
 
+DEAR_COMMIT = {"tokens": [1, 3], "batch": [1], "ms": [[3.1], [3.3]]}
+
 
 @pytest.fixture(scope="module")
 def trace(tmp_path_factory):
@@ -64,6 +66,27 @@ def test_a_profile_that_is_ten_per_cent_too_fast(trace, tmp_path, capsys):
 def test_a_good_profile(trace, tmp_path, capsys):
     main([str(bench(trace, tmp_path, slower=1.01))])
     assert "bars: reached (5% or within the spread), reached (ranking 0.9)" in capsys.readouterr().out
+
+
+def test_times_are_priced_by_the_profile_that_was_taken_in_turns(trace, tmp_path, capsys):
+    """The policies went on deciding by the one that the bench was given."""
+    dearer = write_profile(tmp_path / "dearer.json", plain={"context": [0], "batch": [1], "ms": [[6.0]]}, commit=DEAR_COMMIT)
+    path = bench(trace, tmp_path, in_turns=str(dearer))
+    main([str(path), "--json", str(tmp_path / "v.json")])
+    found = json.loads((tmp_path / "v.json").read_text())["rows"]
+    recording = open_recording(trace)
+    own, turns = (load_profile(file).cost("made-up") for file in (tmp_path / "p.json", dearer))
+    for row, spec in zip(found, SPECS, strict=True):
+        sums = run_trial(recording, load_policy(spec), Setting("made-up"), own, prices=turns).sums
+        texts, domains = [0, 1, 5], recording.domain_index[[0, 1, 5]]
+        ratios = [
+            sums["ms"][texts][domains == d].sum() / sums["emitted"][texts][domains == d].sum() for d in sorted(set(domains))
+        ]
+        assert row["expected_ms_per_token"] == pytest.approx(sum(ratios) / len(ratios))
+    main([str(path), "--profile", str(tmp_path / "p.json"), "--json", str(tmp_path / "w.json")])  # one for both
+    again = json.loads((tmp_path / "w.json").read_text())["rows"]
+    assert all(row["expected_ms_per_token"] < other["expected_ms_per_token"] for row, other in zip(again, found, strict=True))
+    assert not any(row["differing_texts"] for row in found + again)
 
 
 def test_no_verdict_without_evidence(trace, tmp_path, capsys):

@@ -16,11 +16,12 @@ from live.pair import Pair
 from policies.errors import UserError
 from policies.registry import load_policy
 from tests.live.tiny import build
-from traces.campaign import Shapes
+from traces.campaign import Shapes, _mean
 from traces.capture import CaptureSettings
 from traces.costs import load_profile
 from traces.estimate import estimate, print_estimate
 from traces.manifest import ShardPlan
+from traces.measure import TargetStage
 from traces.overhead import measured_policies
 from traces.profile import main, measure_pair, render
 
@@ -136,3 +137,21 @@ def test_estimate_of_a_recording(pair: Pair, capsys):
     assert min(found.bytes.values()) > 0 and found.memory > 0 and found.nodes["small"] >= 1
     print_estimate(pair, prompts, settings, plan)
     assert "an estimate from 4 positions" in capsys.readouterr().out
+
+
+def test_means_add_up_and_a_hiccup_counts_as_three_medians():
+    """A machine that is now quick, now slow: the mean of a step times the steps is what a text takes, the median is not."""
+    steps = [6.0, 6.0, 10.0, 6.0, 10.0]
+    assert _mean(steps) * len(steps) == pytest.approx(sum(steps))
+    assert _mean([1.0, 1.0, 1.0, 50.0]) == pytest.approx((3 + 3) / 4)
+    assert _mean([2.5]) == 2.5
+
+
+def test_measurements_leave_the_target_behind_the_same_text(pair: Pair):
+    stage = TargetStage(pair.target(2), random_text(2, 70), [])
+    with torch.inference_mode():
+        stage.settle(30)
+        before = list(stage.target.cache.host_lengths)
+        for measure in (lambda: stage.verify(9), lambda: stage.commit(2), stage.pass_by, lambda: stage.verify(1)):
+            measure()
+            assert stage.target.cache.host_lengths == before == [30, 29] and stage.target.cache.tree_size == 0
