@@ -16,7 +16,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed
 	$(RUN) -m traces.record --out $(DEMO)/recording --limit 2 --max-new-tokens 96 --overwrite
 	$(RUN) -m traces.profile --out $(DEMO)/profile.json --quick --overwrite
-	$(RUN) -m live.bench $(DEMO)/recording --profile $(DEMO)/profile.json --texts 2
+	$(RUN) -m live.bench $(DEMO)/recording --profile $(DEMO)/profile.json --texts 2 --rounds 2 --in-turns $(DEMO)/in_turns.json
 	@echo
 	@echo "explore the recording: $(VENV)/bin/streamlit run app.py -- $(DEMO)/recording"
 

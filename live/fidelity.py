@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,10 +34,11 @@ FOUNDATION = ("autoregressive", "chain(k=5)", "static", "eagle3", "eagle3(total_
 class Report:
     """Counts for one policy with one drafter at one temperature.
 
-    cycles       compared
+    cycles       replayed
     identical    the same start, kept nodes and accepted path
     explained    different for a stated reason
     unexplained  different without one: a bug
+    lacking      not compared: the policy wanted draft nodes that the recording does not hold, so its replay is another policy's
     largest      largest gap (nats) between a live and a recorded draft log-probability that was looked at
     notes        one line per differing cycle
     """
@@ -48,6 +50,7 @@ class Report:
     identical: int = 0
     explained: int = 0
     unexplained: int = 0
+    lacking: int = 0
     largest: float = 0.0
     notes: list[str] = field(default_factory=list)
 
@@ -119,8 +122,17 @@ def main(arguments: list[str] | None = None) -> int:
     if about["dtype"] in ("bfloat16", "float16"):
         print(f"{about['dtype']}: {failures} differences measured; half precision proves nothing, record in float64 for that")
         return 0
-    print("fidelity holds" if not failures else f"FIDELITY BROKEN: {failures} unexplained")
-    return 0 if not failures else 1
+    lacking = {report.policy: spec for report, (_, spec, _) in zip(reports, checks, strict=True) if report.lacking}
+    if failures:
+        print(f"FIDELITY BROKEN: {failures} unexplained")
+    elif lacking:
+        print(
+            f"fidelity holds where it could be compared; the recording lacks draft nodes of {', '.join(lacking)}: draft them with "
+            f"python -m traces.record --fill {args.trace} {' '.join(f'--policy {shlex.quote(spec)}' for spec in lacking.values())}"
+        )
+    else:
+        print("fidelity holds")
+    return 1 if failures or lacking else 0
 
 
 @lru_cache(maxsize=1)
@@ -182,7 +194,9 @@ def check_same_models(pair: Pair, about: dict[str, Any]) -> None:
 
 def line(report: Report, exact: bool) -> str:
     """One line for the terminal."""
-    verdict = "ok" if not report.unexplained and not (exact and report.explained) else "BROKEN"
+    verdict = f"{report.lacking} not recorded" if report.lacking else "ok"
+    if report.unexplained or (exact and report.explained):
+        verdict = f"BROKEN\n    first at {report.notes[0]}"
     heat = f" T={report.temperature:g}" if report.temperature else ""
     return (
         f"{report.drafter:10} {report.policy + heat:48} {report.cycles:6} cycles, {report.identical} identical, "

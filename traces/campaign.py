@@ -28,6 +28,8 @@ from traces.measure import DraftStage, TargetStage, plain_steps
 from traces.overhead import POLICIES, SEEN, overheads
 
 MIN_ROUNDS = 3
+LOOPS_EVERY = 3
+"""Rounds. The policies' loops take most of a round's time, and a small part of a cycle's: they are measured in every third."""
 CAP = 3.0
 """Medians. A time beyond counts as so many: one hiccup of the machine must not make a shape's mean."""
 _DIGITS = 5  # of a millisecond: beyond the clock
@@ -89,23 +91,20 @@ class Campaign:
         from tqdm import tqdm
 
         started = time.monotonic()
-        with tqdm(total=self.jobs * (repeats + 1), desc="warming up", unit="shape", file=sys.stderr) as bar:
+        shapes, loops = (sum(len(work) for settle, work in self._all_groups if (settle is None) == own) for own in (False, True))
+        total = (repeats + 1) * shapes + (1 + -(-repeats // LOOPS_EVERY)) * loops
+        with tqdm(total=total, desc="warming up", unit="shape", file=sys.stderr) as bar:
             self.warm_up(bar.update)
             bar.set_description("measuring")
-            last = time.monotonic() - started
+            longest = 0.0  # of the rounds, which differ
             while self.rounds < repeats:
-                if seconds and self.rounds >= MIN_ROUNDS and time.monotonic() - started + last > seconds:
+                if seconds and self.rounds >= MIN_ROUNDS and time.monotonic() - started + longest > seconds:
                     break
                 begun = time.monotonic()
                 self.measure(bar.update)
-                last = time.monotonic() - begun
+                longest = max(longest, time.monotonic() - begun)
             bar.total = bar.n
         return self.rounds
-
-    @property
-    def jobs(self) -> int:
-        """Measurements of a round."""
-        return sum(len(work) for _, work in self._all_groups)
 
     def warm_up(self, tick: Callable[[], object] = lambda: None) -> None:
         """Run every shape once; ``tick`` is called after each."""
@@ -114,11 +113,12 @@ class Campaign:
         self.rounds = 0
 
     @torch.inference_mode()
-    def measure(self, tick: Callable[[], object] = lambda: None, loops: bool = True) -> None:
+    def measure(self, tick: Callable[[], object] = lambda: None, loops: bool | None = None) -> None:
         """One more round over all shapes, in an order drawn anew; ``tick`` is called after each.
 
-        :param loops: decode with the policies, too, which takes most of a round's time.
+        :param loops: decode with the policies, too (default: in every third round, the first one included).
         """
+        loops = self.rounds % LOOPS_EVERY == 0 if loops is None else loops
         self.shuffle(self._all_groups)
         for settle, work in self._all_groups:
             if settle is None:

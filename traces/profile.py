@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FULL = {"tokens": [1, 2, 4, 8, 16, 24, 32, 48, 60, 80], "widths": [1, 2, 4, 8, 10, 16], "contexts": [64, 200, 400]}
 QUICK = {"tokens": [1, 4, 8, 16, 32, 60], "widths": [1, 4, 10], "contexts": [64, 300]}
 QUICK_SECONDS = 40.0
+ROUNDS = 30
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         "--policy", action="append", default=[], metavar="SPEC",
         help="measure what this policy's decisions take, too; may be repeated (default: one of each kind)",
     )  # fmt: skip
-    parse.add_argument("--repeats", type=int, default=9, help="interleaved rounds over all shapes (default 9)")
+    parse.add_argument("--repeats", type=int, default=ROUNDS, help=f"interleaved rounds over all shapes (default {ROUNDS})")
     parse.add_argument("--seconds", type=float, help="time to keep to; at least 3 rounds are made")
     parse.add_argument("--quick", action="store_true", help=f"a coarser grid, in {QUICK_SECONDS:.0f} seconds")
     parse.add_argument("--revision", help="hub revision of the target")
@@ -110,7 +111,7 @@ def measure_pair(
     pair: Pair,
     text: Tensor,
     shapes: Shapes,
-    repeats: int = 9,
+    repeats: int = ROUNDS,
     seconds: float | None = None,
     policies: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Profile:

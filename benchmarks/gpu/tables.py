@@ -121,7 +121,7 @@ def fidelity_section(jobs: Jobs) -> list[str]:
     for name, job in jobs.items():
         for one in job["fidelity"]["policies"]:
             share = one["identical"] / max(one["cycles"], 1)
-            counts = [one["cycles"], one["identical"], one["explained"], one["unexplained"]]
+            counts = [one[count] for count in ("cycles", "identical", "explained", "unexplained", "lacking")]
             rows.append([name, one["drafter"], one["policy"], one["temperature"], *counts, f"{share:.2%}", float(one["largest"])])
         if job["fidelity"]["generate"]:
             lines.append(f"- {name}: {job['fidelity']['generate']['line']}")
@@ -129,7 +129,8 @@ def fidelity_section(jobs: Jobs) -> list[str]:
             lines.append(
                 f"- {name}: {'fidelity holds' if job['holds'] else 'FIDELITY BROKEN'}; TF32 {'on' if job['tf32'] else 'off'}"
             )
-    header = ["dtype", "drafter", "policy", "T", "cycles", "identical", "explained", "unexplained", "share", "largest, nats"]
+    header = ["dtype", "drafter", "policy", "T", "cycles", "identical", "explained", "unexplained", "not recorded", "share"]
+    header.append("largest, nats")
     parts = [markdown(header, rows), "\n".join(lines)]
     return parts + tau_by_precision({name: job["recording"] for name, job in jobs.items()})
 
