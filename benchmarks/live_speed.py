@@ -2,10 +2,10 @@
 
 One process, the same prompts, the same models: our plain loop and ``model.generate``, Hugging Face's assisted generation with
 the draft LM and its prompt lookup, and our policies with every drafter. Contenders take turns prompt by prompt, in an order
-that is shuffled each time. A cell is the median over the rounds; prefill is excluded. With a profile, policies that weigh time
-decide by its prices, live as in the prediction; with ``--in-turns`` the prediction is priced by a profile taken between the
-texts. Needs a recording of a pair that has a draft language model, as the shipped one does, since that is what assisted
-generation takes.
+that is shuffled each time. A cell is the mean over the rounds, as a prediction is; prefill is excluded. With a profile, policies
+that weigh time decide by its prices, live as in the prediction; with ``--in-turns`` the prediction is priced by a profile taken
+between the texts. Needs a recording of a pair that has a draft language model, as the shipped one does, since that is what
+assisted generation takes.
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
-    from sim.outputs import check_writable, write_text
-
-    check_writable(args.json, args.in_turns)
-    check_counts(("--texts", args.texts), ("--rounds", args.rounds))
     from transformers.utils import logging
 
-    from live.bench import at_temperature, chosen_texts
+    from live.bench import at_temperature, check_apart, chosen_texts
+    from sim.outputs import check_writable, write_text
+    check_writable(args.json, args.in_turns)
+    check_apart(args.profile, args.in_turns, args.json)
+    check_counts(("--texts", args.texts), ("--rounds", args.rounds))
     from live.fidelity import check_same_models
     from live.in_turns import ProfileInTurns
     from live.pair import load_pair
@@ -98,13 +98,15 @@ def main(arguments: list[str] | None = None) -> None:
     figures = race(recording, everyone(recording, pair, ours, costs), texts, args.rounds, in_turns)
     overhead = overheads(recording, pair, ours, texts, costs)
     if in_turns:
-        in_turns.profile().save(args.in_turns)
         profile = in_turns.profile()
     predicted = predictions(recording, ours, costs, prices(ours, profile), texts)
     print(report(recording, figures, overhead, predicted, len(texts), args.rounds))
     if args.json:
-        content = {"device": about["device"], "figures": figures, "overhead": overhead, "predicted": predicted}
+        content = {"device": about["device"], "profile": args.profile, "in_turns": args.in_turns and str(args.in_turns)}
+        content |= {"figures": figures, "overhead": overhead, "predicted": predicted}
         write_text(args.json, json.dumps(content, indent=1) + "\n")
+    if in_turns:
+        write_text(args.in_turns, profile.text())
 
 
 def split_contender(text: str) -> tuple[str, str]:
@@ -293,7 +295,7 @@ def report(
     from sim.table import number, text_table
 
     domains = list(recording.domains)
-    ms = {name: {domain: statistics.median(cells[domain]) for domain in domains} for name, cells in figures.items()}
+    ms = {name: {domain: statistics.fmean(cells[domain]) for domain in domains} for name, cells in figures.items()}
     mean = {name: statistics.fmean(cells.values()) for name, cells in ms.items()}
     base = {domain: min(ms[name][domain] for name in PLAIN) for domain in domains}
     whole = min(mean[name] for name in PLAIN)
@@ -312,7 +314,7 @@ def report(
     header = ["decoding", "tau", *domains, "mean", "predicted\nmean", "ms/token", "of all rounds\nlowest-highest", "overhead"]
     title = (
         f"Speedup over the faster of {' and '.join(PLAIN)}, per domain and on the mean of their ms per token; "
-        f"{texts} texts, median of {rounds} rounds."
+        f"{texts} texts, mean of {rounds} rounds."
     )
     return "\n".join(["", text_table(header, rows), "", title, *verdicts(ms, mean, base, whole, overhead, domains)])
 

@@ -65,7 +65,7 @@ def latency(profile: Profile) -> None:
         points,
         f"cost_{kind}",
         f"Milliseconds of {TOLD[kind]} (batch {batch}). Points: "
-        + ("measured medians, with their interquartile range" if "spread_ms" in points.columns else "as the profile holds them")
+        + ("as measured, with their interquartile range" if "spread_ms" in points.columns else "as the profile holds them")
         + "; lines: what the cost model answers, never cheaper for more.",
     )
 

@@ -42,8 +42,9 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("trace", metavar="TRACE", help="a recording of the pair to run")
     parse.add_argument("--profile", metavar="FILE", help="what traces.profile measured on this machine")
     parse.add_argument(
-        "--in-turns", type=Path, metavar="FILE", help="profile again in turns with decoding, predict by that, and write it there"
-    )
+        "--in-turns", type=Path, metavar="FILE",
+        help="profile again in turns with decoding (up to 150 rounds), predict by that, and write it there",
+    )  # fmt: skip
     parse.add_argument("--policy", action="append", default=[], help="may be repeated (default: one of each kind)")
     parse.add_argument("--drafter", help="recorded drafter (default: the first), a training-free one: suffix, or suffix+eagle3")
     parse.add_argument("--temperature", type=float, help="which of the recording's texts (default: its lowest temperature)")
@@ -61,6 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     from sim.outputs import check_writable, write_text
 
     check_writable(args.json, args.in_turns)
+    check_apart(args.profile, args.in_turns, args.json)
     check_counts(("--texts", args.texts), ("--rounds", args.rounds))
     from live.fidelity import check_same_models, shipped
     from live.pair import load_pair
@@ -112,7 +114,6 @@ def main(arguments: list[str] | None = None) -> None:
     measured = measure(recording, pair, policies, drafter, texts, args.rounds, cost, in_turns)
     if in_turns:
         profiled = in_turns.profile()
-        profiled.save(args.in_turns)
         prices = profiled.cost(drafter)
         predicted = [predict(recording, policy, drafter, cost, members, prices) for policy in policies]
     moment = f"{profiled.content['method']['rounds']} rounds in turns with decoding" if in_turns else None
@@ -125,11 +126,21 @@ def main(arguments: list[str] | None = None) -> None:
         print("\n" + breakdown_table(broken_down))
     if args.json:
         content = {"recording": str(args.trace), "profile": args.profile, "in_turns": args.in_turns and str(args.in_turns)}
+        content |= {"digests": {"profile": profile and profile.digest, "in_turns": in_turns and profiled.digest}}
         content |= {"drafter": drafter, "device": about["device"]}
         content |= {"predicted": [row.to_json() for rows in predicted for row in rows], "measured": measured}
         if broken_down:
             content["breakdown"] = {name: found.per_cycle() | {"cycles": found.cycles} for name, found in broken_down.items()}
         write_text(args.json, json.dumps(content, indent=1) + "\n")
+    if in_turns:
+        write_text(args.in_turns, profiled.text())
+
+
+def check_apart(*files: str | Path | None) -> None:
+    """Make sure that no file is given two parts. Raises UserError."""
+    named = [Path(file).resolve() for file in files if file]
+    if twice := next((file for file in named if named.count(file) > 1), None):
+        raise UserError(f"{twice.name} is given for two purposes: give --profile, --in-turns and --json a file each")
 
 
 def at_temperature(recording: Recording, temperature: float | None) -> list[int]:
@@ -259,7 +270,8 @@ def report(
             "",
             f"Means over {len(recording.domains)} domains. Replay: {len(members)} texts{heat}, {loops:.0%} ended at a loop. "
             f"Live: {len(texts)} of them, prefill excluded.",
-            *([f"Predicted by a profile of {in_turns}."] if in_turns else other_moment(told, plain["plain loop"])),
+            *([f"Predicted by a profile of {in_turns}."] if in_turns else []),
+            *other_moment(told, plain["plain loop"], in_turns is not None),
             verdict,
         ]
     )
@@ -273,14 +285,19 @@ def plain_told(rows: list[ResultRow]) -> float | None:
     return None if None in domains[0] else sum(speedup * ms for speedup, ms in domains) / len(domains)
 
 
-def other_moment(told: float | None, measured: float) -> list[str]:
+def other_moment(told: float | None, measured: float, in_turns: bool = False) -> list[str]:
     """A line where plain decoding took another time than the profile says: then the machine is not as it was, and what each number
-    of tokens costs beside a plain step may have moved as well."""
+    of tokens costs beside a plain step may have moved as well. In turns it cannot have been: then too little was decoded."""
     if told is None or abs(measured / told - 1) <= SAME_MOMENT:
         return []
+    if in_turns:
+        return [
+            f"By that profile plain decoding takes {told:.2f} ms a token, these texts took {measured:.2f}: they are too few to "
+            "tell, give more with --texts or --rounds."
+        ]
     return [
         f"The profile is of another machine, or of another moment of this one: by it plain decoding takes {told:.2f} ms a token, "
-        f"here it took {measured:.2f}. What it predicts is of there and then: profile again to predict here and now."
+        f"here it took {measured:.2f}. What it predicts is of there and then: profile again, or with --in-turns."
     ]
 
 

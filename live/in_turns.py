@@ -24,7 +24,7 @@ SHAPES, LOOPS = 150, 6
 class ProfileInTurns:
     """Measurements of a pair's costs that take turns with something else.
 
-    :param like: a profile whose grid is measured; by default that of ``python -m traces.profile``.
+    :param like: a measured profile whose grid is measured; by default that of ``python -m traces.profile``.
     :param specs: policies that decode. Their loops are measured where ``like`` knows their kind; the usual kinds' in any case.
     :raises UserError: when a context does not fit into the models.
     """
@@ -38,16 +38,19 @@ class ProfileInTurns:
         further = (like.content["overhead"].keys() if like else set()) - POLICIES.keys()
         policies = measured_policies([spec for spec in specs if load_policy(spec).name in further])
         shapes = _shapes(like)
+        text = running_text(pair, 1, shapes.text_length)
         try:
-            self._campaign = Campaign(pair, running_text(pair, 1, shapes.text_length), shapes, policies=policies)
+            self._campaign = Campaign(pair, text, shapes, policies=policies)
         except UserError as error:
             raise UserError(f"{error} to python -m traces.profile, and its file here with --profile") from None
 
     def begin(self, turns: int) -> None:
         """Warm every shape up; :meth:`turn` will be called so many times."""
+        from traces.campaign import MIN_ROUNDS
+
         self._campaign.warm_up()
         self._turns, self._turn = turns, 0
-        self._rounds = min(SHAPES, -(-turns // 2))
+        self._rounds = min(SHAPES, turns, max(MIN_ROUNDS, -(-turns // 2)))
 
     def turn(self) -> None:
         """Measure a round, in every other turn or less often."""
@@ -70,14 +73,14 @@ def _due(step: int, steps: int, times: int) -> bool:
 def _shapes(like: Profile | None) -> Shapes:
     """The grid to measure, for one request at a time."""
     from traces.campaign import Shapes
-    from traces.profile import FULL
+    from traces.profile import FULL, LEAST_CONTEXT
 
-    if like is None:
+    if like is None or like.content.get("kind") == "analytic":
         return Shapes(**{name: tuple(points) for name, points in FULL.items()})
     content = like.content
     drafts = content["draft"].values()
     return Shapes(
         tokens=tuple(content["verify"]["tokens"]),
         widths=tuple(sorted({width for draft in drafts for width in draft["width"]})),
-        contexts=tuple(content["verify"]["context"]),
+        contexts=tuple(context for context in content["verify"]["context"] if context >= LEAST_CONTEXT),
     )

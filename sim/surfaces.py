@@ -78,8 +78,8 @@ def read_bench(path: Path) -> pl.DataFrame:
     said = {row["policy"]: row["ms_per_token"] for row in predicted if row["domain"] == "mean"}
     rows = []
     for name, entries in measured_.items():
-        texts = pl.DataFrame(entries).group_by("text", maintain_order=True)  # the median over a text's rounds
-        texts = texts.agg(pl.col("domain", "tokens").first(), pl.col("ms").median())
+        texts = pl.DataFrame(entries).group_by("text", maintain_order=True)  # the mean over a text's rounds
+        texts = texts.agg(pl.col("domain", "tokens").first(), pl.col("ms").mean())
         sums = texts.group_by("domain", maintain_order=True).agg(pl.col("ms", "tokens").sum())
         row = {"policy": name, "predicted_ms": said.get(name), "measured_ms": (sums["ms"] / sums["tokens"]).mean()}
         rows.append(row | {"texts": len(texts)})

@@ -33,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
     parse = argparse.ArgumentParser(prog="python -m sim.validate", description=__doc__.split("\n")[0])
     parse.add_argument("bench", metavar="BENCH", type=Path, help="the JSON file that live.bench wrote")
     parse.add_argument("--trace", help="the recording, where it has moved since")
-    parse.add_argument("--profile", help="another profile than the bench was given")
+    parse.add_argument("--profile", help="price by this one instead of by the bench's (or where that has moved since)")
+    parse.add_argument("--decided-by", metavar="FILE", help="the profile that the bench was given, where it has moved since")
     add_outputs(parse)
     return parse
 
@@ -48,8 +49,11 @@ def main(arguments: list[str] | None = None) -> None:
     from sim.opening import about, open_profile, open_sound
 
     recording, drafter = open_sound(args.trace or bench["recording"], bench["drafter"])
-    deciding, pricing = (args.profile or path for path in (bench["profile"], bench["in_turns"] or bench["profile"]))
-    deciding, profile = (open_profile(path, recording, drafter) if path else None for path in (deciding, pricing))
+    deciding = profile_of(bench, "profile", args.decided_by, "--decided-by", recording, drafter)
+    if args.profile:
+        profile = open_profile(args.profile, recording, drafter)
+    else:
+        profile = profile_of(bench, "in_turns", None, "--profile", recording, drafter) or deciding
     rows, points = validate(recording, drafter, profile, bench, deciding)
     content = {"command": shlex.join(["python", "-m", "sim.validate", *given]), "about": about(recording, profile, drafter)}
     content |= {"summary": summarise(rows), "rows": rows, "points": points}
@@ -70,7 +74,28 @@ def read_bench(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid JSON ({error}): write it again with live.bench --json") from None
     if not isinstance(bench, dict) or not {"recording", "drafter", "predicted", "measured"} <= bench.keys():
         raise UserError(f"{path} is not a bench: give a file that live.bench --json wrote")
-    return {"profile": None, "in_turns": None} | bench
+    return {"profile": None, "in_turns": None, "digests": {}} | bench
+
+
+def profile_of(
+    bench: dict[str, Any], part: str, moved: str | None, option: str, recording: Recording, drafter: str
+) -> Profile | None:
+    """The profile that the bench was given ("profile") or took in turns with decoding ("in_turns"); None without one.
+
+    :param moved: where it lies now, as ``option`` says.
+    :raises UserError: when it is missing, or another one (benches of earlier versions do not tell).
+    """
+    from sim.opening import open_profile
+
+    path = moved or bench[part]
+    if path is None:
+        return None
+    if not Path(path).exists():
+        raise UserError(f"there is no {path}, with which the bench was made: say with {option} where it has moved")
+    profile, digest = open_profile(path, recording, drafter), bench["digests"].get(part)
+    if digest not in (None, profile.digest):
+        raise UserError(f"{path} is not the profile that the bench was made with: give that one with {option}, or bench again")
+    return profile
 
 
 def validate(

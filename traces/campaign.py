@@ -29,7 +29,8 @@ from traces.overhead import POLICIES, SEEN, overheads
 
 MIN_ROUNDS = 3
 LOOPS_EVERY = 3
-"""Rounds. The policies' loops take most of a round's time, and a small part of a cycle's: they are measured in every third."""
+"""Rounds. The policies' loops take most of a round's time, and a small part of a cycle's: behind the first :data:`MIN_ROUNDS`
+they are measured in every third."""
 CAP = 3.0
 """Medians. A time beyond counts as so many: one hiccup of the machine must not make a shape's mean."""
 _DIGITS = 5  # of a millisecond: beyond the clock
@@ -84,7 +85,7 @@ class Campaign:
         self.pair, self.text, self.shapes, self.policies = pair, text, shapes, policies
         self.shuffle = random.Random(seed).shuffle
         self.samples: dict[Key, list[float]] = defaultdict(list)
-        self.rounds = 0
+        self.rounds = self.rounds_of_loops = 0
 
     def run(self, repeats: int, seconds: float | None = None) -> int:
         """Warm up, then measure ``repeats`` rounds, or fewer when ``seconds`` run out; how many were made."""
@@ -92,7 +93,7 @@ class Campaign:
 
         started = time.monotonic()
         shapes, loops = (sum(len(work) for settle, work in self._all_groups if (settle is None) == own) for own in (False, True))
-        total = (repeats + 1) * shapes + (1 + -(-repeats // LOOPS_EVERY)) * loops
+        total = (repeats + 1) * shapes + (1 + sum(map(_with_loops, range(repeats)))) * loops
         with tqdm(total=total, desc="warming up", unit="shape", file=sys.stderr) as bar:
             self.warm_up(bar.update)
             bar.set_description("measuring")
@@ -110,15 +111,15 @@ class Campaign:
         """Run every shape once; ``tick`` is called after each."""
         self.measure(tick)
         self.samples.clear()
-        self.rounds = 0
+        self.rounds = self.rounds_of_loops = 0
 
     @torch.inference_mode()
     def measure(self, tick: Callable[[], object] = lambda: None, loops: bool | None = None) -> None:
         """One more round over all shapes, in an order drawn anew; ``tick`` is called after each.
 
-        :param loops: decode with the policies, too (default: in every third round, the first one included).
+        :param loops: decode with the policies, too (default: in the first rounds, and in every third).
         """
-        loops = self.rounds % LOOPS_EVERY == 0 if loops is None else loops
+        loops = _with_loops(self.rounds) if loops is None else loops
         self.shuffle(self._all_groups)
         for settle, work in self._all_groups:
             if settle is None:
@@ -132,6 +133,7 @@ class Campaign:
                     self.samples[key].append(ms)
                 tick()
         self.rounds += 1
+        self.rounds_of_loops += loops
 
     def tables(self) -> dict[str, Any]:
         """The profile's tables: means over all samples of a shape, and their interquartile range."""
@@ -232,6 +234,11 @@ class Campaign:
             "ms": _nested([_mean(values) for values in found], shape),
             "spread_ms": _nested([_spread(values) for values in found], shape),
         }
+
+
+def _with_loops(number: int) -> bool:
+    """Whether the loops are measured in a round of this number."""
+    return number < MIN_ROUNDS or number % LOOPS_EVERY == 0
 
 
 def _mean(values: list[float]) -> float:

@@ -6,6 +6,7 @@ measured, scatter included; smoothing is done on reading (`traces.grid`), so a p
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -162,6 +163,15 @@ class Profile:
         overhead = self.tables["overhead"]
         return tables | {"overhead": overhead.get(policy) or overhead[DEFAULT_POLICY]}
 
+    def text(self) -> str:
+        """The JSON document, as it lies in a file."""
+        return _render(self.content)
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the document: tells whether a file still holds the profile that something was computed with."""
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
+
     def save(self, path: str | Path) -> None:
         """Write the profile, whole or not at all.
 
@@ -171,7 +181,7 @@ class Profile:
         temporary = path.with_name(f".{path.name}.tmp")
         try:
             with open(temporary, "w", encoding="utf-8") as stream:
-                stream.write(_render(self.content))
+                stream.write(self.text())
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, path)

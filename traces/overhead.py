@@ -30,7 +30,7 @@ POLICIES = {
 """Measured policies by name: the fixed ones at two depths, for their cost per level; a tree of Sequoia's at
 one level and at three; goodput from nothing drafted (no patience) to many levels; the others at the levels they choose."""
 SEEN = 3
-"""Cycles of one number of levels that make a median."""
+"""Cycles of one number of levels that make a mean."""
 
 
 def measured_policies(others: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
@@ -42,7 +42,7 @@ def measured_policies(others: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
         name: specs for name, specs in POLICIES.items() if all(Path(file).is_file() for file in map(_file, specs) if file)
     }
     found: dict[str, tuple[str, ...]] = {}
-    for spec in others:
+    for spec in dict.fromkeys(others):
         policy = load_policy(spec)
         policy.check_fitted()
         found[policy.name] = (*found.get(policy.name, ()), spec)

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 FULL = {"tokens": [1, 2, 4, 8, 16, 24, 32, 48, 60, 80], "widths": [1, 2, 4, 8, 10, 16], "contexts": [64, 200, 400]}
 QUICK = {"tokens": [1, 4, 8, 16, 32, 60], "widths": [1, 4, 10], "contexts": [64, 300]}
+LEAST_CONTEXT = 16
 QUICK_SECONDS = 40.0
-ROUNDS = 30
+ROUNDS = 20
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _points(name: str, points: list[int]) -> list[int]:
     """Sorted grid points, each once."""
-    least = {"contexts": 16}.get(name, 1)
+    least = {"contexts": LEAST_CONTEXT}.get(name, 1)
     if min(points) < least:
         raise UserError(f"--{name} must be {least} or more, not {min(points)}")
     points = sorted(set(points))
@@ -160,6 +161,7 @@ def profile_of(campaign: Campaign) -> Profile:
         "drafters": pair.description["drafters"],
         "method": {
             "rounds": campaign.rounds,
+            "rounds_of_loops": campaign.rounds_of_loops,
             "statistic": f"mean, times beyond {CAP:g} medians counted as that",
             "spread": "interquartile range",
             "text": "shipped prompts",

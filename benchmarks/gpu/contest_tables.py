@@ -31,13 +31,13 @@ def contest_section(jobs: Jobs) -> list[str]:
 
 
 def per_token(job: dict[str, Any], contender: str, groups: list[int] | None = None) -> float:
-    """Milliseconds per token of all requests together: the median over rounds of each group, then the ratio of sums."""
-    from statistics import median
+    """Milliseconds per token of all requests together: the mean over rounds of each group, then the ratio of sums."""
+    from statistics import fmean
 
     mine = [entry for entry in job["measured"] if entry["contender"] == contender]
     chosen = sorted({entry["group"] for entry in mine}) if groups is None else groups
     by_group = {group: [entry for entry in mine if entry["group"] == group] for group in set(chosen)}
-    spent = sum(median(entry["ms"] for entry in by_group[group]) for group in chosen)
+    spent = sum(fmean(entry["ms"] for entry in by_group[group]) for group in chosen)
     return spent / sum(by_group[group][0]["tokens"] for group in chosen)
 
 

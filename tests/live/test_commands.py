@@ -98,6 +98,14 @@ def test_a_profile_of_another_moment_is_named(measured, warned):
     told = bench.other_moment(10.0, measured)
     assert len(told) == warned and all(f"10.00 ms a token, here it took {measured:.2f}." in line for line in told)
     assert bench.other_moment(None, measured) == []
+    assert ["--rounds" in line for line in bench.other_moment(10.0, measured, in_turns=True)] == [True] * warned
+
+
+def test_times_are_added_up():
+    """Per domain all milliseconds over all tokens, rounds and texts alike; then the mean over domains."""
+    rounds = [("math", 10, 20.0), ("math", 10, 50.0), ("math", 30, 30.0), ("code", 5, 5.0)]
+    entries = [{"text": 0, "domain": domain, "tokens": tokens, "ms": ms} for domain, tokens, ms in rounds]
+    assert bench.mean_ms(entries) == pytest.approx((100 / 50 + 5 / 5) / 2)
 
 
 def test_bench_says_what_plain_decoding_was_to_take(tiny_recording, tmp_path, capsys):

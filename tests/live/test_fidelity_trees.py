@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from live.fidelity import check_policy
+from live.fidelity import check_policy, main
 from policies.registry import load_policy
 from sim.replay import replay
 from traces.recording import open_recording
@@ -34,3 +34,15 @@ def test_the_settings_are_not_idle(tiny_recording, spec):
     assert log.coverage == 1.0 and int(log.kept.max()) > 5
     shapes = set(zip(log.kept.tolist(), log.levels.tolist(), strict=True))
     assert len(shapes) > 1 or spec.startswith("sequoia")
+
+
+def test_what_was_not_recorded_is_said_and_neither_proven_nor_broken(tiny_recording, pair64, capsys):
+    """Deeper than the recording: the cycles that it covers are compared, the others counted."""
+    deep = "eagle3(total_tokens=30, depth=9, top_k=6)"
+    report = check_policy(open_recording(tiny_recording), pair64, load_policy(deep), "eagle3", 24)
+    assert report.lacking > 0 and report.identical + report.lacking == report.cycles >= 24 and not report.notes
+    options = ["--cycles", "24", "--drafter", "eagle3", "--skip-generate", "--witness", "0"]
+    assert main([str(tiny_recording), "--policy", "chain(k=2)", "--policy", deep, *options]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("  ok") and lines[1].endswith(f"{report.lacking} not recorded")
+    assert lines[2].endswith(f"python -m traces.record --fill {tiny_recording} --policy '{deep}'") and "BROKEN" not in lines[2]

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import live_speed
 from live import bench
-from live.in_turns import LOOPS, SHAPES, ProfileInTurns
+from live.in_turns import LOOPS, SHAPES, ProfileInTurns, _shapes
 from policies.registry import load_policy
 from tests.sim.many_texts import content as priced
 from traces.costs import Profile, load_profile
@@ -19,6 +19,12 @@ from traces.recording import open_recording
 SMALL = "eagle3(total_tokens=8, depth=3, top_k=4)"
 GOODPUT = str(Path(live_speed.FITTED) / "goodput.json")
 GRID = {"tokens": [1, 4, 9], "context": [20, 40], "batch": [1]}
+
+
+DEAR = {
+    name: {"width": [1, 4], "tokens": [0, 4], "context": [20], "batch": [1], "ms": [[[500.0]], [[500.0]]]}
+    for name in ("eagle3", "draft")
+}
 
 
 def coarse(**others) -> Profile:
@@ -31,7 +37,7 @@ def coarse(**others) -> Profile:
     return Profile(priced(**tables | others))
 
 
-@pytest.mark.parametrize(("turns", "rounds"), [(1, 1), (9, 5), (40, 20), (1000, SHAPES)])
+@pytest.mark.parametrize(("turns", "rounds"), [(1, 1), (3, 3), (4, 3), (9, 5), (40, 20), (1000, SHAPES)])
 def test_rounds_are_spread_evenly(pair64, monkeypatch, turns, rounds):
     in_turns = ProfileInTurns(pair64, coarse())
     campaign, measured = in_turns._campaign, []
@@ -62,12 +68,19 @@ def test_its_profile_has_the_given_ones_grid_and_kinds(pair64):
     assert {axis: content["verify"][axis] for axis in GRID} == GRID
     assert content["draft"]["draft"]["width"] == content["draft"]["eagle3"]["width"] == [1, 4]
     assert {"svip", "goodput", "eagle3"} <= content["overhead"].keys() and "adaedl" not in content["overhead"]
-    assert content["method"]["rounds"] == 2 and torch.tensor(content["verify"]["ms"]).min() > 0
+    assert content["method"]["rounds"] == content["method"]["rounds_of_loops"] == 3
+    assert torch.tensor(content["verify"]["ms"]).min() > 0
+
+
+def test_an_analytic_profile_lends_no_grid():
+    like = coarse(verify={**coarse().content["verify"], "context": [0, 32768]}, kind="analytic")
+    assert _shapes(like) == _shapes(None)
+    assert _shapes(coarse(verify={**coarse().content["verify"], "context": [0, 40]})).contexts == (40,)
 
 
 def test_bench_decides_by_the_given_profile_and_predicts_by_the_new_one(tiny_recording, tmp_path, capsys):
     given, new, out = (tmp_path / name for name in ("given.json", "new.json", "bench.json"))
-    coarse().save(given)
+    coarse(draft=DEAR, catch_up=DEAR).save(given)  # by this one nothing is drafted, by the new one or by none something is
     words = ["--policy", SMALL, "--policy", GOODPUT, "--drafter", "draft", "--profile", str(given), "--in-turns", str(new)]
     bench.main([str(tiny_recording), *words, "--json", str(out)])
     told, found = capsys.readouterr().out, json.loads(out.read_text())
@@ -81,7 +94,14 @@ def test_bench_decides_by_the_given_profile_and_predicts_by_the_new_one(tiny_rec
         row = rows[policy.spec()]
         assert row["ms_per_token"] == expected.ms_per_token != alone.ms_per_token
         assert row["tau"] == alone.tau  # the same decisions
+        cycles, emitted = (sum(entry[count] for entry in found["measured"][policy.spec()]) for count in ("cycles", "tokens"))
+        assert (cycles == emitted) == (alone.tau == 1.0)  # and live
+    assert rows[load_policy(GOODPUT).spec()]["tau"] == 1.0 < rows[SMALL]["tau"]
+    assert bench.predict(recording, load_policy(GOODPUT), "draft", None, members)[-1].tau > 1.0
+    turns = sum(len(entries) for entries in found["measured"].values())
+    assert load_profile(new).content["method"]["rounds"] == -(-turns // 2)
     assert found["in_turns"] == str(new) and found["profile"] == str(given)
+    assert found["digests"] == {"profile": load_profile(given).digest, "in_turns": load_profile(new).digest}
     assert "in turns with decoding" in told
 
 
@@ -92,6 +112,16 @@ def test_bench_without_a_profile_but_in_turns(tiny_recording, tmp_path, refused)
     assert "--in-turns looks at one request at a time" in refused(lambda: bench.main([*words, "--batch", "1"]))
     assert not (tmp_path / "p.json").exists()
     assert "cannot write" in refused(lambda: bench.main([*words[:-1], str(tmp_path / "none" / "p.json")]))
+
+
+@pytest.mark.parametrize("command", [bench, live_speed])
+def test_no_file_has_two_parts(tiny_recording, tmp_path, refused, command):
+    coarse().save(tmp_path / "p.json")
+    before = (tmp_path / "p.json").read_bytes()
+    for first, second in (("--profile", "--in-turns"), ("--in-turns", "--json"), ("--profile", "--json")):
+        words = [str(tiny_recording), first, str(tmp_path / "p.json"), second, str(tmp_path / "." / "p.json")]
+        assert "p.json is given for two purposes" in refused(lambda words=words: command.main(words))
+    assert (tmp_path / "p.json").read_bytes() == before
 
 
 def test_the_race_predicts_by_the_new_one(tiny_recording, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,9 @@ from traces.costs import load_profile
 from traces.recording import open_recording
 
 SPECS = ("chain(k=2)", "autoregressive", "eagle3(total_tokens=8, depth=3, top_k=3)")
+GOODPUT = str(Path(__file__).parents[2] / "policies" / "fitted" / "goodput.json")
 
+DEAR = {"made-up": {"width": [1, 11], "tokens": [0, 2], "context": [0], "batch": [1], "ms": [[[90.0]], [[90.0]]]}}
 DEAR_COMMIT = {"tokens": [1, 3], "batch": [1], "ms": [[3.1], [3.3]]}
 
 
@@ -25,13 +28,13 @@ def trace(tmp_path_factory):
     return write_many(tmp_path_factory.mktemp("validate") / "trace")
 
 
-def bench(trace, folder, slower=1.1, rounds=(1.0, 1.02, 0.98), **changes):
+def bench(trace, folder, slower=1.1, rounds=(1.0, 1.02, 0.98), specs=SPECS, **changes):
     """A bench whose measured times are the predicted ones times ``slower``, and scatter from round to round."""
     profile = write_profile(folder / "p.json")
     recording, cost = open_recording(trace), load_profile(profile).cost("made-up")
     predicted, measured = [], {}
-    for spec in SPECS:
-        policy = load_policy(spec)
+    for policy in map(load_policy, specs):
+        spec = policy.spec()
         predicted += [row.to_json() for row in replay_rows(recording, policy, "made-up", cost)]
         sums = run_trial(recording, policy, Setting("made-up"), cost)
         measured[spec] = [
@@ -68,25 +71,41 @@ def test_a_good_profile(trace, tmp_path, capsys):
     assert "bars: reached (5% or within the spread), reached (ranking 0.9)" in capsys.readouterr().out
 
 
-def test_times_are_priced_by_the_profile_that_was_taken_in_turns(trace, tmp_path, capsys):
-    """The policies went on deciding by the one that the bench was given."""
-    dearer = write_profile(tmp_path / "dearer.json", plain={"context": [0], "batch": [1], "ms": [[6.0]]}, commit=DEAR_COMMIT)
-    path = bench(trace, tmp_path, in_turns=str(dearer))
-    main([str(path), "--json", str(tmp_path / "v.json")])
-    found = json.loads((tmp_path / "v.json").read_text())["rows"]
-    recording = open_recording(trace)
+def test_times_are_priced_by_the_profile_that_was_taken_in_turns(trace, tmp_path, refused):
+    """The policies went on deciding by the one that the bench was given: goodput drafts less by the dearer one."""
+    dearer = write_profile(tmp_path / "dearer.json", draft=DEAR, catch_up=DEAR, commit=DEAR_COMMIT)
+    path = bench(trace, tmp_path, rounds=(1.0, 1.0, 1.9), specs=(*SPECS, GOODPUT), in_turns=str(dearer))
+
+    def rows(*options: str) -> list[dict]:
+        main([str(path), *options, "--json", str(tmp_path / "v.json")])
+        return json.loads((tmp_path / "v.json").read_text())["rows"]
+
+    found, recording = rows(), open_recording(trace)
     own, turns = (load_profile(file).cost("made-up") for file in (tmp_path / "p.json", dearer))
-    for row, spec in zip(found, SPECS, strict=True):
+    texts = [0, 1, 5]
+    domains = recording.domain_index[texts]
+    for row, spec in zip(found, (*SPECS, GOODPUT), strict=True):
         sums = run_trial(recording, load_policy(spec), Setting("made-up"), own, prices=turns).sums
-        texts, domains = [0, 1, 5], recording.domain_index[[0, 1, 5]]
-        ratios = [
-            sums["ms"][texts][domains == d].sum() / sums["emitted"][texts][domains == d].sum() for d in sorted(set(domains))
-        ]
+        ms, tokens = sums["ms"][texts], sums["emitted"][texts]
+        ratios = [ms[domains == domain].sum() / tokens[domains == domain].sum() for domain in sorted(set(domains))]
         assert row["expected_ms_per_token"] == pytest.approx(sum(ratios) / len(ratios))
-    main([str(path), "--profile", str(tmp_path / "p.json"), "--json", str(tmp_path / "w.json")])  # one for both
-    again = json.loads((tmp_path / "w.json").read_text())["rows"]
-    assert all(row["expected_ms_per_token"] < other["expected_ms_per_token"] for row, other in zip(again, found, strict=True))
-    assert not any(row["differing_texts"] for row in found + again)
+        assert not row["differing_texts"]
+    cheap = rows("--profile", str(tmp_path / "p.json"))
+    assert all(row["expected_ms_per_token"] < other["expected_ms_per_token"] for row, other in zip(cheap, found, strict=True))
+    assert all(row["error"] == pytest.approx(1 / (1.1 * 1.3) - 1) for row in cheap)  # a mean of rounds, not their median
+    assert rows("--decided-by", str(dearer))[-1]["differing_texts"]  # goodput would have decided otherwise
+    (tmp_path / "p.json").rename(tmp_path / "moved.json")
+    assert "say with --decided-by where it has moved" in refused(lambda: rows())
+    assert rows("--decided-by", str(tmp_path / "moved.json")) == found
+
+
+def test_a_profile_that_was_replaced_is_refused(trace, tmp_path, refused):
+    digests = {"profile": load_profile(write_profile(tmp_path / "p.json")).digest, "in_turns": "ab" * 32}
+    path = bench(trace, tmp_path, digests=digests, in_turns=str(write_profile(tmp_path / "turns.json")))
+    assert "turns.json is not the profile that the bench was made with" in refused(lambda: main([str(path)]))
+    main([str(path), "--profile", str(tmp_path / "turns.json")])
+    write_profile(tmp_path / "p.json", commit=DEAR_COMMIT)
+    assert "p.json is not the profile" in refused(lambda: main([str(path), "--profile", str(tmp_path / "turns.json")]))
 
 
 def test_no_verdict_without_evidence(trace, tmp_path, capsys):

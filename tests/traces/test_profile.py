@@ -16,12 +16,12 @@ from live.pair import Pair
 from policies.errors import UserError
 from policies.registry import load_policy
 from tests.live.tiny import build
-from traces.campaign import Shapes, _mean
+from traces.campaign import Campaign, Shapes, _mean, _with_loops
 from traces.capture import CaptureSettings
 from traces.costs import load_profile
 from traces.estimate import estimate, print_estimate
 from traces.manifest import ShardPlan
-from traces.measure import TargetStage
+from traces.measure import IN_A_ROW, DraftStage, TargetStage
 from traces.overhead import measured_policies
 from traces.profile import main, measure_pair, render
 
@@ -145,6 +145,31 @@ def test_means_add_up_and_a_hiccup_counts_as_three_medians():
     assert _mean(steps) * len(steps) == pytest.approx(sum(steps))
     assert _mean([1.0, 1.0, 1.0, 50.0]) == pytest.approx((3 + 3) / 4)
     assert _mean([2.5]) == 2.5
+
+
+def test_a_round_measures_every_shape_and_tables_hold_means(pair: Pair, monkeypatch):
+    """What warmed up is forgotten, a pass of the target comes before each catch-up, and loops have rounds of their own."""
+    shapes = Shapes(tokens=(1, 4), widths=(1, 2), contexts=(16, 20), catch_up=(0, 1), commit=(1, 2))
+    campaign = Campaign(pair, random_text(1, shapes.text_length), shapes)
+    order, passing, catching = [], TargetStage.pass_by, DraftStage.catch_up
+    monkeypatch.setattr(TargetStage, "pass_by", lambda self: order.append("target") or passing(self))
+    monkeypatch.setattr(DraftStage, "catch_up", lambda self, tokens: order.append("catch-up") or catching(self, tokens))
+    campaign.warm_up()
+    assert not campaign.samples and campaign.rounds == 0
+    order.clear()
+    campaign.measure(loops=False)
+    assert order == ["target", "catch-up"] * 4
+    found = {key: len(values) for key, values in campaign.samples.items()}
+    assert {key[0] for key in found} == {"plain", "verify", "commit", "draft", "catch_up"}
+    assert found["verify", "", (4, 16, 1)] == IN_A_ROW and found["catch_up", "small", (1, 20, 1)] == 1
+    campaign.measure(loops=True)
+    assert any(key[0] == "overhead" for key in campaign.samples) and campaign.rounds_of_loops == 1 and campaign.rounds == 2
+    campaign.samples["verify", "", (4, 16, 1)] = [5.0, 5.0, 8.0]
+    assert campaign.tables()["verify"]["ms"][1][0] == [6.0]
+
+
+def test_loops_are_measured_at_first_and_then_now_and_again():
+    assert [number for number in range(10) if _with_loops(number)] == [0, 1, 2, 3, 6, 9]
 
 
 def test_measurements_leave_the_target_behind_the_same_text(pair: Pair):
