@@ -232,11 +232,11 @@ def test_pareto_shows_the_front_and_opens_the_lab(recorded: Path, start, tmp_pat
 def test_cost_page(recorded: Path, start, tmp_path: Path):
     page = start("cost", recorded)
     assert ["traces.profile" in page.info[0].value, "live.bench" in page.info[1].value] == [True, True]
-    measured = {"chain": [{"text": 0, "domain": "math", "tokens": 10, "cycles": 4, "ms": ms} for ms in (30.0, 20.0, 99.0)]}
+    measured = {"chain": [{"text": 0, "domain": "math", "tokens": 10, "cycles": 4, "ms": ms} for ms in (30.0, 20.0, 100.0)]}
     bench = {"predicted": [{"policy": "chain", "domain": "mean", "ms_per_token": 2.5}], "measured": measured}
     (tmp_path / "bench.json").write_text(json.dumps(bench))
     page = start("cost", recorded, "--profile", write_profile(tmp_path / "p.json"), "--bench", tmp_path / "bench.json")
-    assert errors(page) == "" and table_with(page, "measured_ms").iloc[0].to_list() == ["chain", 2.5, 3.0, 1]
+    assert errors(page) == "" and table_with(page, "measured_ms").iloc[0].to_list() == ["chain", 2.5, 5.0, 1]
     (tmp_path / "bench.json").write_text("{}")
     assert "is no bench" in errors(start("cost", recorded, "--bench", tmp_path / "bench.json"))
 
