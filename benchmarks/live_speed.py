@@ -72,13 +72,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
-    from transformers.utils import logging
-
-    from live.bench import at_temperature, check_apart, chosen_texts
+    from live.bench import at_temperature, check_apart, chosen_texts, given_profile
     from sim.outputs import check_writable, write_text
+
     check_writable(args.json, args.in_turns)
     check_apart(args.profile, args.in_turns, args.json)
     check_counts(("--texts", args.texts), ("--rounds", args.rounds))
+    from transformers.utils import logging
+
     from live.fidelity import check_same_models
     from live.in_turns import ProfileInTurns
     from live.pair import load_pair
@@ -92,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     pair = load_pair(about["target"]["id"], [entry["id"] for entry in about["drafters"]], about["dtype"])
     check_same_models(pair, about)
     texts = chosen_texts(recording, args.texts, at_temperature(recording, 0.0))
-    profile = open_profile(recording, args.profile)
+    profile = given_profile(args.profile, recording)
     costs = prices(ours, profile)
     in_turns = ProfileInTurns(pair, profile, [policy for _, policy in asked]) if args.in_turns else None
     figures = race(recording, everyone(recording, pair, ours, costs), texts, args.rounds, in_turns)
@@ -128,17 +129,6 @@ def fitted(spec: str) -> Any:
 
 def called(drafter: str, policy: Any) -> str:
     return f"{drafter}: {policy.spec()}"
-
-
-def open_profile(recording: Recording, path: str | None) -> Profile | None:
-    """What was measured on the recording's models; None without a file."""
-    from traces.costs import check_profile, load_profile
-
-    if path is None:
-        return None
-    profile = load_profile(path)
-    check_profile(profile, recording.manifest)
-    return profile
 
 
 def prices(ours: list[tuple[str, Any]], profile: Profile | None) -> Prices:

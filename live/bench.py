@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from live.pair import Pair
     from policies.contract import Policy
     from sim.metrics import ResultRow
+    from traces.costs import Profile
     from traces.recording import Recording
 
 DEFAULT_POLICIES = (
@@ -81,13 +82,8 @@ def main(arguments: list[str] | None = None) -> None:
         policy.check_fitted()
     drafter = args.drafter or recording.drafters[0]
     check_drafter(recording, drafter)
-    cost = profile = None
-    if args.profile:
-        from traces.costs import check_profile, load_profile
-
-        profile = load_profile(args.profile)
-        check_profile(profile, about)
-        cost = profile.cost(drafter)
+    profile = given_profile(args.profile, recording)
+    cost = profile and profile.cost(drafter)
     members = at_temperature(recording, args.temperature)
     texts = chosen_texts(recording, args.texts, members)
     for option in ("breakdown", "in_turns"):
@@ -141,6 +137,17 @@ def check_apart(*files: str | Path | None) -> None:
     named = [Path(file).resolve() for file in files if file]
     if twice := next((file for file in named if named.count(file) > 1), None):
         raise UserError(f"{twice.name} is given for two purposes: give --profile, --in-turns and --json a file each")
+
+
+def given_profile(path: str | None, recording: Recording) -> Profile | None:
+    """What was measured on the recording's models; None without a file. Raises UserError when it is of others."""
+    from traces.costs import check_profile, load_profile
+
+    if path is None:
+        return None
+    profile = load_profile(path)
+    check_profile(profile, recording.manifest)
+    return profile
 
 
 def at_temperature(recording: Recording, temperature: float | None) -> list[int]:
