@@ -138,6 +138,7 @@ def report(
     texts = np.arange(len(recording.length)) if temperature is None else texts_at(recording, temperature).numpy()
     fitted: Any
     fitted, how, _ = fit(recording, policy, train_share=train_share, seed=seed, drafter=drafter, texts=texts)
+    loose, _, _ = fit(recording, replace(policy, samples="all"), train_share=train_share, seed=seed, drafter=drafter, texts=texts)
     split = split_texts(recording, texts, train_share, seed)
     if not len(split.held_out):
         raise UserError("no text is left to score on: record more texts, or lower --train-share")
@@ -164,7 +165,7 @@ def report(
     at = "" if temperature is None else f" at temperature {temperature:g}"
     page = [
         "# HeteroSpec against EAGLE-3 and fair controls",
-        f"Fitted on {how['positions']} positions of {len(split.train)} texts{at}, scored on {len(split.held_out)} others; drafter "
+        f"Fitted on what {how['positions']} positions of {len(split.train)} texts{at} show, scored on {len(split.held_out)} others; drafter "
         f"`{drafter}`. Strata end at {edges or 'none'} nats. Changes are against EAGLE-3 at {fitted.total_tokens} tokens, "
         f"depth {fitted.depth}, top-k {fitted.top_k}. {PAPER}",
         "## By domain",
@@ -173,6 +174,8 @@ def report(
         comparison(scored, base, ablation),
         "## alpha (the paper's table 3)",
         comparison(scored, base, sweep),
+        "## What the strata are fitted on (the paper's: accepted)",
+        comparison(scored, base, [(f"samples={fitted.samples}", fitted), ("samples=all", loose)]),
         "## Controls",
         comparison(scored, base, [("HeteroSpec", fitted), *controls]),
         "## Verdict",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -13,6 +14,9 @@ from policies.contract import Cycle
 from policies.one_row import alone, least
 from policies.order import NONE
 from policies.tree import Children, DraftTree
+
+Committed = tuple[Tensor, Tensor | None, Tensor]
+"""Newly committed tokens int64 [R, T] (right padded), the features [R, T, F] before them, and how many count int64 [R]."""
 
 
 class LiveDrafter:
@@ -37,29 +41,31 @@ class LiveDrafter:
             self._source = self.network.advance(behind[:, 1:], features, counts)
         else:
             self._source = self.network.advance(behind, None, counts + 1)
-        self._pending: tuple[Tensor, Tensor | None, Tensor] | None = None
+        self._pending: list[Committed] = []
 
     def commit(self, tokens: Tensor, features: Tensor | None, counts: Tensor) -> None:
         """Remember the newly committed tokens int64 [R, T] (accepted and bonus, counts int64 [R]) and the features before them."""
         self._root = tokens[:, -1] if len(tokens) == 1 else tokens.gather(1, (counts - 1)[:, None])[:, 0]
         features = features if self.network.needs_features else None
-        self._pending = _joined(self._pending, (tokens, features, counts))
+        self._pending.append((tokens, features, counts))
 
     def gather_rows(self, rows: Tensor) -> None:
         self.network.gather_rows(rows)
         self._root, self._source = self._root[rows], self._source[rows]
-        if self._pending is not None:
-            self._pending = tuple(None if part is None else part[rows] for part in self._pending)
+        self._pending = [tuple(None if part is None else part[rows] for part in piece) for piece in self._pending]
 
     def join(self, other: LiveDrafter) -> None:
         """The rows of ``other``, which has just seen its prompts, behind our own. We catch up first: rows that have nothing to
         catch up on cannot go along."""
-        if self._pending is not None:
-            self._source = self.network.advance(*self._pending)
-            self._pending = None
+        self._catch_up()
         self.network.join(other.network)
         self._root = torch.cat([self._root, other._root])
         self._source = torch.cat([self._source, other._source])
+
+    def _catch_up(self) -> None:
+        if self._pending:
+            self._source = self.network.advance(*_joined(self._pending))
+            self._pending = []
 
     def beside(self) -> DraftNetwork:
         """Who drafts for another decoder beside this one: the same network with committed parts of its own."""
@@ -81,9 +87,7 @@ class LiveDrafter:
         nothing = nodes < 0 if least(nodes) < 0 else None  # mostly: no place in any row is empty
         if tree.levels == 0:
             self.network.entropies = "entropy" in tree.needs  # a sum over the vocabulary that most policies never look at
-            if self._pending is not None:
-                self._source = self.network.advance(*self._pending)
-                self._pending = None
+            self._catch_up()
             found = self.network.open(self._source, self._context_length, branching).fetched()
             found = [part.unsqueeze(1) for part in found]
             self._slots = 0
@@ -107,21 +111,25 @@ def _from(first: int, count: int, device: torch.device) -> Tensor:
     return torch.arange(first, first + count, device=device)[None, :, None]
 
 
-def _joined(old: tuple | None, new: tuple) -> tuple:
-    """Ragged rows [R, T, ...] of ``new`` behind those of ``old``."""
-    if old is None:
-        return new
-    (old_tokens, old_features, old_counts), (tokens, features, counts) = old, new
-    total = old_counts + counts
-    if alone(tokens):  # a single row has no padding
-        return torch.cat([old_tokens, tokens], 1), None if features is None else torch.cat([old_features, features], 1), total
-    width = int(total.max())
-    place = old_counts[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
-    place = place.clamp(max=width)  # padding falls into a column that is cut off
-    joined = torch.nn.functional.pad(old_tokens, (0, width + 1 - old_tokens.shape[1]))
-    joined = joined.scatter(1, place, tokens)[:, :width]
-    if features is not None:
-        wide = torch.nn.functional.pad(old_features, (0, 0, 0, width + 1 - old_features.shape[1]))
-        place = sent(place, features.device)[:, :, None].expand_as(features)
-        features = wide.scatter(1, place, features)[:, :width]
-    return joined, features, total
+def _joined(pieces: list[Committed]) -> Committed:
+    """What several cycles committed, as one piece: rows [R, T, ...] side by side, right padded."""
+    if len(pieces) == 1:
+        return pieces[0]
+    tokens, features, counts = zip(*pieces, strict=True)
+    total = sum(counts)
+    if alone(tokens[0]):  # a single row has no padding
+        return torch.cat(tokens, 1), None if features[0] is None else torch.cat(features, 1), total
+    width, place = int(total.max()), []
+    for new, behind in zip(tokens, (torch.stack(counts).cumsum(0) - torch.stack(counts)), strict=True):
+        step = torch.arange(new.shape[1], device=new.device)
+        place.append((behind[:, None] + step).clamp(max=width))  # padding falls into a column that is cut off
+    return _laid_out(tokens, place, width), None if features[0] is None else _laid_out(features, place, width), total
+
+
+def _laid_out(pieces: Sequence[Tensor], place: list[Tensor], width: int) -> Tensor:
+    """The pieces [R, T, ...] at their places int64 [R, T] of [R, width, ...]; later ones cover the padding of earlier ones."""
+    whole = pieces[0].new_zeros(len(pieces[0]), width + 1, *pieces[0].shape[2:])
+    for own, where in zip(pieces, place, strict=True):
+        where = sent(where, own.device).view(*where.shape, *[1] * (own.dim() - 2)).expand_as(own)
+        whole.scatter_(1, where, own)
+    return whole[:, :width]

@@ -13,7 +13,10 @@ Where the paper is silent or contradicts itself, this file chooses:
 - the paper numbers bins 0 to 2 and their gammas 1 to 3: ``first_index`` is 0 or 1;
 - gamma * N is rounded to the nearest whole number, halves to the even one (Python's ``round``);
 - the nodes added to N pay for the extra levels: without extension (``extend=False``) none are added;
-- a tree that never reached the base depth (the context ended) has no P*: it counts as least sure, that is as EAGLE-3.
+- a tree that never reached the base depth (the context ended) has no P*: it counts as least sure, that is as EAGLE-3;
+- the tree is fitted on "fully accepted draft paths": cycles in which the target accepted a path of the verified nodes down to the
+  last base level (``samples="accepted"``; P*, which is at least as likely, then has its rank among the top N). ``"all"`` takes
+  every cycle, P* being anywhere in the drafted tree: it treats several times as many cycles.
 """
 
 from __future__ import annotations
@@ -22,11 +25,13 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from policies.contract import Cycle, Expansion, Policy, State, require
 from policies.eagle3 import most_probable
+from policies.errors import UserError
 from policies.order import NONE, best, rank_of
 from policies.registry import policy
 from policies.strata import fit_edges, strata_lines
@@ -41,7 +46,8 @@ class HeteroSpec(Policy):
     first), with i = j + ``first_index``: alpha - i extra levels (``extend``: dynamic extended drafting) and
     round(gamma[j] * N) + (alpha - i) verified tokens, root included (``prune``: top-N pruning). ``alpha`` None is
     ceil(depth / 2). ``criterion`` is how the strata are fitted: "cart" is scikit-learn's, "paper" adds the two sides'
-    variances unweighted (eq. 2); no stratum gets fewer than ``minimum_samples``. ``thresholds_`` are the strata's
+    variances unweighted (eq. 2); ``samples`` which cycles they are fitted on; no stratum gets fewer than ``minimum_samples`` of
+    these. ``thresholds_`` are the strata's
     ascending upper edges in nats (x <= edge lies below). With fewer than eight strata the lowest min(3, strata - 1) are
     treated; a single stratum is EAGLE-3.
     """
@@ -56,7 +62,8 @@ class HeteroSpec(Policy):
     extend: bool = True
     prune: bool = True
     criterion: str = "cart"
-    minimum_samples: int = 50
+    samples: str = "accepted"
+    minimum_samples: int = 20
     thresholds_: tuple[float, ...] | None = None
 
     needs = frozenset({"topk_entropy"})
@@ -69,7 +76,8 @@ class HeteroSpec(Policy):
         require(self.alpha is None or self.alpha >= 0, self.name, f"alpha must be 0 or more, not {self.alpha}")
         positive = all(0 <= share < math.inf for share in self.gamma)
         require(positive, self.name, f"gamma must hold numbers from 0 up, not {self.gamma}")
-        for name, known in {"confidence": ("cumulative", "local"), "criterion": ("cart", "paper")}.items():
+        words = {"confidence": ("cumulative", "local"), "criterion": ("cart", "paper"), "samples": ("accepted", "all")}
+        for name, known in words.items():
             value = getattr(self, name)
             require(value in known, self.name, f"{name} must be {' or '.join(known)}, not '{value}'")
         edges = self.thresholds_ or ()
@@ -131,20 +139,38 @@ class HeteroSpec(Policy):
         return replace(self, thresholds_=())
 
     def measure(self, tree: DraftTree, cycle: Cycle) -> dict[str, Tensor]:
-        """x and y of section 4.2: P*'s entropy (nats, float32) and rank (int64, 1 = best); NaN and 0 without a P*."""
+        """x and y of section 4.2: P*'s entropy (nats, float32) and rank among the drafted nodes (int64, 1 = best); NaN and 0
+        without a P*."""
         end, entropy = meta_path(tree, self.depth, self.confidence)
         score = confidence_of(tree, self.confidence).masked_fill(~tree.drafted(), -torch.inf)
         rank = rank_of(score, end.clamp(min=0)) + 1
         return {"entropy": entropy.masked_fill(end < 0, torch.nan), "rank": rank.masked_fill(end < 0, 0)}
 
     def fit(self, samples: Any) -> HeteroSpec:
-        """Cut the entropy by a regression tree of depth 3 that predicts the rank (section 4.2)."""
-        found = samples.columns["rank"] > 0
-        x, y = samples.columns["entropy"][found], samples.columns["rank"][found]
+        """Cut the entropy by a regression tree of depth 3 that predicts the rank (section 4.2).
+
+        :raises UserError: when there are not samples enough for two strata.
+        """
+        used = self._used(samples)
+        if used.sum() < 2 * self.minimum_samples:
+            raise UserError(
+                f"policy 'heterospec' is fitted on cycles {self._kind()}, of which there are {used.sum()} here, not "
+                f"{2 * self.minimum_samples}: record more text, greedy if this was sampled, or lower minimum_samples"
+            )
+        x, y = samples.columns["entropy"][used], samples.columns["rank"][used]
         return replace(self, thresholds_=fit_edges(x, y, self.criterion, self.minimum_samples))
 
+    def _used(self, samples: Any) -> np.ndarray:
+        """Which of the samples are fitted on, bool [P]."""
+        return samples.columns["rank"] > 0 if self.samples == "all" else samples.accepted >= self.depth
+
+    def _kind(self) -> str:
+        """Which those are, in words."""
+        return "that reached the base depth" if self.samples == "all" else "whose base tree was accepted down to its last level"
+
     def describe_fit(self, samples: Any) -> list[str]:
-        return strata_lines(self.thresholds_, self.extra_levels(), self.verified_tokens(), samples)
+        used = f"what it learns from, cycles {self._kind()}: {self._used(samples).sum()} of these"
+        return [used, *strata_lines(self.thresholds_, self.extra_levels(), self.verified_tokens(), samples)]
 
 
 def confidence_of(tree: DraftTree, confidence: str) -> Tensor:

@@ -86,9 +86,15 @@ def status_of(node: list[int], parent: list[int], path: list[int], ended: bool, 
 
 
 def ancestors(parent: Tensor) -> Tensor:
-    """bool [1, V, V]: which kept nodes each kept node attends to, itself and its ancestors, from int64 [1, V]."""
-    sees, own, count = [], 1, parent.shape[1]  # a number for each node, a bit for each node that it sees
-    for above in parent[0].tolist():
+    """bool [1, V, V], not to be written: which kept nodes each kept node sees, itself and its ancestors, from int64 [1, V]."""
+    return _ancestors(tuple(parent[0].tolist()))
+
+
+@lru_cache(maxsize=256)
+def _ancestors(parents: tuple[int, ...]) -> Tensor:
+    """The same; chains and fixed trees come again and again."""
+    sees, own, count = [], 1, len(parents)  # a number for each node, a bit for each node that it sees
+    for above in parents:
         sees.append(own | sees[above] if above >= 0 else own)
         own <<= 1
     size = -(-count // 8)

@@ -67,7 +67,7 @@ def test_rows_that_join_what_both_parts_know(pair64):
     texts, waiting = [[], []], 0
     decoder.prefill([PROMPTS[0]], LIMITS[0], row=torch.tensor([0]))
     texts[0].append(int(decoder._root))
-    while not (waiting := waiting + int(decoder.drafter.network._pending is not None)) or waiting < 2:
+    while not (waiting := waiting + bool(decoder.drafter.network._pending)) or waiting < 2:
         step = decoder.step()
         texts[0] += step.tokens[0, : int(step.gained)].tolist()
     other = beside(decoder)

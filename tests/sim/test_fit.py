@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,7 +29,7 @@ from traces.manifest import ShardPlan
 
 LANGUAGE = Language(3, steps=5)
 PLAN = [ShardPlan(0, (0, 3, 4, 9), "math"), ShardPlan(1, (1, 2, 5, 7, 8), "story"), ShardPlan(2, (6,), "math")]
-POLICY = HeteroSpec(total_tokens=12, depth=3, top_k=3, alpha=0, minimum_samples=5)
+POLICY = HeteroSpec(total_tokens=12, depth=3, top_k=3, alpha=0, samples="all", minimum_samples=5)
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +220,22 @@ def test_fit_learns_from_the_training_part_only(recording):
     assert fitted.thresholds_ == fit_edges(train.columns["entropy"], train.columns["rank"], "cart", 5)
     assert 1 <= len(fitted.thresholds_) <= 7
     lines = fitted.describe_fit(held_out)
-    assert len(lines) == len(fitted.thresholds_) + 2
+    assert len(lines) == len(fitted.thresholds_) + 3
+
+
+def test_heterospec_learns_from_what_was_accepted_in_full(recording):
+    """Section 4.2's samples, sought one by one: a verified path was accepted down to the last level."""
+    policy = HeteroSpec(total_tokens=4, depth=2, top_k=3, minimum_samples=3)
+    samples = build_samples(recording, policy)
+    columns = zip(samples.accepted, samples.columns["entropy"], samples.columns["rank"], strict=True)
+    full = [(entropy, rank) for accepted, entropy, rank in columns if accepted == 2]
+    assert 6 <= len(full) < len(samples.accepted) / 2 and max(rank for _, rank in full) < 4
+    fitted = policy.fit(samples)
+    assert fitted.thresholds_ == fit_edges(*map(np.array, zip(*full, strict=True)), "cart", 3)
+    assert fitted.thresholds_ != replace(policy, samples="all").fit(samples).thresholds_
+    assert f"accepted down to its last level: {len(full)} of these" in fitted.describe_fit(samples)[0]
+    with pytest.raises(UserError, match=f"of which there are {len(full)} here, not 100: record more text"):
+        replace(policy, minimum_samples=50).fit(samples)
 
 
 def run(arguments: list[str], monkeypatch) -> None:
@@ -230,7 +246,7 @@ def run(arguments: list[str], monkeypatch) -> None:
 @pytest.mark.parametrize("criterion", ["cart", "paper"])
 def test_the_command(recording, tmp_path, monkeypatch, capsys, criterion):
     out = tmp_path / "policy.json"
-    spec = f"heterospec(total_tokens=12, depth=3, top_k=3, alpha=0, minimum_samples=5, criterion={criterion})"
+    spec = f"heterospec(total_tokens=12, depth=3, top_k=3, alpha=0, samples=all, minimum_samples=5, criterion={criterion})"
     run([recording.folder, "--policy", spec, "--out", out, "--seed", 4], monkeypatch)
     printed = capsys.readouterr().out
     assert "thresholds_" in printed and "held out" in printed and "stratum" in printed

@@ -14,7 +14,7 @@ from tests.policies.synthetic import Language
 from tests.sim.synthetic_recording import write
 from tests.sim.test_bounds import COST, PLAN
 
-SPEC = "heterospec(total_tokens=9, depth=2, top_k=3, alpha=1, minimum_samples=5)"
+SPEC = "heterospec(total_tokens=9, depth=2, top_k=3, alpha=1, minimum_samples=3)"
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_the_command(recording, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["x", str(recording.folder), "--policy", SPEC, "--out", str(out)])
     main()
     text = out.read_text()
-    for title in ("By domain", "Ablation", "alpha", "Controls", "Verdict"):
+    for title in ("By domain", "Ablation", "alpha", "What the strata are fitted on", "Controls", "Verdict"):
         assert f"## {title}" in text
     assert "same-budget static" in text and "best static" not in text and "target calls per token" in text
     monkeypatch.setattr("sys.argv", ["x", str(recording.folder), "--policy", SPEC, "--temperature", "0"])
