@@ -165,9 +165,9 @@ def report(
     at = "" if temperature is None else f" at temperature {temperature:g}"
     page = [
         "# HeteroSpec against EAGLE-3 and fair controls",
-        f"Fitted on what {how['positions']} positions of {len(split.train)} texts{at} show, scored on {len(split.held_out)} others; drafter "
-        f"`{drafter}`. Strata end at {edges or 'none'} nats. Changes are against EAGLE-3 at {fitted.total_tokens} tokens, "
-        f"depth {fitted.depth}, top-k {fitted.top_k}. {PAPER}",
+        f"Fitted on what {how['positions']} positions of {len(split.train)} texts{at} show, scored on {len(split.held_out)} "
+        f"others; drafter `{drafter}`. Strata end at {edges or 'none'} nats. Changes are against EAGLE-3 at "
+        f"{fitted.total_tokens} tokens, depth {fitted.depth}, top-k {fitted.top_k}. {PAPER}",
         "## By domain",
         per_domain(scored, base, fitted),
         "## Ablation (the paper's table 2)",

@@ -53,10 +53,11 @@ def _holds_nan(values: np.ndarray, recording: Recording) -> bool:
     return False
 
 
-def open_profile(path: str | Path, recording: Recording, drafter: str, other_models: bool = False) -> Profile:
+def open_profile(path: str | Path, recording: Recording, drafter: str, other_models: bool | None = None) -> Profile:
     """Read a profile of the recording's models.
 
-    :param other_models: take one of other models too, as a what-if; what is printed then says so.
+    :param other_models: take one of other models too, as a what-if; what is printed then says so. None: the command has no such
+        option, so that no message may name it.
     :raises UserError: when it is another's, lacks the drafter, or cannot be read.
     """
     profile = load_profile(path)
@@ -64,7 +65,8 @@ def open_profile(path: str | Path, recording: Recording, drafter: str, other_mod
         try:
             check_profile(profile, recording.manifest)
         except UserError as error:
-            raise UserError(f"{error}, or say --other-models for a what-if") from None
+            hint = "" if other_models is None else ", or say --other-models for a what-if"
+            raise UserError(f"{error}{hint}") from None
     profile.cost(drafter)
     return profile
 

@@ -35,8 +35,11 @@ class Counted:
         self.token: dict[int, int] = {}
         child: dict[tuple[int, int], int] = {}
         behind = matches.behind[0].T.tolist()
-        self.path = {match: self._follow(match, behind[match], child) for match in self.length}
+        self.nodes = {match: self._follow(match, behind[match], child) for match in self.length}
         self.seen = dict.fromkeys(self.parent, 0)
+        self.below: dict[int, list[int]] = {}
+        for node, above in self.parent.items():
+            self.below.setdefault(above, []).append(node)
 
     def _follow(self, match: int, tokens: list[int], child: dict[tuple[int, int], int]) -> list[int]:
         """The nodes that a match passes through; those that it comes to first are new."""
@@ -54,21 +57,32 @@ class Counted:
     def by_length(self) -> Iterator[tuple[int, int]]:
         """(length, how many matches are as long or longer), the longest first; behind each, those are what is counted."""
         counted = 0
-        for long in sorted(set(self.length.values()), reverse=True):
+        for long in range(max(self.length.values(), default=0), 0, -1):
             for match, own in self.length.items():
                 if own == long:
                     counted += 1
-                    for node in self.path[match]:
+                    for node in self.nodes[match]:
                         self.seen[node] += 1
             yield long, counted
 
-    def proposal(self, total: int, least: float, nodes: int) -> Proposal:
-        """The ``nodes`` most frequent, of equal ones the first; none that was seen less often than ``least`` * ``total``."""
-        enough = float(np.float32(least) * np.float32(total))  # in the precision in which many rows are compared
-        likely = [node for node, count in self.seen.items() if 0 < count >= enough]
+    def tree(self, total: int, least: float, nodes: int, levels: int) -> Proposal:
+        """The ``nodes`` most frequent of so many levels, of equal ones the first; none that was seen less often than ``least`` *
+        ``total``."""
+        enough, end = _enough(total, least), (levels + 1) * self.width
+        likely = [node for node, count in self.seen.items() if 0 < count >= enough and node < end]
         # a node counts at most as often as its parent, which has the lower number: the best are ancestor-closed
         likely.sort(key=lambda node: (-self.seen[node], node))
         return Proposal({node: self.seen[node] for node in likely[:nodes]}, total)
+
+    def path(self, total: int, least: float, nodes: int, levels: int) -> Proposal:
+        """The same for the path that goes to the most frequent child, of equal ones the first."""
+        enough, above, chosen = _enough(total, least), 0, {}
+        for _ in range(min(nodes, levels)):
+            child = max(self.below.get(above, ()), key=lambda node: (self.seen[node], -node), default=0)
+            if not 0 < self.seen.get(child, 0) >= enough:
+                break
+            chosen[child], above = self.seen[child], child
+        return Proposal(chosen, total)
 
     def trie(self, proposal: Proposal) -> LoneTrie:
         """The proposed nodes, each with its share of its parent's count."""
@@ -83,3 +97,8 @@ class Counted:
         for family in below:
             family.sort(key=lambda index: -log_of(share[index]))  # equal ones stay in order
         return LoneTrie(token, share, seat, below, self.width)
+
+
+def _enough(total: int, least: float) -> float:
+    """``least`` * ``total`` in the precision in which many rows are compared."""
+    return float(np.float32(least) * np.float32(total))

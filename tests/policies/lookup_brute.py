@@ -68,42 +68,62 @@ def counts(behind: list[list[int]], depth: int) -> Counter[Path]:
 
 
 def suffix(
-    text: list[int], longest: int, depth: int, tokens: int, factor: float, least: float, texts: Texts = ()
+    text: list[int], depth: int, tree: bool, tokens: int, factor: float, least: float, texts: Texts = ()
 ) -> dict[Path, float]:
-    """Path probabilities of the proposed nodes; by a heap, as the paper grows its trees."""
-    score, tree = likeliest(own_matches(text, longest), longest, depth, tokens, factor, least, 1)
+    """Path probabilities of the proposed nodes; a tree by a heap, as the paper grows it."""
+    own = sorted(own_matches(text, depth - 1)[::-1], key=lambda match: -match[0])  # the longest, of equals the latest, first
+    score, found = likeliest(own, depth, tree, tokens, factor, least, 1)
     if texts:
-        other = likeliest(frozen_matches(texts, text, longest, 10**6), longest, depth, tokens, factor, least, 0)
+        other = likeliest(frozen_matches(texts, text, depth - 1, 10**6), depth, tree, tokens, factor, least, 0)
         if other[0] > score:
-            score, tree = other
-    return {path: float(value) for path, value in tree.items()}
+            score, found = other
+    return {path: float(value) for path, value in found.items()}
 
 
 def likeliest(
-    matches: list[Match], longest: int, depth: int, tokens: int, factor: float, least: float, itself: int
+    matches: list[Match], depth: int, tree: bool, tokens: int, factor: float, least: float, itself: int
 ) -> tuple[Fraction, dict[Path, Fraction]]:
-    """The tree of the length of match whose probabilities have the largest sum, and that sum."""
-    best_score, best_tree = Fraction(0), {}
-    for length in range(1, longest + 1):
+    """The nodes of the length of match whose probabilities have the largest sum, and that sum."""
+    best_score, best_nodes = Fraction(0), {}
+    for length in range(1, depth):
         behind = [tokens_ for long, tokens_ in matches if long >= length]
         if not behind:
             break
-        found, total = counts(behind, depth), len(behind) + itself
-        tree: dict[Path, Fraction] = {}
-        heap = [(-Fraction(found[path], total), path) for path in found if len(path) == 1]
-        heapq.heapify(heap)
-        while heap and len(tree) < min(tokens, int(factor * length)):
-            negative, path = heapq.heappop(heap)
-            if float(-negative) < least:
-                break
-            tree[path] = -negative
-            for child in found:
-                if child[:-1] == path:
-                    heapq.heappush(heap, (-Fraction(found[child], total), child))
-        score = sum(tree.values(), Fraction(0))
-        if score >= best_score:
-            best_score, best_tree = score, tree
-    return best_score, best_tree
+        grow = grown_tree if tree else grown_path
+        nodes = grow(behind, depth - length, len(behind) + itself, min(tokens, int(factor * length)), least)
+        score = sum(nodes.values(), Fraction(0))
+        if score > best_score:
+            best_score, best_nodes = score, nodes
+    return best_score, best_nodes
+
+
+def grown_tree(behind: list[list[int]], depth: int, total: int, most: int, least: float) -> dict[Path, Fraction]:
+    found, nodes = counts(behind, depth), {}
+    heap = [(-Fraction(found[path], total), path) for path in found if len(path) == 1]
+    heapq.heapify(heap)
+    while heap and len(nodes) < most:
+        negative, path = heapq.heappop(heap)
+        if float(-negative) < least:
+            break
+        nodes[path] = -negative
+        for child in found:
+            if child[:-1] == path:
+                heapq.heappush(heap, (-Fraction(found[child], total), child))
+    return nodes
+
+
+def grown_path(behind: list[list[int]], depth: int, total: int, most: int, least: float) -> dict[Path, Fraction]:
+    path, nodes = (), {}
+    for _ in range(min(most, depth)):
+        behind = [tokens for tokens in behind if len(tokens) > len(path) and tuple(tokens[: len(path)]) == path]
+        if not behind:
+            break
+        (token, count), *_ = Counter(tokens[len(path)] for tokens in behind).most_common(1)  # of equals the first seen
+        if count / total < least:
+            break
+        path = (*path, token)
+        nodes[path] = Fraction(count, total)
+    return nodes
 
 
 def racer(

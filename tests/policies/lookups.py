@@ -45,6 +45,7 @@ def tree_of(spec: str, past: Past, levels: int = 5, branching: int = 12) -> list
     for _ in range(levels):
         tree.append(nodes, drafter.expand(tree, nodes, branching))
         nodes = tree.frontier(10**6)
+        nodes = nodes[:, (nodes >= 0).any(0)]
         if not nodes.numel():
             break
     found = []

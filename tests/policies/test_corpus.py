@@ -68,16 +68,17 @@ def test_prompt_lookup_takes_the_longer_match(corpus, earlier, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("factor, least", [(1.0, 0.1), (2.5, 0.0)])
-def test_suffix_takes_the_likelier_tree(corpus, earlier, seed, factor, least):
+@pytest.mark.parametrize("tree", [True, False])
+def test_suffix_takes_the_likelier_tree(corpus, earlier, seed, factor, least, tree):
     rows, elsewhere = texts(seed), 0
-    spec = f"suffix(longest=8, depth=5, tokens=10, factor={factor}, least={least}, matches=200, corpus='{corpus}')"
-    for row, root, found in zip(rows, ROOTS, tree_of(spec, past_of(rows, ROOTS, 4)), strict=True):
-        wanted = brute.suffix(row[: root + 1], 8, 5, 10, factor, least, earlier)
+    spec = f"suffix(depth=8, tree={tree}, tokens=10, factor={factor}, least={least}, matches=200, corpus='{corpus}')"
+    for row, root, found in zip(rows, ROOTS, tree_of(spec, past_of(rows, ROOTS, 4), levels=8), strict=True):
+        wanted = brute.suffix(row[: root + 1], 8, tree, 10, factor, least, earlier)
         ours = by_path(found)
         assert sorted(ours.values()) == pytest.approx(sorted(wanted.values()), abs=1e-6)
         lowest = min(wanted.values(), default=0.0) + 1e-6
         assert {p for p, v in ours.items() if v > lowest} == {p for p, v in wanted.items() if v > lowest}
-        elsewhere += wanted != brute.suffix(row[: root + 1], 8, 5, 10, factor, least)
+        elsewhere += wanted != brute.suffix(row[: root + 1], 8, tree, 10, factor, least)
     assert 0 < elsewhere
 
 

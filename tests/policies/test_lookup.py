@@ -59,18 +59,41 @@ def test_the_longest_match_of_one_row_is_the_first_of_many(longest, depth, lates
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("factor, least", [(1.0, 0.1), (2.5, 0.0), (0.5, 0.3)])
-def test_suffix_against_a_heap(seed, factor, least):
+@pytest.mark.parametrize("depth", [6, 9])
+def test_suffix_against_a_heap(seed, factor, least, depth):
     """The same nodes wherever the cut does not fall between equals; always the same probabilities, and as many."""
     rows, roots = texts(seed), [59, 50, 41, 30, 12, 0]
     past = past_of(rows, roots, 4)
-    spec = f"suffix(longest=8, depth=5, tokens=10, factor={factor}, least={least}, matches=64)"
-    for row, root, found in zip(rows, roots, tree_of(spec, past), strict=True):
-        wanted = brute.suffix(row[: root + 1], 8, 5, 10, factor, least)
+    spec = f"suffix(tree=true, depth={depth}, tokens=10, factor={factor}, least={least}, matches=64)"
+    for row, root, found in zip(rows, roots, tree_of(spec, past, levels=8), strict=True):
+        wanted = brute.suffix(row[: root + 1], depth, True, 10, factor, least)
         ours = by_path(found)
         assert sorted(ours.values()) == pytest.approx(sorted(wanted.values()), abs=1e-6)
         assert all(path[:-1] in ours or len(path) == 1 for path in ours)
         lowest = min(wanted.values(), default=0.0) + 1e-6
         assert {p for p, v in ours.items() if v > lowest} == {p for p, v in wanted.items() if v > lowest}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("factor, least, depth", [(1.0, 0.1, 9), (2.5, 0.0, 9), (0.5, 0.3, 9), (3.0, 0.0, 6)])
+def test_suffix_path_against_counting(seed, factor, least, depth):
+    rows, roots = texts(seed, vocabulary=3), [59, 50, 41, 30, 12, 0]
+    spec = f"suffix(depth={depth}, tokens=5, factor={factor}, least={least}, matches=64)"
+    longest = 0
+    for row, root, found in zip(rows, roots, tree_of(spec, past_of(rows, roots, 4), levels=8), strict=True):
+        wanted, ours = brute.suffix(row[: root + 1], depth, False, 5, factor, least), by_path(found)
+        assert ours == pytest.approx(wanted, abs=1e-6)
+        longest = max(longest, len(ours))
+    assert longest >= 2
+
+
+@pytest.mark.parametrize("depth, copied", [(24, 12), (64, 20)])
+def test_a_suffix_tree_is_only_so_deep(depth, copied):
+    """Match and continuation share its levels: of a match of twenty, twelve tokens are used, which leave twelve to copy."""
+    text = [*range(100, 120), *range(50, 75), *range(100, 120)]
+    for rows in (1, 2):
+        found = tree_of(f"suffix(depth={depth})", past_of([text] * rows, [len(text) - 1] * rows, 1), levels=24)
+        assert [list(by_path(one)) for one in found] == [[tuple(range(50, 51 + last)) for last in range(copied)]] * rows
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -144,7 +167,7 @@ def test_names_and_parameters():
         "sufix": "unknown training-free drafter 'sufix': did you mean suffix",
         "suffix(depht=3)": "drafter 'suffix' has no parameter 'depht': did you mean depth",
         "suffix(depth=x)": "drafter 'suffix': depth must be of type int",
-        "suffix(depth=0)": "depth must be 1 or more",
+        "suffix(depth=1)": "depth must be 2 or more",
         "suffix(least=2)": "least must lie between 0 and 1",
         "racer(retrieval=-1)": "retrieval must lie between 0 and 1",
         "prompt_lookup(3)": "cannot read drafter",
@@ -158,7 +181,7 @@ def test_names_and_parameters():
 
 @pytest.mark.parametrize("spec, levels", [
     *((spec, 12) for spec in (*SPECS[:3], "suffix(matches=1)")),
-    *((spec, 4) for spec in (*SPECS[3:5], "suffix(least=0.3, tokens=4)", "suffix(longest=2, matches=5)")),
+    *((spec, 4) for spec in (*SPECS[3:5], "suffix(least=0.3, tokens=4)", "suffix(depth=3, matches=5)", "suffix(tree=true)")),
 ])  # fmt: skip
 @pytest.mark.parametrize("root", [59, 41, 30, 8, 1, 0])
 def test_one_row_is_what_it_is_among_others(spec, levels, root):

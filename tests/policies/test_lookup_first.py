@@ -18,7 +18,7 @@ from policies.registry import load_policy
 from tests.policies.lookups import past_of, texts
 from tests.policies.synthetic import Language, SyntheticDrafter, cycle_at, fresh
 
-RULES = ("prompt_lookup(ngram=4, least=3)", "suffix(longest=6, depth=6, matches=8)", "racer(shortest=3, top=2)")
+RULES = ("prompt_lookup(ngram=4, least=3)", "suffix(depth=7, matches=8)", "racer(shortest=3, top=2)")
 POLICIES = ("chain(k=6)", "eagle3(total_tokens=9, depth=3, top_k=3)", "survival(threshold=0.2, most=5)", "static")
 
 

@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from policies.errors import UserError
 from policies.registry import load_policy
 from sim.contest import main
 from sim.metrics import replay_rows
+from sim.opening import open_profile
 from tests.sim.many_texts import write_many, write_profile
 from traces.recording import open_recording
 
@@ -109,8 +111,11 @@ def test_profile_of_another_model_is_named(trace, tmp_path, refused):
     profile = write_profile(tmp_path / "p.json", target={"id": "org/big", "weights_sha256": "bb" * 32})
     words = [str(copy), "--policy", "chain(k=1)", "--profile", str(profile)]
     told = refused(lambda: main(words))
-    assert "org/big" in told and "org/small" in told
+    assert "org/big" in told and "org/small" in told and told.strip().endswith("or say --other-models for a what-if")
     main([*words, "--other-models"])
+    with pytest.raises(UserError, match="org/big") as error:  # of a command that has no such option
+        open_profile(profile, open_recording(copy), "made-up")
+    assert "--other-models" not in str(error.value)
 
 
 def test_nan_in_a_recording_is_refused(trace, tmp_path, refused, monkeypatch):
