@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from policies.errors import run_command
+from policies.errors import check_counts, run_command
 
 if TYPE_CHECKING:  # torch is imported when there is work to do, not for --help
     from policies.contract import Policy
@@ -113,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    check_counts(("--texts", args.texts), ("--rounds", args.rounds))
     import torch
 
     from policies.registry import load_policy

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from policies.errors import UserError, run_command
 
 if TYPE_CHECKING:  # torch is imported when there is work to do, not for --help
+    import numpy as np
+
     from benchmarks.standing import Group
     from sim.setting import Setting
     from traces.costs import Profile
@@ -48,6 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(given)
     if not args.profile:
         raise UserError("a league needs to know what time costs: give --profile FILE, from traces.profile or traces.analytic")
+    if args.rounds < 0:
+        raise UserError(f"--rounds must be 0 or more, not {args.rounds}")
     _check_names(args)
     from benchmarks.league_tables import render
     from policies.registry import all_policies
@@ -114,6 +118,15 @@ def _play(args: argparse.Namespace, recording: Recording, setting: Setting, prof
     return _placed(args, group, each_once(entrants), failed, here)
 
 
+def _prompts(recording: Recording, texts: np.ndarray) -> set[bytes]:
+    """What these texts (indices) were answers to; nothing of a recording that does not keep prompts."""
+    from traces.manifest import keeps_prompts
+
+    if not keeps_prompts(recording.manifest):
+        return set()
+    return {recording.prompt_tokens(int(text)).tobytes() for text in texts}
+
+
 def _group(args: argparse.Namespace, recording: Recording, setting: Setting, profile: Profile) -> Group:
     import numpy as np
 
@@ -129,6 +142,11 @@ def _group(args: argparse.Namespace, recording: Recording, setting: Setting, pro
         at = np.isclose(other.temperature, setting.temperature, atol=1e-4)
         learned = np.flatnonzero(at) if at.any() else np.arange(len(other.length))  # a fit at another temperature is one too
         scored = texts
+        if shared := len(_prompts(recording, scored) & _prompts(other, learned)):
+            raise UserError(
+                f"{shared} of the prompts to score are also learned from: record other prompts for --train, or leave it out to "
+                "fit on a part of the texts"
+            )
     else:
         other = recording
         learned, scored = split_texts(recording, texts, args.train_share, args.split_seed)

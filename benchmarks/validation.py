@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from policies.errors import UserError, run_command
+from policies.errors import UserError, check_counts, run_command
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "traces" / "samples" / "reference"
@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
+    check_counts(("--texts", args.texts), ("--rounds", args.rounds))  # before minutes of measuring
     from traces.recording import open_recording
 
     about = open_recording(args.trace).manifest

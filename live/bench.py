@@ -67,19 +67,15 @@ def main(arguments: list[str] | None = None) -> None:
     check_counts(("--texts", args.texts), ("--rounds", args.rounds))
     from live.fidelity import check_same_models, shipped
     from live.pair import load_pair
-    from policies.registry import load_policy
+    from sim.finding import text_digest
     from sim.looked_up import check_drafter
+    from sim.opening import open_policies
     from traces.recording import open_recording
 
     recording = open_recording(args.trace)
     about = recording.manifest
     asked = args.policy or shipped(DEFAULT_POLICIES)
-    policies = [load_policy(spec) for spec in asked]
-    specs = [policy.spec() for policy in policies]
-    if twice := next((spec for spec in specs if specs.count(spec) > 1), None):
-        raise UserError(f"two of the policies are called {twice}: bench them in separate runs")
-    for policy in policies:
-        policy.check_fitted()
+    policies = open_policies(asked)
     drafter = args.drafter or recording.drafters[0]
     check_drafter(recording, drafter)
     profile = given_profile(args.profile, recording)
@@ -122,7 +118,8 @@ def main(arguments: list[str] | None = None) -> None:
         print("\n" + breakdown_table(broken_down))
     if args.json:
         content = {"recording": str(args.trace), "profile": args.profile, "in_turns": args.in_turns and str(args.in_turns)}
-        content |= {"digests": {"profile": profile and profile.digest, "in_turns": in_turns and profiled.digest}}
+        digests = {"profile": profile and profile.digest, "in_turns": in_turns and profiled.digest}
+        content |= {"digests": digests | {"texts": text_digest(recording)}}
         content |= {"drafter": drafter, "device": about["device"]}
         content |= {"predicted": [row.to_json() for rows in predicted for row in rows], "measured": measured}
         if broken_down:

@@ -143,7 +143,9 @@ def fit_acceptance(nodes: Any, sequence: np.ndarray, bins: int = BINS, prior: fl
         raise UserError("no drafted node was accepted, or all were: record more texts, or raise --train-share")
     group = np.searchsorted(RANK_EDGES, nodes.rank, side="right")
     regression = _shape_regression(nodes.rank, logprob, entropy, accepted)
-    likely = logprob > np.quantile(logprob, 0.5)  # most tested nodes are hopeless: most edges go to the others
+    middle = np.quantile(logprob, 0.5)
+    likely = logprob > middle if logprob.max() > middle else logprob == middle  # most tested nodes are hopeless: most edges go
+    # to the others; a drafter that knows no doubt has one value for all
     edges = np.concatenate([np.quantile(logprob, np.linspace(0, 0.5, bins // 4 + 1)[1:]), _edges(logprob[likely], bins)])
     logprob_edges = np.unique(edges.astype(np.float32)).astype(np.float64)
     entropy_edges = np.unique(_edges(entropy[nodes.rank == 0], bins).astype(np.float32)).astype(np.float64)
@@ -187,6 +189,8 @@ def _corrected(
     slopes, table = np.zeros((2, 2)), odds.copy().reshape(len(RANK_EDGES) + 1, -1)
     for kind in (0, 1):
         mine = (group > 0) == kind
+        if not mine.any():  # a drafter of chains has first choices only
+            continue
         x = np.stack([own[mine], np.ones(mine.sum()), nodes.depth[mine], history[mine]], 1)
         weight = _logistic(x, nodes.accepted[mine].astype(np.float64))
         slopes[kind] = weight[2:]

@@ -172,6 +172,8 @@ class Policy:
     """Whether fitting weighs time: it then needs a cost model."""
     source: ClassVar[str] = ""
     """FILE.py:Class of a policy from outside this folder; it stands for the name in JSON."""
+    called: ClassVar[str | None] = None
+    """What this object goes by instead of its spec; see :func:`named`."""
 
     def init(self, rows: int, key: Tensor) -> State:
         """State of ``rows`` fresh sequences; ``key`` int64 [rows] numbers them. Stateless by default."""
@@ -243,7 +245,10 @@ class Policy:
         return {"policy": self.source or self.name, "parameters": self.parameters()}
 
     def spec(self) -> str:
-        """How to write this policy on a command line: its name and the parameters that differ from the defaults."""
+        """How to write this policy on a command line: its name and the parameters that differ from the defaults; or what it is
+        called, where that would be another's too."""
+        if self.called is not None:
+            return self.called
         changed = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -253,6 +258,13 @@ class Policy:
             elif value != field.default:
                 changed.append(f"{field.name}={value}")
         return f"{self.name}({', '.join(changed)})" if changed else self.name
+
+
+def named(policy: Policy, called: str) -> Policy:
+    """The same policy under a name of its own: two fits have one :meth:`Policy.spec`, which does not spell out what was learned."""
+    copy = dataclasses.replace(policy)
+    object.__setattr__(copy, "called", called)
+    return copy
 
 
 def require(condition: bool, policy: str, message: str) -> None:

@@ -70,8 +70,16 @@ def load_policy(spec: str) -> Policy:
         return build(type(base), {**_fields(base), **parameters})
     known = all_policies()
     if head not in known:
-        raise UserError(f"unknown policy '{head}': {hint(head, known)}")
+        raise UserError(f"unknown policy '{head}': {_how_to_write(head, known)}")
     return build(known[head], parameters)
+
+
+def _how_to_write(head: str, known: dict[str, Any]) -> str:
+    if head.endswith(".py"):
+        return "of a Python file say which class, FILE.py:Class"
+    if head.partition("(")[0] in known:
+        return "write name(parameter=value, ...), with a bracket at the end"
+    return hint(head, known)
 
 
 def from_json(content: dict[str, Any]) -> Policy:

@@ -175,7 +175,8 @@ def _verdict(result: dict[str, Any], resamples: int, texts: int, fewest: int) ->
             for one in overall
         ]
         lines += ["", text_table(["against it", f"{title}, difference\n[95% interval]", "draws it\nwins"], table)]
-        lines += ["", f"Means over domains. Paired bootstrap over {texts} texts, {resamples} draws."]
+    how = "Paired bootstrap" if overall else "Bootstrap"
+    lines += ["", f"Means over domains. {how} over {texts} texts, {resamples} draws."]
     if fewest < 2:
         lines.append("No intervals: a domain holds a single text; record more prompts.")
     elif fewest < FEW:

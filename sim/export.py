@@ -98,7 +98,10 @@ def main(arguments: list[str] | None = None) -> None:
         write_json(args.json, content)
     print(f"{policy.spec()}: tau {row.tau:.2f} on {recording.folder} with drafter {drafter}")
     if row.coverage < 1:
-        print(f"the recording covers only {row.coverage:.1%} of its cycles: the rates are too low")
+        print(
+            f"the recording covers only {row.coverage:.1%} of its cycles, so that neither tau nor rates hold: draft what is "
+            f"missing with python -m traces.record --fill {recording.folder} --policy '{args.policy}'"
+        )
     for one in chosen:
         print("\n".join(["", one.engine, f"  {one.command}" if one.command else "  nothing to set", *_wrapped(one.cannot)]))
         for name, config in one.files.items():
@@ -214,8 +217,8 @@ def _vllm(shape: Shape, eagle: bool, models: tuple[str, str], rates: list[float]
     synthetic = [round(rate, 6) for rate in (rates + [0.0] * length)[:length]]
     export.options["synthetic"] = {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": synthetic}
     export.cannot.append(
-        "the part named synthetic is no deployment: with it vLLM accepts at the replayed rates per position (of the tree, where "
-        "there is one), to measure throughput without these weights"
+        "the options named synthetic, which --json writes, are no deployment: with them vLLM accepts at the replayed rates per "
+        "position (of the tree, where there is one), to measure throughput without these weights"
     )
     served = {name: value for name, value in export.options.items() if name != "synthetic"}
     export.command = f"vllm serve {models[0]} --speculative-config {shlex.quote(json.dumps(served))}"

@@ -41,6 +41,13 @@ def manifest_digest(recording: Recording) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def text_digest(recording: Recording) -> str:
+    """SHA-256 of the recorded texts: drafting what a recording lacks (``--fill``) leaves it as it is."""
+    digest = hashlib.sha256(recording.length.astype("<i8").tobytes())
+    digest.update(recording.token.astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
 def found_profiles(folder: Path, shipped: Path, recording: Recording, drafter: str) -> list[Path]:
     """Profiles beside the recording, then those of the folder `shipped`; only such as were measured on its models."""
     beside = [*sorted(folder.glob("*.json")), *sorted(folder.parent.glob("*profile*.json"))]

@@ -165,10 +165,9 @@ def main() -> None:
     if how["missing_expansions"]:
         lacking = how["missing_expansions"]
         print(f"  warning: the recording lacks {lacking} expansions of the base tree (they count as leaves)")
-    if len(held_out.sequence):
-        print(f"on the {len(held_out.sequence)} positions held out:")
-        for line in fitted.describe_fit(held_out) + (calibration_lines(trust) if trust else []):
-            print(f"  {line}")
+    told = fitted.describe_fit(held_out) + (calibration_lines(trust) if trust else []) if len(held_out.sequence) else []
+    if told:
+        print("\n  ".join([f"on the {len(held_out.sequence)} positions held out:", *told]))
     print(f"written to {given.out}")
 
 

@@ -12,6 +12,8 @@ from policies.errors import UserError
 if TYPE_CHECKING:
     from policies.contract import Policy
 
+MOST = 10_000
+"""Values of one parameter."""
 _RANGE = re.compile(r"(-?\d+):(-?\d+)(?::(\d+))?")
 
 
@@ -29,7 +31,9 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[Any]]:
             raise UserError(f"the grid gives {name} twice: put all its values into one word")
         if found := _RANGE.fullmatch(text):
             first, last, step = int(found[1]), int(found[2]), int(found[3] or 1)
-            values = list(range(first, last + 1, step)) if step else []
+            values = range(first, last + 1, step) if step else []
+            if len(values) > MOST:
+                raise UserError(f"'{word}' holds {len(values):,} values: {MOST:,} are the most, take a step as in {name}=0:600:60")
         else:
             values = [_value(item) for item in text.split(",") if item.strip()]
         if not values:
@@ -62,6 +66,14 @@ def points_of(base: str, grid: dict[str, list[Any]]) -> list[Policy]:
     points = []
     for values in itertools.product(*grid.values()):
         parameters = given["parameters"] | dict(zip(grid, values, strict=True))
-        points.append(from_json(given | {"parameters": parameters}))
+        points.append(_called(from_json(given | {"parameters": parameters}), grid))
         points[-1].check_fitted()
     return points[::-1]
+
+
+def _called(point: Policy, grid: dict[str, list[Any]]) -> Policy:
+    """The point under a name that says what the grid set of what is learned otherwise, which its spec leaves out."""
+    from policies.contract import named
+
+    learned = [f"{name}={getattr(point, name)}" for name in grid if name.endswith("_")]
+    return named(point, f"{point.spec().removesuffix(')')}, {', '.join(learned)})") if learned else point

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from policies.contract import Policy
+from policies.contract import Policy, named
 from policies.errors import UserError
 from policies.lookup.name import read_name
 from policies.lookup.rule import KIND, load_rule
@@ -72,17 +72,19 @@ def open_profile(path: str | Path, recording: Recording, drafter: str, other_mod
 
 
 def open_policies(specs: Sequence[str]) -> list[Policy]:
-    """The policies by their specs, fitted and each once.
+    """The policies by their specs, fitted and each once. Those which have one spec, as two fits have, go by what was written.
 
     :raises UserError: when one is unknown, unfitted or given twice.
     """
     policies = [load_policy(spec) for spec in specs]
-    names: list[str] = []
     for policy in policies:
         policy.check_fitted()
-        if policy.spec() in names:
-            raise UserError(f"two of the policies are called {policy.spec()}: give each once")
-        names.append(policy.spec())
+    names = [policy.spec() for policy in policies]
+    for index, (written, policy) in enumerate(zip(specs, policies, strict=True)):
+        if policy in policies[:index] or written in specs[:index]:
+            raise UserError(f"two of the policies are {names[index]}: give each once")
+        if names.count(names[index]) > 1:
+            policies[index] = named(policy, written)
     return policies
 
 

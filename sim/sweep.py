@@ -149,7 +149,7 @@ def render(rows: list[dict[str, Any]], summary: dict[str, Any], facts: dict[str,
     """The front, the best setting, and points that are not covered."""
     from sim.bootstrap import Estimate
     from sim.contest import DIGITS, TITLES, with_interval
-    from sim.table import number, text_table
+    from sim.table import counted, number, text_table
 
     means = {row["policy"]: row for row in rows if row["domain"] == "mean"}
     figures = [figure for figure in ("tau", "ms_per_token", "speedup") if next(iter(means.values()))[figure] is not None]
@@ -158,19 +158,22 @@ def render(rows: list[dict[str, Any]], summary: dict[str, Any], facts: dict[str,
         cells = [with_interval(Estimate(row[f], row[f"{f}_low"], row[f"{f}_high"]), DIGITS[f]) for f in figures]
         return [row["policy"], number(row["verified"], 1), number(row["levels"], 1), *cells, f"{row['coverage']:.2%}"]
 
-    header = ["Pareto front", "verified\nper cycle", "draft levels\nper cycle", *(f"{TITLES[f]}\n[95% interval]" for f in figures)]
+    columns = ["verified\nper cycle", "draft levels\nper cycle", *(f"{TITLES[f]}\n[95% interval]" for f in figures), "coverage"]
     shown = [means[policy] for policy in summary["front"]]
-    lines = [f"{facts['recording']}: {count} settings", "", text_table([*header, "coverage"], [line(row) for row in shown])]
+    lines = [f"{facts['recording']}: {counted(count, 'setting')}"]
+    if shown:
+        lines += ["", text_table(["Pareto front,\ntau against verified", *columns], [line(row) for row in shown])]
     if summary["best"]:
         best = [line(means[summary["best"]])]
-        lines += ["", text_table([f"best by {TITLES[summary['figure']]}", *header[1:], "coverage"], best)]
+        lines += ["", text_table([f"best by {TITLES[summary['figure']]}", *columns], best)]
         if summary["chosen"] is not None:
             others = f"{summary['as_good']} others differ by no more than chance"
             lines += ["", f"best in {summary['chosen']:.0%} of the bootstrap draws; {others}"]
     missed = [row for row in means.values() if row["coverage"] < 1]
     if missed:
         worst = min(missed, key=lambda row: row["coverage"])
-        told = f"{len(missed)} settings are not covered (least: {worst['policy']}, {worst['coverage']:.1%}) and are not ranked"
+        many = f"{counted(len(missed), 'setting')} {'is' if len(missed) == 1 else 'are'} not covered"
+        told = f"{many} (least: {worst['policy']}, {worst['coverage']:.1%}) and not ranked"
         lines += ["", f"\033[31m{told}\033[0m" if sys.stdout.isatty() else told]
     return lines
 

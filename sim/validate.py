@@ -46,9 +46,14 @@ def main(arguments: list[str] | None = None) -> None:
 
     check_writable(args.json, args.parquet)
     bench = read_bench(args.bench)
+    from sim.finding import text_digest
     from sim.opening import about, open_profile, open_sound
 
+    if not (args.trace or Path(bench["recording"]).exists()):
+        raise UserError(f"there is no {bench['recording']}, on which the bench was made: say with --trace where it has moved")
     recording, drafter = open_sound(args.trace or bench["recording"], bench["drafter"])
+    if bench["digests"].get("texts") not in (None, text_digest(recording)):
+        raise UserError(f"{recording.folder} holds other texts than those that were benched: give that recording with --trace")
     deciding = profile_of(bench, "profile", args.decided_by, "--decided-by", recording, drafter)
     if args.profile:
         profile = open_profile(args.profile, recording, drafter)

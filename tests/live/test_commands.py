@@ -152,6 +152,7 @@ def test_bench_refuses(tiny_recording, tmp_path, refused):
     assert "holds no drafter 'nobody'" in told(tiny_recording, "--drafter", "nobody")
     assert "--texts" in told(tiny_recording, "--texts", "0")
     assert "must be fitted" in told(tiny_recording, "--policy", "heterospec")
+    assert "two of the policies are chain: give each once" in told(tiny_recording, "--policy", "chain")
     assert "nowhere.json" in told(tiny_recording, "--profile", str(tmp_path / "nowhere.json"))
     assert "nowhere" in told(tmp_path / "nowhere")
     gone = shutil.copytree(tiny_recording, tmp_path / "gone")

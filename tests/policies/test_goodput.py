@@ -249,6 +249,16 @@ def test_the_estimate_finds_the_true_chances():
     assert estimate.slopes[0][0] == pytest.approx(-0.2, abs=0.08)
 
 
+def test_a_drafter_without_doubt_can_be_fitted():
+    """Prompt lookup proposes chains, all of probability 1: one value of log-probability, one rank."""
+    nodes, sequence, _ = nodes_of_known_chance(4000, 0)
+    nodes.logprob[:], nodes.entropy[:], nodes.rank[:] = 0.0, 0.0, 0
+    chance = np.where(nodes.depth < 3, 0.8, 0.3)
+    nodes.accepted = np.random.default_rng(1).random(4000) < chance
+    found = fit_acceptance(nodes, sequence)(nodes.rank, nodes.depth, nodes.logprob, nodes.entropy, np.zeros(4000))
+    assert found[nodes.depth == 1].mean() > 0.65 and found[nodes.depth == 5].mean() < 0.4
+
+
 def test_histories_start_anew_with_each_text():
     nodes = Nodes(*(np.array(column) for column in ([0, 1, 2, 3], [1] * 4, [0] * 4, [-0.1] * 4, [0.5] * 4, [1, 1, 0, 1])))
     got = histories(np.full(4, 0.5), nodes, np.array([0, 0, 0, 1]))

@@ -76,6 +76,8 @@ def test_parameters_on_top_of_a_file(tmp_path):
     [
         ("eagel3", "unknown policy 'eagel3': did you mean eagle3?"),
         ("zzz", "known are "),
+        ("eagle3(total_tokens=60", "write name(parameter=value, ...), with a bracket at the end"),
+        ("mine.py", "of a Python file say which class, FILE.py:Class"),
         ("eagle3(total_token=3)", "did you mean total_tokens?"),
         ("autoregressive(k=3)", "has no parameter 'k'"),
         ("eagle3(depth=0)", "depth must be 1 or more, not 0"),

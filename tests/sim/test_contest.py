@@ -88,7 +88,7 @@ def test_what_the_recording_lacks_is_not_ranked(trace, tmp_path, capsys):
         (["--context-offset", "-1"], "--context-offset must be 0 or more"),
         (["--execution", "pipelined", "--batch", "2"], "one request at a time"),
         (["--temperature", "0.7"], "no text of .* was sampled at temperature 0.7: it holds 0"),
-        (["--policy", "chain(k=2)"], "two of the policies are called chain"),
+        (["--policy", "chain(k=2)"], "two of the policies are chain"),
         (["--resamples", "5"], "--resamples must be 100 or more"),
         (["--json", "/nowhere/x.json"], "cannot write /nowhere/x.json"),
         (["--drafter", "other"], "holds no drafter 'other'"),
@@ -116,6 +116,23 @@ def test_profile_of_another_model_is_named(trace, tmp_path, refused):
     with pytest.raises(UserError, match="org/big") as error:  # of a command that has no such option
         open_profile(profile, open_recording(copy), "made-up")
     assert "--other-models" not in str(error.value)
+
+
+def test_two_fits_of_a_policy_go_by_their_files(trace, tmp_path, refused):
+    for name, following in (("a", 0.05), ("b", 0.95)):
+        parameters = {"most": 2, "draft_share": 0.3, "weights_": [1.0, 1.0, 0.0, 0.0], "next_": following}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"policy": "expected_value", "parameters": parameters}))
+    files = [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
+    found = run(trace, tmp_path / "out.json", policies=(*files, "chain(k=1)"))
+    taus = {row["policy"]: row["tau"] for row in found["rows"] if row["domain"] == "mean"}
+    assert list(taus) == [*files, "chain(k=1)"] and taus[files[0]] < taus[files[1]] and found["contest"]["winner"] == files[1]
+    told = refused(lambda: main([str(trace), "--policy", files[0], "--policy", f"{files[0]}(most=2)"]))
+    assert "two of the policies are expected_value(most=2, draft_share=0.3, fitted): give each once" in told
+
+
+def test_one_policy_is_told_how_its_intervals_were_made(trace, tmp_path, capsys):
+    run(trace, tmp_path / "out.json", policies=("chain(k=2)",))
+    assert "\nMeans over domains. Bootstrap over 10 texts, 200 draws." in capsys.readouterr().out
 
 
 def test_nan_in_a_recording_is_refused(trace, tmp_path, refused, monkeypatch):

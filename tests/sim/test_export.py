@@ -71,6 +71,8 @@ def test_the_command(tmp_path, capsys):
     assert len(rates) == 2 and 1 > rates[0] > rates[1] > 0
     assert rates == pytest.approx(content["accepted_by_depth"], abs=1e-6)
     assert "vllm serve" in capsys.readouterr().out
+    main([str(trace), "--policy", "chain(k=9)", "--engine", "vllm"])  # deeper than it was recorded
+    assert "so that neither tau nor rates hold: draft what is missing with python -m traces.record" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("word", ["8", "x=chain", "0=chain", "8="])

@@ -119,3 +119,7 @@ def test_bad_input(recording, tmp_path):
         with pytest.raises(UserError, match=told):  # before anything is fitted
             league.main([*arguments, *wrong])
     assert not (tmp_path / "league").exists()
+    with pytest.raises(UserError, match="--rounds must be 0 or more"):
+        league.main([*arguments, "--rounds", "-1"])
+    with pytest.raises(UserError, match="prompts to score are also learned from"):
+        league.main([*arguments, "--train", str(recording.folder)])

@@ -37,11 +37,28 @@ def test_grids():
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("depth=5:2", "the grid is empty"), ("depth=", "the grid is empty"), ("depth", "cannot read the grid's 'depth'")],
+    [
+        ("depth=5:2", "the grid is empty"),
+        ("depth=", "the grid is empty"),
+        ("depth", "cannot read the grid's 'depth'"),
+        ("depth=0:1000000000", "holds 1,000,000,001 values: 10,000 are the most"),
+    ],
 )
 def test_grids_that_say_nothing(trace, tmp_path, refused, word, message):
     assert message in refused(lambda: main([str(trace), *POLICY, "--grid", word, "--out", str(tmp_path / "s")]))
     assert not (tmp_path / "s").exists()
+
+
+def test_settings_of_what_is_learned_are_told_apart(trace, tmp_path, capsys):
+    """A fitted policy's spec does not spell out what it learned; a grid over it says what it set."""
+    fitted = "expected_value(most=2, draft_share=0.3, weights_=[1.0, 1.0, 0.0, 0.0], next_=0.5)"
+    words = [str(trace), "--policy", fitted, "--grid", "next_=0.05,0.95", "--resamples", "100", "--out", str(tmp_path / "s")]
+    main(words)
+    rows = {row["policy"]: row for row in pq.read_table(tmp_path / "s" / "results.parquet").to_pylist() if row["domain"] == "mean"}
+    names = [f"expected_value(most=2, draft_share=0.3, fitted, next_={value})" for value in (0.05, 0.95)]
+    assert sorted(rows) == names and rows[names[0]]["tau"] < rows[names[1]]["tau"]
+    best = json.loads((tmp_path / "s" / "sweep.json").read_text())["summary"]["best"]
+    assert best == names[1] and f"{names[1]}  " in capsys.readouterr().out
 
 
 def test_points_that_the_policy_refuses():
@@ -116,7 +133,7 @@ def test_outside_the_envelope(trace, tmp_path, refused, capsys):
     words = [str(trace), *POLICY, "--grid", "depth=2,5", "--out", str(tmp_path / "s")]
     assert "eagle3(depth=5, top_k=3) leaves the recording's envelope" in refused(lambda: main(words))
     main([*words, "--allow-misses"])
-    assert "1 settings are not covered" in capsys.readouterr().out
+    assert "1 setting is not covered" in capsys.readouterr().out
     content = json.loads((tmp_path / "s" / "sweep.json").read_text())
     assert content["summary"]["front"] == ["eagle3(depth=2, top_k=3)"]
     assert "leaves the recording's envelope" in refused(lambda: main(words))  # though it is finished now

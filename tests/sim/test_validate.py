@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from policies.registry import load_policy
+from sim.finding import text_digest
 from sim.metrics import replay_rows
 from sim.setting import Setting
 from sim.trial import run_trial
@@ -149,6 +150,11 @@ def test_ranking_by_hand():
 
 def test_refusals(trace, tmp_path, refused):
     assert "cannot be read" in refused(lambda: main([str(tmp_path / "none.json")]))
+    moved = bench(trace, tmp_path, recording=str(tmp_path / "moved"))
+    assert "moved, on which the bench was made: say with --trace where it has moved" in refused(lambda: main([str(moved)]))
+    other = bench(trace, tmp_path, digests={"texts": "aa" * 32})
+    assert "holds other texts than those that were benched" in refused(lambda: main([str(other)]))
+    main([str(bench(trace, tmp_path, digests={"texts": text_digest(open_recording(trace))}))])
     (tmp_path / "other.json").write_text("[]")
     assert "is not a bench" in refused(lambda: main([str(tmp_path / "other.json")]))
     path = bench(trace, tmp_path)
