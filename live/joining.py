@@ -7,9 +7,12 @@ of a row comes from its own tokens. The rows of both then decode as one batch.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
 from live.decode import PER_ROW, SpeculativeDecoder
 from policies.contract import Policy, State
+from policies.order import NONE
 
 
 def beside(decoder: SpeculativeDecoder) -> SpeculativeDecoder:
@@ -58,5 +61,11 @@ def joined_states(policy: Policy, parts: list[tuple[State, int]]) -> State:
     for name in lasting:
         values = [state[name] for state, _ in parts]
         by_row = all(value.shape[:1] == (count,) for value, (_, count) in zip(values, parts, strict=True))
-        joined[name] = torch.cat(values) if by_row else first[name]
+        joined[name] = torch.cat(as_wide(values)) if by_row else first[name]
     return joined
+
+
+def as_wide(values: list[Tensor]) -> list[Tensor]:
+    """The same with -1 at the end of rows that hold less than others: what a row remembers may grow with its text."""
+    width = max(value.shape[-1] for value in values)
+    return [pad(value, (0, width - value.shape[-1]), value=NONE) if value.dim() > 1 else value for value in values]

@@ -83,7 +83,10 @@ def test_two_hundred_requests(pair64, prompts, name):
 
 
 @pytest.mark.parametrize("name", ["eagle3", "draft", "suffix", "suffix+eagle3"])
-@pytest.mark.parametrize("spec", ["eagle3(total_tokens=16, depth=5, top_k=8)", "gammatune", "ucbspec(arms=(1, 2, 4))"])
+@pytest.mark.parametrize(
+    "spec",
+    ["eagle3(total_tokens=16, depth=5, top_k=8)", "gammatune", "ucbspec(arms=(1, 2, 4))", "hf_confidence(threshold=0.05, few=2)"],
+)
 def test_joining_replays(pair64, tiny_recording: Path, name, spec):
     """Row by row: each text's cycles are those of its replay alone, at the steps that the simulator's schedule says."""
     recording, batch = open_recording(tiny_recording), 3

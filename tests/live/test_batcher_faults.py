@@ -83,7 +83,7 @@ def test_too_little_memory_makes_the_batch_smaller(pair64, prompts, told, monkey
     assert batcher.batch == 1
 
 
-@pytest.mark.parametrize("spec", [TREE, "gammatune", "hf_heuristic"])
+@pytest.mark.parametrize("spec", [TREE, "gammatune", "hf_heuristic", "hf_confidence"])
 @pytest.mark.parametrize("when", [4, 9, 14])
 def test_what_was_in_flight_goes_on_from_where_it_stood(pair64, prompts, told, monkeypatch, spec, when):
     """Memory that runs out in the middle: nothing is told twice, and no cycle is done twice but the one that failed."""

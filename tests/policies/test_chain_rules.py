@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from live.joining import joined_states
 from policies.acceptance import auc, calibration_lines, fit_weights, graded
 from policies.contract import Outcome
 from policies.drafting import draft
@@ -143,16 +144,23 @@ def test_the_refit_is_scikit_learns(pairs, miss_weight):
     assert float(refit(torch.tensor(score, dtype=torch.float64), torch.tensor(accepted), miss_weight)) == wanted
 
 
-def test_hf_confidence_keeps_the_threshold_and_forgets_the_pairs():
-    policy = load_policy("hf_confidence")
-    state = policy.init(1, torch.zeros(1)) | {"threshold": torch.tensor([-0.1]), "logprob": torch.ones(1, 8)}
-    state["accepted"] = state["logprob"] > 0
-    later = cycle_at([0], [5])
-    later = later.__class__(**{**later.__dict__, "number": torch.tensor([3])})
-    assert policy.begin(later, state)["logprob"].shape == (1, 8)
-    fresh_text = policy.begin(cycle_at([1], [0]), state)
-    assert fresh_text["logprob"].shape == fresh_text["accepted"].shape == (1, 0)
-    assert float(fresh_text["threshold"]) == pytest.approx(-0.1)
+def test_hf_confidence_learns_from_the_request_at_hand():
+    """A request that joins another starts at the given threshold, and each learns what it would learn alone."""
+    policy = load_policy("hf_confidence(threshold=0.3, few=3)")
+    logprob = torch.tensor([[0.0, -0.1, -0.5, -2.0], [0.0, -0.7, -0.2, -torch.inf]])
+    status = torch.tensor([[-1, 1, 1, 0], [-1, 1, 0, -1]], dtype=torch.int8)
+
+    def learned(state, rows):
+        return policy.observe(Outcome(None, None, status[rows], SimpleNamespace(logprob=logprob[rows]), None), None, state)
+
+    first = learned(policy.init(1, torch.zeros(1)), [0])
+    joined = joined_states(policy, [(first, 1), (policy.init(1, torch.ones(1)), 1)])
+    together = learned(joined, [0, 1])
+    alone = learned(first, [0])
+    assert together["threshold"].tolist() == [alone["threshold"].item(), math.log(0.3)]
+    assert together["threshold"][0] == -0.5 and torch.equal(together["logprob"][:1], alone["logprob"])
+    assert together["logprob"][1].tolist() == pytest.approx([-0.7, -0.2, -1, -1, -1, -1])
+    assert together["accepted"].tolist() == [[1, 1, 1, 1, 0, 0], [1, 0, -1, -1, -1, -1]]
 
 
 class GammaTune(Reference):
