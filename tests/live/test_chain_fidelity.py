@@ -17,7 +17,7 @@ RULES = (
 )
 LEARNERS = (
     "adaedl(start=0.1, step=0.2)",
-    "hf_heuristic(start=4)",
+    "hf_heuristic(start=4, threshold=0.05)",
     "hf_confidence(threshold=0.05)",
     "gammatune",
     "online_acceptance(refit=8, warm_up=1, threshold=0.2)",

@@ -61,7 +61,7 @@ SETTINGS: dict[str, list[str]] = {
     "svip": ["svip(threshold=2.5, most=5)", "svip(threshold=0)"],
     "adaedl": ["adaedl(gamma=0.01, start=0.3, step=0.5, most=5)", "adaedl(gamma=0.01, goal=0.2, step=0.5, most=3)"],
     "survival": ["survival", "survival(threshold=0.6, most=4)"],
-    "hf_heuristic": ["hf_heuristic(start=2, most=6)"],
+    "hf_heuristic": ["hf_heuristic(start=2, most=6)", "hf_heuristic(start=4, threshold=0, most=6)"],
     "hf_confidence": ["hf_confidence(most=4)", "hf_confidence(threshold=0.9, few=2, miss_weight=1, most=5)"],
     "gammatune": ["gammatune", "gammatune(start=1, smoothing=0.7, widen=1, most=4)"],
     "specdec_pp": ["specdec_pp(weights_=(0.5, 0.6, -0.01, -0.2))", "specdec_pp(threshold=0.7, most=4, weights_=(1, 0.3, 0, 0))"],

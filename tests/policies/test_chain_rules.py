@@ -85,18 +85,20 @@ def test_survival():
 class Heuristic(Reference):
     most = 7
 
-    def __init__(self):
-        self.length = 3
+    def __init__(self, threshold):
+        self.length, self.threshold = 3, threshold
 
     def goes_on(self, chain):
-        return len(chain) < self.length
+        return not chain or (len(chain) < self.length and math.exp(chain.logprob[-1]) >= self.threshold)
 
     def learn(self, chain, kept, accepted, rejected):
         self.length = max(1, self.length - 1) if rejected else self.length + 2
 
 
-def test_hf_heuristic():
-    assert check(load_policy("hf_heuristic(start=3, most=7)"), Heuristic) >= 4
+@pytest.mark.parametrize("given, threshold", [("", 0.4), (", threshold=0.6", 0.6), (", threshold=0", 0.0)])
+def test_hf_heuristic(given, threshold):
+    """The token that falls below the threshold is verified, and a success is one of the chain that it cut short."""
+    assert check(load_policy(f"hf_heuristic(start=3, most=7{given})"), lambda: Heuristic(threshold)) >= 4
 
 
 @settings(max_examples=25, deadline=None)

@@ -281,6 +281,7 @@ def test_online_acceptance():
         ("gammatune(start=11)", "start must lie between"),
         ("specdec_pp(weights_=(1.0,))", "weights_ must be 4 numbers"),
         ("hf_heuristic(start=0)", "start must be 1 or more"),
+        ("hf_heuristic(threshold=-0.1)", "threshold must lie between"),
     ],
 )
 def test_bad_parameters(spec, told):
