@@ -1,9 +1,11 @@
 """vLLM's online acceptance estimator, and a chain that is verified as far as it says.
 
-``OnlineAcceptanceEstimator`` of vLLM (https://github.com/vllm-project/vllm/pull/52228): the chance that the token at depth
-k is taken is a logistic function of the draft's log-odds for its most probable token, with one slope for all depths and
+``OnlineAcceptanceEstimator`` of vLLM (https://github.com/vllm-project/vllm/pull/52228, as merged): the chance that the token at
+depth k is taken is a logistic function of the draft's log-odds for its most probable token, with one slope for all depths and
 an intercept for each. Every ``refit`` cycles one damped Newton step on what was verified since. Nothing is stored but
-sums.
+sums. The first cycle already trusts the estimate, with the slope and the intercepts that it starts from; earlier commits of the
+pull request verified everything until three refits were done (nearest: ``warm_up=3, slope=0, intercept=1.5``). vLLM's log-odds
+are of the distribution behind the temperature, ours of the recorded one, which is raw.
 """
 
 from __future__ import annotations
@@ -24,15 +26,15 @@ class OnlineAcceptance(StoppingChain):
     """A top-1 chain of the tokens whose estimated survival is at least a threshold, the estimate learned while serving.
 
     ``slope`` and ``intercept`` are where the estimate starts; ``damping`` is how many observations move a parameter by
-    half a Newton step; ``ridge`` keeps it finite. Until ``warm_up`` refits are done, all ``most`` tokens are drafted and
-    verified. vLLM spends a budget on the estimates; the threshold on the survival stands in for it, and is ours.
+    half a Newton step; ``ridge`` keeps it finite; all vLLM's. Until ``warm_up`` refits are done, all ``most`` tokens are
+    drafted and verified. vLLM spends a budget on the estimates; the threshold on the survival stands in for it, and is ours.
     """
 
     threshold: float = 0.3
     slope: float = 0.5
     intercept: float = -0.2
     refit: int = 100
-    warm_up: int = 3
+    warm_up: int = 0
     damping: float = 50.0
     ridge: float = 1e-3
     most: int = 8

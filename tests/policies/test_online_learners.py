@@ -222,8 +222,8 @@ class Estimator(Reference):
 
     most = 4
 
-    def __init__(self):
-        self.slope, self.intercept, self.seen, self.cycles = 0.5, np.full(4, -0.2), [], 0
+    def __init__(self, warm_up=0):
+        self.slope, self.intercept, self.seen, self.cycles, self.warm_up = 0.5, np.full(4, -0.2), [], 0, warm_up
 
     def survival(self, chain):
         product = 1.0
@@ -237,7 +237,7 @@ class Estimator(Reference):
         return math.log(q / (1 - q)) if logprob < 0 else 40.0
 
     def goes_on(self, chain):
-        return self.cycles < 4 or self.survival(chain) >= 0.3
+        return self.cycles < self.warm_up or self.survival(chain) >= 0.3
 
     def keeps(self, chain):
         return len(chain) if self.goes_on(chain) else len(chain) - 1
@@ -260,8 +260,10 @@ class Estimator(Reference):
         self.slope, self.intercept, self.seen = self.slope + step, self.intercept + shift * count / (count + 50), []
 
 
-def test_online_acceptance():
-    assert check(load_policy("online_acceptance(refit=4, warm_up=1, most=4)"), Estimator) >= 3
+@pytest.mark.parametrize("given, warm_up", [("", 0), (", warm_up=1", 4)])
+def test_online_acceptance(given, warm_up):
+    """By default the estimate is used from the first cycle on."""
+    assert check(load_policy(f"online_acceptance(refit=4, most=4{given})"), lambda: Estimator(warm_up)) >= 3
 
 
 @pytest.mark.parametrize(
