@@ -5,7 +5,8 @@ DSpark (https://arxiv.org/abs/2607.05147) and vLLM's ``enable_adaptive_verificat
 estimated survival, the product of acceptance estimates up to it; the n likeliest of all requests are verified, for the n
 with the most expected tokens per millisecond. Estimates are vLLM's for drafts without a confidence head, learned while
 serving (policies/online_acceptance.py). DSpark stops at the first n that is no improvement, since its drafts are sampled;
-ours are not, so the best n of all is taken, as in vLLM.
+ours are not, so the best n of all is taken, as in vLLM. Ours is the better informed: vLLM chooses n by the estimates of the step
+before (1 for new requests), so as not to wait for the GPU, and only which tokens they are by the current ones; here both are.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from policies.tree import DraftTree
 class AdaptiveVerification(Policy):
     """Chains of ``most`` tokens, of which the batch verifies as many of the likeliest as maximise tokens over time.
 
-    ``slope`` to ``warm_up`` are those of `online_acceptance`; until its estimate is warm everything is verified. A step
-    pays for the tokens there are, packed (``--ragged sum``).
+    ``slope`` to ``ridge`` are those of `online_acceptance`: by default the first cycle already trusts the estimate; until
+    ``warm_up`` refits are done everything is verified. A step pays for the tokens there are, packed (``--ragged sum``).
     """
 
     most: int = 8
     slope: float = 0.5
     intercept: float = -0.2
     refit: int = 100
-    warm_up: int = 3
+    warm_up: int = 0
     damping: float = 50.0
     ridge: float = 1e-3
 

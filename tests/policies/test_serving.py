@@ -237,8 +237,8 @@ def test_d_cut():
 class Adaptive(Cut):
     """With the estimate of `test_online_learners`, learned from all requests of the batch."""
 
-    def __init__(self):
-        self.estimate = Estimator()
+    def __init__(self, warm_up):
+        self.estimate = Estimator(warm_up)
 
     def scores(self, request):
         return [self.estimate.survival(Drafted(request.logprob[: k + 1])) for k in range(len(request.logprob))]
@@ -247,7 +247,7 @@ class Adaptive(Cut):
         return range(slots + 1)
 
     def cut(self, batch):
-        if self.estimate.cycles < 4:
+        if self.estimate.cycles < self.estimate.warm_up:
             return ServingReference.cut(self, batch)
         return super().cut(batch)
 
@@ -260,8 +260,10 @@ class Adaptive(Cut):
         self.estimate.learn(Drafted(), 0, 0, False)
 
 
-def test_adaptive_verification():
-    assert check(load_policy("adaptive_verification(refit=4, warm_up=1, most=4)"), Adaptive) >= 4
+@pytest.mark.parametrize("given, warm_up", [("", 0), (", warm_up=1", 4)])
+def test_adaptive_verification(given, warm_up):
+    """By default it cuts from the first cycle on."""
+    assert check(load_policy(f"adaptive_verification(refit=4, most=4{given})"), lambda: Adaptive(warm_up)) >= 4
 
 
 @pytest.mark.parametrize("rows", [1, 3])
