@@ -4,6 +4,10 @@ Huang, Guo and Wang 2024, "SpecDec++: Boosting Speculative Decoding via Adaptive
 (https://arxiv.org/abs/2405.19715), section 4: the best stopping rule is such a threshold. There a head trained on the
 draft's hidden states estimates acceptance; here a calibrated estimate from the draft's distribution takes its place
 (policies/acceptance.py), fitted by ``sim.fit``.
+
+All tokens drafted so far count, as in the paper, which asks whether at least one of them will be rejected. The released code
+(specdec_pp/hf_generation.py) decides without the newest one: the head reads a token's own hidden state, which there is only when
+the draft runs on that token, one forward later. Under the same threshold its chains are up to a token longer than ours.
 """
 
 from __future__ import annotations
