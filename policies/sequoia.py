@@ -4,6 +4,9 @@ Chen et al. 2024, "Sequoia: Scalable, Robust, and Hardware-aware Speculative Dec
 (https://arxiv.org/abs/2402.12374): its dynamic programme, and size and depth by hardware, as read in the released code. r_b is
 the probability that the child of rank b is the accepted one, given that its parent is; measured, as by the authors'
 `test_accept.py`, on the children of the root alone, here at every position of the training texts.
+
+A tree of L levels below the root pays here for the L draft forwards that it takes. The authors' `tree_search.py` counts the root
+as a level: that tree pays for L + 1, plain decoding for one, and their ``max_depth`` of 10 is 9 levels below the root.
 """
 
 from __future__ import annotations
@@ -32,8 +35,8 @@ class Sequoia(Policy):
 
     ``total_tokens`` counts the root, ``depth`` counts levels below it, ``branches`` is the most children of a node.
     Where fitting knows a cost model, total_tokens and depth are upper limits, and the tree is the one with the least
-    ms per expected token. Published: 128 tokens (A100), depth up to 10, up to 16 branches; the defaults here fit into
-    the default recording.
+    ms per expected token. Published: 128 tokens (A100), up to 9 levels, up to 16 branches; the defaults here fit into the
+    default recording.
 
     Learned: ``acceptance_``, the vector r, and ``tree_``, paths of child ranks (none: plain decoding).
     """
