@@ -2,7 +2,9 @@
 
 Hou et al. 2025, "BanditSpec: Adaptive Speculative Decoding via Bandit Algorithms" (https://arxiv.org/abs/2505.15141),
 UCBSpec: an upper confidence bound on the tokens a setting emits per cycle, which minimises the number of cycles of a
-request. The authors' code rewards throughput instead (``gain="speed"``, with the cost model's time).
+request. The authors' code (generate_utils.py) rewards throughput instead (``gain="speed"``, with the cost model's time), and adds
+the same to every arm: sqrt(6.0 log t / plays of all arms together), which decides nothing. Once each arm was tried, twice but for
+the last, it plays the best mean so far; ``gain="speed", exploration=0`` comes closest to it.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ class UcbSpec(Policy):
 
     Each request learns afresh. The default arms are those of the authors' code. The bound of an arm that was played n
     times of t is mean + L / 2 * sqrt((1 + n) / n**2 * (1 + 2 log(K t**2 sqrt(1 + n) / delta))), L being the deepest arm's
-    depth; ``exploration`` scales what is added to the mean; it and ``delta`` have
-    no published value that we know of.
+    depth; ``exploration`` scales what is added to the mean. We know of no published value of ``delta``; the 6.0 of the
+    authors' code is of another bound.
     """
 
     arms: tuple = (1, 2, 3, 4)
