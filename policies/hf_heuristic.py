@@ -29,17 +29,18 @@ class HfHeuristic(StoppingChain):
     """A top-1 chain whose length grows by 2 when the target takes all of it, and shrinks by 1 (not below 1) otherwise.
 
     ``start`` is transformers' default ``num_assistant_tokens``, and ``threshold`` its default least draft probability behind
-    which to go on (0 = off). transformers knows no longest chain; ``most`` is the one that SVIP's comparison
-    (https://arxiv.org/abs/2411.18462, released code) sets. It limits what is drafted, not the counter.
+    which to go on (0 = off). transformers knows no longest chain; ``most`` limits what is drafted, not the counter, to what a
+    recording holds (traces/cover.py). SVIP's comparison (https://arxiv.org/abs/2411.18462, released code) sets 40.
     """
 
     start: int = 20
     grow: int = 2
     shrink: int = 1
     threshold: float = 0.4
-    most: int = 40
+    most: int = 24
 
     scope = "stream"
+    published = "hf_heuristic(most=40)"
 
     def __post_init__(self):
         for name, least in {"start": 1, "grow": 0, "shrink": 0, "most": 1}.items():
