@@ -272,7 +272,8 @@ def _transformers(shape: Shape, eagle: bool, models: tuple[str, str], tiers: dic
         "assistant_confidence_threshold": 0.0,
     }
     words = ", ".join(f"{key}={value!r}" for key, value in export.options.items())
-    export.command = f"model.generate(**inputs, assistant_model=assistant, **dict({words}))  # assistant: {models[1]}"
+    settings = f"assistant.generation_config.update({words})"  # generate reads them there, not from its own arguments
+    export.command = f"{settings}; model.generate(**inputs, assistant_model=assistant)  # assistant: {models[1]}"
     return export
 
 
