@@ -66,6 +66,10 @@ def main(arguments: list[str] | None = None) -> None:
         given = getattr(args, name[2:].replace("-", "_"))
         if given < value:
             raise UserError(f"{name} must be {value} or more, not {given}")
+    if args.overwrite and args.resume:
+        raise UserError("--overwrite deletes what --resume goes on with: take --resume to keep what is recorded, or --overwrite")
+    if args.policy and not args.fill:
+        raise UserError("--policy belongs to --fill TRACE: what a new recording is to cover is named by --cover")
     if args.fill:
         from traces.fill import fill
         from traces.share import share_of
@@ -74,6 +78,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError("--fill works alone: leave --shard and torchrun out")
         if not args.policy:
             raise UserError("--fill needs to know for whom: add --policy NAME")
+        if ignored := [name for name in ("out", "overwrite", "dry_run") if getattr(args, name)]:
+            option = ignored[0].replace("_", "-")
+            raise UserError(f"--fill adds to {args.fill} in place: leave out --{option} (a copy can be filled as well)")
         fill(Path(args.fill), args.policy, args.device, args.positions)
         return
     if not args.out and not args.dry_run:
@@ -93,8 +100,8 @@ def record(args: argparse.Namespace) -> None:
 
     share = share_of(args.shard)
     temperatures = args.temperature or [0.0]
-    if twice := next((t for t in temperatures if temperatures.count(t) > 1), None):
-        raise UserError(f"--temperature {twice:g} was given twice: give each once")
+    if twice := [t for t in temperatures if temperatures.count(t) > 1]:
+        raise UserError(f"--temperature {twice[0]:g} was given twice: give each once")
     samplings = [sampling_of(args, temperature) for temperature in temperatures]
     prompts = load_prompts(args.prompts or sample_specs(), limit=args.limit, seed=args.prompt_seed)
     prompts = prompts if args.system is None else with_system(prompts, args.system)
@@ -255,5 +262,13 @@ def split(seconds: dict[str, float]) -> str:
     return f"time spent: {parts}"
 
 
+def how_to_go_on(arguments: list[str]) -> str:
+    """What is said behind an interrupt, which leaves whole shards: the words of the command that goes on from there."""
+    args = parser().parse_args(arguments)
+    if args.fill:
+        return "What is filled is safe; give the same command again."
+    return f"What is finished is safe; go on with the same command and --resume{' in place of --overwrite' * args.overwrite}."
+
+
 if __name__ == "__main__":
-    run_command(main, "What is finished is safe; go on with the same command and --resume.")
+    run_command(main, how_to_go_on(sys.argv[1:]))

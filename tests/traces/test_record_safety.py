@@ -15,7 +15,7 @@ import torch
 
 from policies.errors import run_command
 from tests.tiny_pair import TinyPair, train_tokenizer
-from traces.record import main
+from traces.record import how_to_go_on, main
 from traces.recording import open_recording
 from traces.shard import ShardRecorder
 
@@ -156,6 +156,16 @@ def test_ctrl_c_in_a_terminal(quick, tiny_pair, tmp_path):
     assert files(out) == files(quick)
 
 
+def test_the_command_that_goes_on(tiny_pair, quick, tmp_path, refused):
+    """It is not the same for a recording that was to replace another, which would be deleted again, nor for a fill."""
+    assert how_to_go_on(["--out", "x"]).endswith("the same command and --resume.")
+    assert how_to_go_on(["--out", "x", "--overwrite"]).endswith("the same command and --resume in place of --overwrite.")
+    assert "--resume" not in how_to_go_on(["--fill", "x", "--policy", "chain"])
+    out = shutil.copytree(quick, tmp_path / "trace")
+    assert "take --resume to keep" in refused(lambda: main(tiny_pair.record(out, *QUICK, "--overwrite", "--resume")))
+    assert files(out) == files(quick)
+
+
 def test_resume_of_a_whole_recording_changes_nothing(quick, tiny_pair, tmp_path):
     out = shutil.copytree(quick, tmp_path / "trace")
     main(tiny_pair.record(out, *QUICK, "--resume"))
@@ -249,6 +259,8 @@ def test_prompts_that_cannot_be_recorded(tiny_pair, tmp_path, refused):
         (["--positions", "0"], "--positions must be 1 or more"),
         (["--top-m", "1"], "--top-m must be 2 or more"),
         (["--fill", "nowhere"], "--policy"),
+        (["--fill", "nowhere", "--policy", "chain"], "leave out --out"),
+        (["--policy", "chain"], "named by --cover"),
     ],
 )
 def test_options_that_make_no_sense(tiny_pair, tmp_path, refused, options, cure):

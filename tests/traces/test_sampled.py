@@ -142,6 +142,7 @@ def test_inspect_shows_the_groups(tiny_sampled, capsys):
         (["--temperature", "-1"], "--temperature must be 0 or more"),
         (["--temperature", "nan"], "--temperature must be 0 or more"),
         (["--temperature", "1", "--temperature", "1.0"], "--temperature 1 was given twice"),
+        (["--temperature", "0", "--temperature", "0"], "--temperature 0 was given twice"),
         (["--top-p", "0"], "--top-p must be above 0"),
         (["--top-k", "-2"], "--top-k must be 0"),
         (["--repetition-penalty", "0"], "--repetition-penalty must be above 0"),
