@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,8 +12,10 @@ import pytest
 
 from benchmarks.recording_memory import sizes
 from traces import inspect
+from traces.manifest import finished
 from traces.record import split
 from traces.schema import CACHE
+from traces.store import RecordingWriter
 
 
 @pytest.fixture(autouse=True)
@@ -56,9 +59,21 @@ def test_damage_is_named_and_is_the_exit_status(recording, capsys):
     assert "3.21" not in text
 
 
-def test_an_unfinished_recording(fake, tmp_path, capsys):
-    from traces.store import RecordingWriter
+def test_no_tau_of_a_tree_that_is_not_covered(tiny_recording, tmp_path, monkeypatch, capsys):
+    """Beams that lack the expansions off the true path leave more room to those on it."""
+    monkeypatch.undo()
+    assert list(inspect.tau_at_a_glance(tiny_recording)) == ["story", "math", "mean"]
+    part = shutil.copytree(tiny_recording, tmp_path / "part", ignore=shutil.ignore_patterns(CACHE))
+    writer = RecordingWriter.reopen(part)
+    for plan in finished(writer.manifest):
+        nodes = writer.read_nodes(plan.index)
+        writer.rewrite_nodes(plan.index, {name: values[nodes["node"] == 0] for name, values in nodes.items()})
+    assert inspect.main([str(part)]) == 0
+    told = capsys.readouterr().out
+    assert "no tau: " in told and f"traces.record --fill {part} --policy eagle3" in told and "tau: EAGLE" not in told
 
+
+def test_an_unfinished_recording(fake, tmp_path, capsys):
     RecordingWriter.create(tmp_path, fake.FIELDS, fake.PLAN)
     assert inspect.main([str(tmp_path)]) == 0
     assert "0 of 3 finished" in capsys.readouterr().out
