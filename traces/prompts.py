@@ -29,6 +29,9 @@ from policies.errors import UserError
 SAMPLES = Path(__file__).parent / "samples" / "prompts"
 """Held-out prompts of the reference pair, one file per domain."""
 
+MEAN = "mean"
+"""No domain's name: results have a row of that name, the mean over domains."""
+
 _SAMPLE_DOMAINS = ("math", "code", "chat", "dialogue", "story")
 _NAMED = re.compile(r"^([\w.+-]+)=(.+)$", re.DOTALL)
 _OPENERS = {".xz": lzma.open, ".gz": gzip.open}
@@ -105,6 +108,8 @@ def load_prompts(specs: Sequence[str], limit: int | None = None, seed: int | Non
         named = _NAMED.match(spec)
         path = Path(named[2] if named else spec)
         domain = named[1] if named else path.name.split(".")[0]
+        if domain == MEAN:
+            raise UserError(f"no domain can be called '{MEAN}', the name of the mean over domains: put another in front of {path}")
         domains.setdefault(domain, []).extend(_load_file(path, domain))
     return [prompt for prompts in domains.values() for prompt in _draw(_unique(prompts), limit, seed)]
 

@@ -107,6 +107,9 @@ def test_bad_files(tmp_path):
         load_prompts([str(tmp_path / "latin.txt")])
     with pytest.raises(UserError, match="cannot be read"):
         load_prompts([str(tmp_path)])
+    for spec in (f"mean={tmp_path / 'latin.txt'}", str(tmp_path / "mean.jsonl")):
+        with pytest.raises(UserError, match="no domain can be called 'mean'"):
+            load_prompts([spec])
     with pytest.raises(UserError, match="no prompts given"):
         load_prompts([])
     path = write(tmp_path / "twice.jsonl", {"id": 1, "prompt": "a"}, {"id": 1, "prompt": "b"})
