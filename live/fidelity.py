@@ -82,7 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
     from traces.costs import load_profile
     from traces.recording import open_recording
 
-    check_counts(("--jobs", args.jobs))
+    check_counts(("--jobs", args.jobs), ("--cycles", args.cycles))
+    if args.witness < 0:
+        raise UserError(f"--witness must be 0 (none) or more, not {args.witness}")
     if args.profile:
         load_profile(args.profile)
     specs = args.policy or shipped(FOUNDATION)

@@ -56,6 +56,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     out = Path(args.out)
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: name a file with --out")
     if out.exists() and not args.overwrite:
         raise UserError(f"{out} already exists: replace it by --overwrite, or name another file with --out")
     if not out.parent.is_dir():
@@ -64,6 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
     batches = _points("batches", args.batches)
     if args.repeats < 1:
         raise UserError(f"--repeats must be 1 or more, not {args.repeats}")
+    if args.seconds is not None and not args.seconds > 0:
+        raise UserError(f"--seconds must be above 0, not {args.seconds:g}")
 
     from live.pair import load_pair
     from traces.campaign import Shapes

@@ -338,6 +338,9 @@ def test_what_cannot_be_compared(tiny_recording, tmp_path, refused):
     assert "no drafter 'nobody'" in refused(lambda: main([str(tiny_recording), "--drafter", "nobody"]))
     assert "unknown policy" in refused(lambda: main([str(tiny_recording), "--policy", "chian"]))
     refused(lambda: main([str(tmp_path / "nowhere")]))
+    for option, least in (("--cycles", "1"), ("--witness", "0"), ("--jobs", "1")):  # nothing compared would read as fidelity
+        assert f"{option} must be {least}" in refused(lambda o=option: main([str(tiny_recording), o, "-1"]))
+    assert "--cycles must be 1" in refused(lambda: main([str(tiny_recording), "--cycles", "0"]))
     other = shutil.copytree(tiny_recording, tmp_path / "other")
     about = json.loads((other / "manifest.json").read_text())
     about["drafters"][1]["weights_sha256"] = "0" * 64

@@ -108,6 +108,8 @@ def test_a_context_that_does_not_fit(pair: Pair):
         (["--out", "p.json", "--tokens", "4"], "needs two different numbers"),
         (["--out", "p.json", "--widths", "0", "4"], "--widths must be 1 or more"),
         (["--out", "p.json", "--contexts", "8"], "--contexts must be 16 or more"),
+        (["--out", ".", "--overwrite"], "is a folder: name a file"),
+        (["--out", "p.json", "--seconds", "-1"], "--seconds must be above 0, not -1"),
         (["--out", "p.json", "--repeats", "0"], "--repeats must be 1 or more"),
         (["--out", "p.json", "--target", "./nowhere", "--draft", "x"], "no model folder"),
     ],
