@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--temperature", type=float, help="which of the recording's texts (default: its lowest temperature)")
     parse.add_argument("--texts", type=int, default=1, help="texts per domain to decode live (default 1)")
     parse.add_argument("--rounds", type=int, default=1, help="times that each text is decoded by each policy (default 1)")
-    parse.add_argument("--batch", type=int, default=0, metavar="N", help="measure throughput at N requests at a time")
+    parse.add_argument("--batch", type=int, metavar="N", help="measure throughput at N requests at a time")
     parse.add_argument("--breakdown", action="store_true", help="print where the time of a cycle goes (decodes once more)")
     parse.add_argument("--device", default="cpu")
     parse.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     check_writable(args.json, args.in_turns)
     check_apart(args.profile, args.in_turns, args.json)
-    check_counts(("--texts", args.texts), ("--rounds", args.rounds))
+    check_counts(("--texts", args.texts), ("--rounds", args.rounds), ("--batch", 1 if args.batch is None else args.batch))
     from live.fidelity import check_same_models, shipped
     from live.pair import load_pair
     from sim.finding import text_digest
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     for option in ("breakdown", "in_turns"):
         if args.batch and getattr(args, option):
             raise UserError(f"--{option.replace('_', '-')} looks at one request at a time: leave out --batch")
-    if args.batch and not 1 <= args.batch <= len(texts):
+    if args.batch and args.batch > len(texts):
         raise UserError(f"a batch of {args.batch} does not fit the {len(texts)} texts to decode: raise --texts, or lower --batch")
     predicted = [] if args.batch else [predict(recording, policy, drafter, cost, members) for policy in policies]
     pair = load_pair(about["target"]["id"], [entry["id"] for entry in about["drafters"]], about["dtype"], args.device)

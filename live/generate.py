@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from live.options import add_sampling_options, sampling_of
@@ -27,7 +27,9 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--chat", action="store_true", help="go on with turns read line by line from standard input")
     parse.add_argument("--show", action="store_true", help="per cycle, what was drafted and which nodes were accepted")
     parse.add_argument("--target", default="reference", help="hub id or folder of the target (default: the shipped one)")
-    parse.add_argument("--draft", help="hub id or folder, training-free: suffix, or suffix+ID (default: the shipped EAGLE-3 head)")
+    parse.add_argument(
+        "--draft", action="append", help="hub id or folder, training-free: suffix, or suffix+ID (default: the shipped EAGLE-3 head)"
+    )
     parse.add_argument("--policy", default="eagle3(total_tokens=16, depth=5, top_k=8)", help="name, JSON file or file.py:Class")
     parse.add_argument("--max-new-tokens", type=int, default=128)
     add_sampling_options(parse)
@@ -43,11 +45,13 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError("nothing to answer: give a prompt, or --chat")
     if args.prompt == "-" and args.chat:
         raise UserError("--chat reads its turns from standard input: give the first one as a prompt, or leave '-' out")
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt = as_text(sys.stdin.read) if args.prompt == "-" else as_text(lambda: args.prompt)
     if prompt is not None and not prompt.strip():
         raise UserError("the prompt is empty: say something")
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be 1 or more, not {args.max_new_tokens}")
+    if len(args.draft or []) > 1:
+        raise UserError("one drafter drafts an answer: give --draft once")
     sampling = sampling_of(args, args.temperature)
     from policies.registry import load_policy
 
@@ -58,19 +62,22 @@ def main(arguments: list[str] | None = None) -> None:
     from policies.lookup.name import DrafterName
     from policies.lookup.rule import load_rule
 
-    draft = args.draft or ("reference/eagle3" if args.target == "reference" else None)
+    draft = args.draft[0] if args.draft else "reference/eagle3" if args.target == "reference" else None
     asked = DrafterName(None, None) if draft is None else asked_of(draft)
     if asked.rule is not None:
         load_rule(asked.rule)  # before the target: loading it may take minutes
     alone = asked.rule is not None and asked.network is None
+    profile = None
+    if args.profile:
+        from traces.costs import check_profile, load_profile
+
+        profile = load_profile(args.profile)
     pair = load_pair(args.target, None if alone else [asked.network] if asked.network else [], args.dtype, args.device)
     name = str(asked._replace(network=next(iter(pair.networks), None)))
     drafts = pair.draft(name)
-    cost = None
-    if args.profile:
-        from traces.costs import load_profile
-
-        cost = load_profile(args.profile).cost(name)
+    if profile:
+        check_profile(profile, pair.description, "the one to run is")
+    cost = profile and profile.cost(name)
     decoder = SpeculativeDecoder(pair.target(drafter=drafts), drafts, policy, pair.end_tokens, cost, pair.context_limit)
     messages: list[dict[str, str]] = []
     for said in turns(prompt, args.chat):
@@ -80,6 +87,18 @@ def main(arguments: list[str] | None = None) -> None:
         messages.append({"role": "assistant", "content": text})
 
 
+def as_text(read: Callable[[], str]) -> str:
+    """What ``read`` gives. Raises UserError when that is no text: Python lets bytes that are none pass as lone surrogates where
+    the locale is C, which no tokenizer takes."""
+    try:
+        text = read()
+        if text is not None:
+            text.encode()
+    except UnicodeError:
+        raise UserError("the prompt is not UTF-8 text: convert it") from None
+    return text
+
+
 def turns(first: str | None, chat: bool) -> Iterator[str]:
     """What the user says: the prompt, then in a chat every line of standard input that is not empty."""
     if first is not None:
@@ -87,7 +106,7 @@ def turns(first: str | None, chat: bool) -> Iterator[str]:
     while chat:
         if sys.stdin.isatty():
             print("> ", end="", flush=True, file=sys.stderr)
-        line = sys.stdin.readline()
+        line = as_text(sys.stdin.readline)
         if not line:
             return
         if line.strip():
@@ -106,20 +125,24 @@ def answer(
     from live.faults import naming_lack_of_memory
 
     printer = _Printer(tokenizer)
+    first: list[int] = []  # held back until a cycle has shown that the policy lacks nothing
     view: list[str] = []
 
     def step(step: LiveStep) -> None:
-        printer.put(step.tokens[0, : int(step.gained[0])].tolist())
+        printer.put(first + step.tokens[0, : int(step.gained[0])].tolist())
+        first.clear()
         if show:
             view.append(drawn(step, tokenizer))
 
     try:
         with naming_lack_of_memory(len(ids)):
             done = decoder.generate(
-                [ids], max_new_tokens, on_first=lambda first: printer.put(first.tolist()), on_step=step, sampling=sampling
+                [ids], max_new_tokens, on_first=lambda token: first.extend(token.tolist()), on_step=step, sampling=sampling
             )
+        printer.put(first)
     finally:  # after an interrupt, too, what was generated stands on its own lines
-        print()
+        if printer.tokens:
+            print()
     if view:
         print("\n" + "\n".join(view), file=sys.stderr)
     if done.failed:
@@ -131,6 +154,8 @@ def answer(
             f"{done.decode_ms / count:.2f} ms per token behind {done.prefill_ms:.0f} ms of prefill",
             file=sys.stderr,
         )
+    if count + 1 < max_new_tokens and len(ids) + count >= decoder.context_limit:
+        print(f"the context of {decoder.context_limit:,} tokens is full: the text stops there", file=sys.stderr)
     if done.draft_error:
         print(f"the draft crashed ({done.draft_error}): {done.plain} cycles were decoded plainly", file=sys.stderr)
     return printer.shown

@@ -206,11 +206,12 @@ def load_profile(path: str | Path) -> Profile:
     return Profile(content, f"the profile {path}")
 
 
-def check_profile(profile: Profile, manifest: Mapping[str, Any]) -> None:
+def check_profile(profile: Profile, manifest: Mapping[str, Any], other: str = "the recording was made with") -> None:
     """Make sure that the profile was measured on the models of a recording (its manifest); what has no hash passes.
 
     An analytic profile was made from a shape: it fits every target of that size (parameters within 2%).
 
+    :param other: what an error says of the models that ``manifest`` describes, in front of their name.
     :raises UserError: naming both models, when their weights or sizes differ.
     """
     shape, recorded = profile.content.get("target", {}), manifest.get("target", {})
@@ -219,8 +220,8 @@ def check_profile(profile: Profile, manifest: Mapping[str, Any]) -> None:
         if b is None or abs(a - b) > 0.02 * b:
             size = "unknown size" if b is None else f"{b / 1e9:.3g} billion"
             raise UserError(
-                f"{profile.source} is of {shape.get('id', '?')} ({a / 1e9:.3g} billion parameters), the recording was made "
-                f"with {recorded.get('id', '?')} ({size}): make one with python -m traces.analytic --model"
+                f"{profile.source} is of {shape.get('id', '?')} ({a / 1e9:.3g} billion parameters), {other} "
+                f"{recorded.get('id', '?')} ({size}): make one with python -m traces.analytic --model"
             )
     ours = {drafter["name"]: drafter for drafter in profile.content.get("drafters", ())}
     pairs = [("target", profile.content.get("target", {}), manifest.get("target", {}))]
@@ -229,8 +230,8 @@ def check_profile(profile: Profile, manifest: Mapping[str, Any]) -> None:
         a, b = measured.get("weights_sha256"), recorded.get("weights_sha256")
         if a and b and a != b:
             raise UserError(
-                f"{profile.source} was measured with the {kind} {measured.get('id', '?')} (weights {a[:12]}), the "
-                f"recording was made with {recorded.get('id', '?')} (weights {b[:12]}): measure that pair with "
+                f"{profile.source} was measured with the {kind} {measured.get('id', '?')} (weights {a[:12]}), {other} "
+                f"{recorded.get('id', '?')} (weights {b[:12]}): measure that pair with "
                 "python -m traces.profile"
             )
 

@@ -40,8 +40,8 @@ def test_bench_in_batches(tiny_recording, tmp_path, capsys, refused):
     counts = {name: [one["tokens"] for one in rounds] for name, rounds in content["throughput"].items()}
     assert content["batch"] == 3 and len({tuple(own) for own in counts.values()}) == 1 and len(counts[SMALL]) == 2
     assert "leave out --batch" in refused(lambda: bench.main([str(tiny_recording), *options, "--breakdown"]))
-    for batch in ("5", "-1"):
-        assert "does not fit the 4 texts" in refused(lambda b=batch: bench.main([str(tiny_recording), *options, "--batch", b]))
+    for batch, told in {"5": "does not fit the 4 texts", "-1": "must be 1 or more", "0": "--batch must be 1 or more"}.items():
+        assert told in refused(lambda b=batch: bench.main([str(tiny_recording), *options, "--batch", b]))
 
 
 def test_predictions_in_batches_are_made_under_one_schedule(tiny_recording, tmp_path, capsys):

@@ -13,6 +13,7 @@ import torch
 from benchmarks import batch_throughput, live_speed, lossless
 from live import bench, fidelity, generate
 from live.pair import encode_prompt
+from policies.errors import UserError
 from policies.registry import load_policy
 from tests.sim.many_texts import content as priced
 from traces import record
@@ -79,8 +80,8 @@ def test_generate_one_token(tiny_pair, capsys):
         (["--policy", "nowhere.json"], "nowhere.json"),
         (["--max-new-tokens", "0"], "--max-new-tokens"),
         (["--dtype", "int8"], "float64"),
-        (["--draft", "./nowhere"], "there is no model folder"),
         (["--profile", "nowhere.json"], "nowhere.json"),
+        (["--draft", "another"], "give --draft once"),
     ],
 )
 def test_generate_refuses(tiny_pair, refused, options, cure):
@@ -90,7 +91,45 @@ def test_generate_refuses(tiny_pair, refused, options, cure):
 def test_generate_refuses_prompts(tiny_pair, refused):
     assert "prompt is empty" in refused(lambda: generate.main(asked(tiny_pair, prompt=" ")))
     assert "shorten it" in refused(lambda: generate.main(asked(tiny_pair, prompt="the cat sat on the mat " * 40)))
-    assert "--draft" in refused(lambda: generate.main(["the cat", "--target", tiny_pair.target]))
+    words = ["the cat", "--target", tiny_pair.target]
+    assert "--draft" in refused(lambda: generate.main(words))
+    assert "there is no model folder" in refused(lambda: generate.main([*words, "--draft", "./nowhere"]))
+
+
+def test_generate_takes_text_alone(tiny_pair, refused, monkeypatch):
+    """Bytes that are no UTF-8 come as lone surrogates where the locale is C, and as an error elsewhere."""
+    assert "not UTF-8 text: convert it" in refused(lambda: generate.main(asked(tiny_pair, prompt="h\udce9")))
+    for errors in ("surrogateescape", "strict"):
+        for words in (asked(tiny_pair, prompt="-"), asked(tiny_pair, "--chat")[1:]):
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"h\xe9\n"), "utf-8", errors=errors))
+            assert "not UTF-8 text: convert it" in refused(lambda w=words: generate.main(w))
+
+
+def test_generate_weighs_costs_of_its_own_models(tiny_pair, tmp_path, capsys, refused):
+    """A policy that needs a profile asks for it in front of the text; one of other models is none."""
+    words = ["--policy", "smartspec", "--max-new-tokens", "4"]
+    assert "pass --profile FILE" in refused(lambda: generate.main(asked(tiny_pair, *words)))
+    with pytest.raises(UserError):
+        generate.main(asked(tiny_pair, *words))
+    assert capsys.readouterr().out == ""
+    tables = {name: {"eagle3": priced()[name]["made-up"]} for name in ("draft", "catch_up")}
+    for target in ({}, {"id": "another", "weights_sha256": "aa" * 32}):
+        Profile(priced(**tables) | {"target": target}).save(tmp_path / "p.json")
+        command = asked(tiny_pair, *words, "--profile", str(tmp_path / "p.json"))
+        if target:
+            assert "another (weights aaaaaaaaaaaa), the one to run is " in refused(lambda c=command: generate.main(c))
+        else:
+            generate.main(command)
+            assert capsys.readouterr().out
+
+
+def test_generate_says_that_the_context_is_full(tiny_pair, capsys):
+    """None of these texts ends by itself."""
+    told = []
+    for limit in ("2000", "20"):
+        generate.main(["the cat", "--target", tiny_pair.target, "--draft", "suffix", "--max-new-tokens", limit])
+        told.append("the context of 256 tokens is full" in capsys.readouterr().err)
+    assert told == [True, False]
 
 
 @pytest.mark.parametrize("measured, warned", [(10.0, False), (10.9, False), (9.1, False), (11.2, True), (7.0, True)])
