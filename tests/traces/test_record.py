@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,6 +138,22 @@ def test_the_manifest_says_what_is_needed_to_trust_it(tiny_recording, tiny_pair,
     for name, entry in about["shards"].items():
         content = (tiny_recording / name).read_bytes()
         assert (entry["sha256"], entry["bytes"]) == (hashlib.sha256(content).hexdigest(), len(content))
+
+
+def test_the_format_page_has_every_key(tiny_recording):
+    """Both ways: what a recording holds stands on the page, and what the page says is there."""
+    about = json.loads((tiny_recording / "manifest.json").read_text())
+    page = (Path(__file__).parents[2] / "traces" / "README.md").read_text().split("## manifest.json")[1].split("## ")[0]
+    always, sometimes = ({}, {})
+    for part, table in zip((always, sometimes), page.split("Some are there on occasion:"), strict=True):
+        for names, meaning in re.findall(r"^\| (`.*?`) \| (.*) \|$", table, re.M):
+            part |= dict.fromkeys(re.findall(r"`(\w+)`", names), set(re.findall(r"`(\w+)`", meaning)))
+    assert set(always) == set(about) and not set(sometimes) & set(about)
+    for key in ("target", "drafters", "envelope", "sampling", "libraries", "machine", "plan", "shards"):
+        values = list(about["shards"].values()) if key == "shards" else about[key]
+        inside = {name for value in (values if isinstance(values, list) else [values]) for name in value}
+        of_others = {"machine": {"gpu", "gpu_memory_gib", "driver", "cuda"}, "plan": {"shift"}}.get(key, set())
+        assert always[key] - inside == of_others and inside <= always[key], key
 
 
 def test_loops_end_texts(pair64):
