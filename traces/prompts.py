@@ -5,7 +5,8 @@ JSON lines (`.jsonl` or any other ending, also `.xz` and `.gz`), one of these sh
 - ``{"turns": ["...", ...]}``: user turns, as EAGLE's and Spec-Bench's question files; `category` is ignored, since a domain
   is a set of prompts that was named on the command line;
 - ``{"messages": [{"role": "user", "content": "..."}, ...]}``: a chat, which must end with the user;
-- ``{"prompt": "..."}``: one user turn; other keys, such as `response` and `source`, are ignored.
+- ``{"prompt": "..."}``: one user turn; other keys, such as `response` and `source`, are ignored. A row without `prompt` may have
+  `question` (GSM8K) or `problem` (MATH) in its place.
 
 Plain text (`.txt`, also compressed): one prompt per line, empty lines skipped; write JSON lines for prompts that span lines.
 No chat template is applied here.
@@ -35,6 +36,7 @@ MEAN = "mean"
 _SAMPLE_DOMAINS = ("math", "code", "chat", "dialogue", "story")
 _NAMED = re.compile(r"^([\w.+-]+)=(.+)$", re.DOTALL)
 _OPENERS = {".xz": lzma.open, ".gz": gzip.open}
+_PROMPT_KEYS = ("prompt", "question", "problem")
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 Message = dict[str, str]
@@ -203,11 +205,11 @@ def _parse_json(line: str, place: str) -> Parsed:
         return row_id, (_user(turns[0]),), tuple(turns[1:])
     if "messages" in row:
         return row_id, _chat(row["messages"], place), ()
-    if "prompt" in row:
-        if not _is_text(row["prompt"]):
-            raise UserError(f"{place}: 'prompt' must be a text that is not empty")
-        return row_id, (_user(row["prompt"]),), ()
-    raise UserError(f"{place}: no prompt found: give 'turns', 'messages' or 'prompt'")
+    if name := next((name for name in _PROMPT_KEYS if name in row), None):
+        if not _is_text(row[name]):
+            raise UserError(f"{place}: '{name}' must be a text that is not empty")
+        return row_id, (_user(row[name]),), ()
+    raise UserError(f"{place}: no prompt found: give 'turns', 'messages', 'prompt', 'question' or 'problem'")
 
 
 def _chat(messages: Any, place: str) -> tuple[Message, ...]:

@@ -39,6 +39,8 @@ def test_chats_rows_and_text(tmp_path):
     assert chats[0].text == "Be brief.\nHi"
     rows = [{"prompt": " indented", "response": "r", "source": "s"}]
     assert load_prompts([write(tmp_path / "rows.jsonl", *rows)])[0].text == " indented"
+    for name in ("question", "problem"):  # as GSM8K and MATH have them
+        assert load_prompts([write(tmp_path / "rows.jsonl", {name: "2 + 2?", "answer": "4"})])[0].text == "2 + 2?"
     lines = load_prompts([write(tmp_path / "plain.txt", "one", "", "two = 2")])
     assert [(p.id, p.text) for p in lines] == [("plain:1", "one"), ("plain:3", "two = 2")]
 
@@ -82,7 +84,8 @@ def test_shipped_samples_are_five_domains_of_short_prompts():
     [
         ("{broken", "line 2: not valid JSON .*one JSON object per line"),
         ("[1]", "line 2: not a JSON object"),
-        ({"question": "?"}, "line 2: no prompt found: give 'turns', 'messages' or 'prompt'"),
+        ({"answer": "4"}, "line 2: no prompt found: give 'turns', 'messages', 'prompt', 'question' or 'problem'"),
+        ({"question": ["?"]}, "line 2: 'question' must be a text"),
         ({"turns": []}, "line 2: 'turns' must be"),
         ({"turns": ["a", 3]}, "line 2: 'turns' must be"),
         ({"prompt": " "}, "line 2: 'prompt' must be"),
