@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from policies.errors import UserError
-from traces.schema import TABLES
+from traces.schema import TABLES, odd_column
 
 FORMAT = "specreplay-recording"
 VERSION = 1
@@ -37,6 +37,16 @@ PROMPTS = "prompts_sha256"
 
 Manifest = dict[str, Any]
 _NEEDED = {"status": str, "drafters": list, "plan": list, "shards": dict}
+_KINDS = _NEEDED | {"target": dict, "sampling": list, "envelope": dict, "machine": dict, "libraries": dict, "prompts_sha256": dict}
+_KINDS |= {"dtype": str, "device": str, "context_limit": int, "max_new_tokens": int, "overrun": int, "top_m": int, "text": bool}
+_KINDS |= {"end_tokens": list, "domains": list, "skipped": list, "merged": list}
+_ENTRIES = {
+    "drafters": {"name": str},
+    "sampling": {"temperature": (int, float)},
+    "plan": {"index": int, "sequences": list, "domain": str},
+    "shards": {"sha256": str, "rows": int, "bytes": int},
+}
+"""What each entry of these has at least."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +184,10 @@ def _read(path: Path) -> Manifest | None:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         known = manifest.get("format") == FORMAT and isinstance(manifest.get("version"), int)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give a readable recording") from None
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}): restore it, or record again with --overwrite") from error
     if not known:
@@ -185,10 +197,17 @@ def _read(path: Path) -> Manifest | None:
             f"{path.parent} was written in format version {manifest['version']}, newer than version {VERSION}, "
             "the last this program reads: upgrade specreplay"
         )
-    for key, kind in _NEEDED.items():
-        if not isinstance(manifest.get(key), kind):
+    for key, kind in _KINDS.items():
+        if (key in manifest or key in _NEEDED) and not (isinstance(manifest.get(key), kind) and _whole(manifest[key], key)):
             raise UserError(f"{path} lacks a valid {key!r}: restore it, or record again with --overwrite")
     return manifest
+
+
+def _whole(value: Any, key: str) -> bool:
+    """Whether all entries of a list or dictionary have what is read of them."""
+    entries = list(value.values() if isinstance(value, dict) else value) if key in _ENTRIES else []
+    wanted = _ENTRIES.get(key, {}).items()
+    return all(isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in wanted) for entry in entries)
 
 
 def write_manifest(folder: Path, manifest: Manifest, name: str = NAME, mark: str = "") -> None:
@@ -251,14 +270,16 @@ def settle(folder: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def find_damage(folder: Path, manifest: Manifest, by_content: bool = True) -> list[Damage]:
-    """Files of finished shards that are missing, truncated or edited.
+def find_damage(folder: Path, manifest: Manifest, by_content: bool = True, columns: bool = True) -> list[Damage]:
+    """Files of finished shards that are missing, truncated, edited, or not of this format.
 
     :param by_content: compare checksums (reads everything); otherwise only presence and size.
+    :param columns: look at the columns' types as well: whoever edits a file may mend its checksum.
     """
-    files = [(plan.index, shard_file(table, plan.index)) for plan in finished(manifest) for table in TABLES]
+    files = [(plan.index, table) for plan in finished(manifest) for table in TABLES]
 
-    def damage(index: int, name: str) -> Damage | None:
+    def damage(index: int, table: str) -> Damage | None:
+        name = shard_file(table, index)
         entry, path = manifest["shards"][name], folder / name
         if not path.is_file():
             return Damage(index, name, "missing")
@@ -266,6 +287,8 @@ def find_damage(folder: Path, manifest: Manifest, by_content: bool = True) -> li
             return Damage(index, name, f"{size} bytes long instead of {entry['bytes']} (truncated?)")
         if by_content and file_sha256(path) != entry["sha256"]:
             return Damage(index, name, "changed since it was recorded (checksum differs)")
+        if columns and (odd := odd_column(path, table)):
+            return Damage(index, name, f"of another form ({odd})")
         return None
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing holds no lock of the interpreter

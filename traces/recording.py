@@ -217,7 +217,7 @@ def open_recording(
     folder = Path(folder)
     manifest = mf.settle(folder, mf.read_manifest(folder))
     plans = mf.finished(manifest)
-    damages = mf.find_damage(folder, manifest, by_content=False)
+    damages = mf.find_damage(folder, manifest, by_content=False, columns=False)
     if verify or damages or not cache.has(folder, cache.key_of(folder, manifest, plans)):
         damages = mf.find_damage(folder, manifest)
     if damages and not skip_damaged:

@@ -84,6 +84,28 @@ def nodes_schema(top_k: int) -> pa.Schema:
     )
 
 
+def odd_column(path: Path, table: str) -> str | None:
+    """What is wrong with the columns of a Parquet file, in words; None where they are those of a table. Others may be there too."""
+    wanted = {"sequences": sequences_schema(), "positions": positions_schema(1), "nodes": nodes_schema(1)}[table]
+    try:
+        found = pq.read_schema(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        return f"no Parquet: {error}"
+    for field in wanted:
+        if field.name not in found.names:
+            return f"it has no column {field.name!r}"
+        if not _alike(field.type, found.field(field.name).type):
+            return f"its column {field.name!r} holds {found.field(field.name).type}, not {field.type}"
+    return None
+
+
+def _alike(ours: pa.DataType, theirs: pa.DataType) -> bool:
+    """Whether two types are the same but for the number of candidates kept, and for the width of a dictionary's indices."""
+    if ours.id != theirs.id:
+        return False
+    return ours.value_type == theirs.value_type if hasattr(ours, "value_type") else ours == theirs
+
+
 # Bytes of like significance lie together: the exponents of log-probabilities compress, and so do the high bytes of token
 # ids. Counters are near-constant differences. Everything else repeats, and takes a dictionary.
 _SPLIT = {"logprob", "processed_logprob", "entropy", "margin", "uniform"}

@@ -10,10 +10,13 @@ import signal
 from collections import namedtuple
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from policies.errors import UserError
+from traces import inspect
 from traces import writer as writer_module
+from traces.manifest import file_sha256
 from traces.store import RecordingWriter, merge_nodes, open_recording
 
 
@@ -147,12 +150,38 @@ def test_bad_manifests(recording, tmp_path):
     edit_manifest(recording, version=1, shards=None)
     with pytest.raises(UserError, match="lacks a valid 'shards'"):
         open_recording(recording)
+    whole = json.loads((recording / "manifest.json").read_text()) | {"shards": {}}
+    odd = {"target": None, "sampling": "x", "context_limit": "256", "drafters": [{}], "plan": [{"index": 0}], "shards": {"a": 1}}
+    for key, value in odd.items():
+        edit_manifest(recording, **whole | {key: value})
+        with pytest.raises(UserError, match=f"lacks a valid '{key}': restore it"):
+            open_recording(recording)
+    with pytest.raises(UserError, match=r"holds no recording .*give a folder"):
+        open_recording(recording / "manifest.json")
     edit_manifest(recording, format="other")
     with pytest.raises(UserError, match="does not describe a SpecReplay recording"):
         open_recording(recording)
     truncate(recording / "manifest.json")
     with pytest.raises(UserError, match="is damaged"):
         open_recording(recording)
+
+
+@pytest.mark.parametrize("column", ["length", "temperature"])
+def test_a_column_of_another_type_is_damage(recording, capsys, column):
+    """Whatever checksum stands in the manifest."""
+    path = recording / "sequences-00001.parquet"
+    table = pq.read_table(path)
+    place = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(place, column, table[column].cast("string")), path)
+    shards = json.loads((recording / "manifest.json").read_text())["shards"]
+    shards[path.name] |= {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+    edit_manifest(recording, shards=shards)
+    with pytest.raises(UserError, match=rf"{path.name} is of another form \(its column '{column}' holds string, not .*restore it"):
+        open_recording(recording)
+    assert open_recording(recording, skip_damaged=True).sequence_ids.tolist() == [0, 1, 3, 4]
+    for options in ([], ["--verify"]):
+        assert inspect.main([str(recording), *options]) == 1
+        assert "DAMAGED   sequences-00001.parquet is of another form" in capsys.readouterr().out
 
 
 def test_nothing_finished_yet(fake, tmp_path):
