@@ -36,6 +36,9 @@ _AXES = {
     "overhead": ("levels", "batch"),
 }
 _SHARED, _PER_DRAFTER = ("verify", "commit", "plain"), ("draft", "catch_up")
+_ABOVE_0 = ("verify", "plain")  # what speedups divide by
+LONGEST = 1e9
+"""Milliseconds, eleven days: sums of what is beyond would leave the numbers."""
 _CURE = "measure it again with python -m traces.profile"
 
 
@@ -246,6 +249,11 @@ def _check_header(content: Any, source: str) -> None:
         )
     if content.get("interpolation") not in INTERPOLATIONS:
         raise UserError(f"{source} asks for interpolation {content.get('interpolation')!r}: it is linear or staircase")
+    for key, kind in {"target": dict, "machine": dict, "drafters": list}.items():
+        if not isinstance(content.get(key, kind()), kind):
+            raise UserError(f"{source} lacks a valid {key!r}: {_CURE}")
+    if not all(isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in content.get("drafters", ())):
+        raise UserError(f"{source} names no model under 'name' in an entry of its 'drafters': {_CURE}")
 
 
 def _tables(content: dict[str, Any]) -> dict[str, Any]:
@@ -295,7 +303,12 @@ def _grid(content: dict[str, Any], kind: str, part: Any, owner: str = "") -> Gri
     if kind in ("verify", "draft") and len(points[axes[0]]) < 2:
         raise UserError(f"its table {kind!r}{owner} has one point along {axes[0]}, two are needed: {_CURE}")
     steps = content["interpolation"] if kind != "overhead" else "linear"  # the loop is not captured in a graph
-    return Grid(kind + owner, points, part["ms"], steps, smooth=("context",))
+    grid = Grid(kind + owner, points, part["ms"], steps, smooth=("context",))
+    ms = torch.as_tensor(part["ms"], dtype=torch.float64)
+    if float(ms.max()) > LONGEST or (kind in _ABOVE_0 and not float(ms.min()) > 0):
+        least = "above 0" if kind in _ABOVE_0 else "from 0"
+        raise UserError(f"its table {kind!r}{owner} holds times that are not {least} to {LONGEST:g} ms: {_CURE}")
+    return grid
 
 
 def _render(content: dict[str, Any]) -> str:

@@ -185,6 +185,12 @@ def test_a_file_that_cannot_be_read_or_written(tmp_path: Path):
         ({"commit": {"tokens": [1, 2], "batch": [1], "ms": [[1], [-2]]}}, "no milliseconds"),
         ({"commit": {"tokens": [1, 2], "batch": [1], "ms": [[1], "x"]}}, "not a regular table"),
         ({"verify": {"tokens": [1], "context": [1], "batch": [1], "ms": [[[1]]]}}, "two are needed"),
+        ({"plain": {"context": [1], "batch": [1], "ms": [[0]]}}, "'plain' holds times that are not above 0 to 1e"),
+        ({"commit": {"tokens": [1], "batch": [1], "ms": [[1e308]]}}, "'commit' holds times that are not from 0 to 1e"),
+        ({"target": "big"}, "lacks a valid 'target'"),
+        ({"machine": ["a", "b"]}, "lacks a valid 'machine'"),
+        ({"drafters": {"name": "head"}}, "lacks a valid 'drafters'"),
+        ({"drafters": [{"id": "org/head"}]}, "names no model under 'name'"),
     ],
 )
 def test_a_file_that_says_something_else(tmp_path: Path, parts: dict, message: str):
