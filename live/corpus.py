@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--revision", help="hub revision of the target")
     parse.add_argument("--trust-remote-code", action="store_true", help="run the tokenizer's own code (default: never)")
     parse.add_argument("--out", required=True, metavar="FILE", help="the corpus to write, such as earlier.safetensors")
+    parse.add_argument("--overwrite", action="store_true", help="replace the file")
     return parse
 
 
@@ -53,6 +54,11 @@ def main(arguments: list[str] | None = None) -> None:
     from policies.lookup.corpus import write_corpus
     from traces.manifest import file_sha256
 
+    out = Path(args.out)
+    if out.is_dir() or not out.parent.is_dir():
+        raise UserError(f"cannot write {out}: name a file in a folder that is there with --out")
+    if out.exists() and not args.overwrite:
+        raise UserError(f"{out} already exists: replace it by --overwrite, or name another file with --out")
     sources, tokenizer = Sources(), None
     for source in args.source:
         if Path(source).is_dir():

@@ -119,7 +119,6 @@ def write_corpus(
     header = {"format": FORMAT, "version": VERSION, **about}
     path, temporary = Path(path), Path(f"{path}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(parts, temporary, {"corpus": json.dumps(header)})  # one key: the library writes several in any order
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:

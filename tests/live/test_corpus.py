@@ -98,7 +98,12 @@ def test_made_of_files_and_recordings(tiny_pair, pair64, tiny_recording, tmp_pat
     drafter = f"suffix(corpus='{out}')"
     told = refused(lambda: fidelity([str(tiny_recording), "--drafter", drafter, "--policy", "chain(k=2)"]))
     assert f"answers to {len(recording.length)} of the recording's {len(recording.length)} prompts" in told
-    main([*files, "--target", tiny_pair.target, "--out", str(out)])
+    again, before = [*files, "--target", tiny_pair.target, "--out"], out.read_bytes()
+    assert "already exists: replace it by --overwrite" in refused(lambda: main([*again, str(out)]))
+    assert out.read_bytes() == before
+    for path in (tmp_path, tmp_path / "misspelt" / "c.safetensors"):
+        assert "name a file in a folder that is there" in refused(lambda p=path: main([*again, str(p)]))
+    main([*again, str(out), "--overwrite"])
     options = ["--policy", "chain(k=2)", "--cycles", "6", "--witness", "0", "--skip-generate"]
     assert fidelity([str(tiny_recording), "--drafter", drafter, *options]) == 0
 
@@ -106,7 +111,7 @@ def test_made_of_files_and_recordings(tiny_pair, pair64, tiny_recording, tmp_pat
     shipped = ["the cat sat", "--policy", "chain(k=2)", "--max-new-tokens", "4"]
     assert "is of another tokenizer" in refused(lambda: generate([*shipped, "--draft", drafter]))
     assert "does not exist" in refused(lambda: generate([*shipped, "--draft", "racer(corpus='none')"]))
-    assert "separate files" in refused(lambda: main([str(tiny_recording), files[0], "--out", str(out)]))
+    assert "separate files" in refused(lambda: main([str(tiny_recording), files[0], "--out", str(tmp_path / "new")]))
 
 
 def test_files_without_text(tmp_path):

@@ -140,7 +140,7 @@ def test_the_file_says_what_is_in_it(corpus, earlier, tmp_path):
     assert frozen.texts == len(earlier) and frozen.index.token.tolist() == sum(earlier, [])
     facts = frozen.facts()
     assert facts["tokenizer_sha256"] == "t" and facts["sources"] == [{"name": "made-up"}] and len(facts["sha256"]) == 64
-    again = tmp_path / "folder" / "again.safetensors"
+    again = tmp_path / "again.safetensors"
     assert write_corpus(again, earlier, "t", [{"name": "made-up"}], prompts=[[4], [1, 2]])["sha256"] == facts["sha256"]
     assert again.read_bytes() == open(corpus, "rb").read()
     assert write_corpus(again, earlier, "u", [{"name": "made-up"}], prompts=[[4], [1, 2]])["sha256"] != facts["sha256"]
@@ -179,7 +179,9 @@ def test_what_is_none_is_refused(corpus, tmp_path):
     for path, sentence in told.items():
         with pytest.raises(UserError, match=sentence):
             load_rule(f"suffix(corpus='{path}')")
-    with pytest.raises(UserError, match="cannot write the corpus"):
-        write_corpus(other / "below", [[1]], "t", [])
+    for folder in (other, tmp_path / "misspelt"):
+        with pytest.raises(UserError, match="cannot write the corpus"):
+            write_corpus(folder / "below", [[1]], "t", [])
+    assert not (tmp_path / "misspelt").exists()
     with pytest.raises(UserError, match="at least one text"):
         write_corpus(tmp_path / "x", [[]], "t", [])
