@@ -22,8 +22,8 @@ def summarise(folder: Path, verify: bool) -> dict[str, Any]:
     finished = mf.finished(manifest)
     broken = {damage.index for damage in damages}
     entries = manifest["shards"]
-    sizes = {table: sum(entries[mf.shard_file(table, plan.index)]["bytes"] for plan in finished) for table in mf.TABLES}
     whole = [plan for plan in finished if plan.index not in broken]
+    sizes = {table: sum(entries[mf.shard_file(table, plan.index)]["bytes"] for plan in whole) for table in mf.TABLES}
     domains = _domains(folder, manifest, whole)
     known = ("target", "drafters", "device", "dtype", "envelope", "sampling", "max_new_tokens", "overrun", "top_m")
     return {
@@ -154,8 +154,8 @@ def _groups(summary: dict[str, Any]) -> list[str]:
         parts = [f"T = {group['temperature']:g}: {group['texts']:,} texts, {group['tokens']:,} tokens" for group in groups]
         lines.append(f"  groups    {'; '.join(parts)}")
     if skipped:
-        first = skipped[0]
-        lines.append(f"  skipped   {len(skipped)} texts (first: {first['prompt_id']} of {first['domain']}, {first['reason']})")
+        first, texts = skipped[0], "1 text" if len(skipped) == 1 else f"{len(skipped)} texts"
+        lines.append(f"  skipped   {texts} (first: {first['prompt_id']} of {first['domain']}, {first['reason']})")
     return lines if summary["text"] else [*lines, "  text      kept out (--no-text): prompt tokens are hashes"]
 
 
@@ -168,7 +168,7 @@ def _sizes(summary: dict[str, Any]) -> list[str]:
         f"  size      {total / 1e6:.2f} MB: {total / positions:,.0f} bytes per position "
         f"({nodes / positions:.0f} nodes of {sizes['nodes'] / nodes:.1f} bytes each)"
     )
-    return [line]
+    return [line + (" in shards that are whole" if summary["damaged"] else "")]
 
 
 def _describe(model: dict[str, Any]) -> str:

@@ -57,6 +57,8 @@ def test_damage_is_named_and_is_the_exit_status(recording, capsys):
     assert "2 DAMAGED FILES" in text and "positions-00002.parquet is missing" in text
     assert "nodes-00001.parquet is changed since it was recorded" in text
     assert "3.21" not in text
+    left = [path.stat().st_size for path in recording.glob("*-00000.parquet")]  # the one shard that is whole
+    assert f"size      {sum(left) / 1e6:.2f} MB: " in text and text.endswith("in shards that are whole\n")
 
 
 def test_no_tau_of_a_tree_that_is_not_covered(tiny_recording, tmp_path, monkeypatch, capsys):
