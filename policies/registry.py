@@ -100,6 +100,8 @@ def from_json(content: dict[str, Any]) -> Policy:
 def _from_file(path: Path) -> Policy:
     try:
         return from_json(json.loads(path.read_text()))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise UserError(f"policy file {path} does not exist: give a JSON that sim.fit wrote, or a name") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -129,7 +129,7 @@ class Profile:
     def __post_init__(self):
         _check_header(self.content, self.source)
         try:
-            object.__setattr__(self, "tables", _tables(self.content))
+            object.__setattr__(self, "tables", _tables(self.content, self.source))
         except UserError as error:
             raise UserError(f"{self.source}: {error}") from None
 
@@ -256,22 +256,22 @@ def _check_header(content: Any, source: str) -> None:
         raise UserError(f"{source} names no model under 'name' in an entry of its 'drafters': {_CURE}")
 
 
-def _tables(content: dict[str, Any]) -> dict[str, Any]:
+def _tables(content: dict[str, Any], source: str) -> dict[str, Any]:
     """Grids by kind, and by kind and name where there is one per drafter or policy; plain may be missing."""
     tables: dict[str, Any] = {}
     for kind in _SHARED:
         if kind in content or kind != "plain":
-            tables[kind] = _grid(content, kind, content.get(kind))
+            tables[kind] = _grid(content, source, kind, content.get(kind))
     for kind in (*_PER_DRAFTER, "overhead"):
         parts = content.get(kind)
         if not isinstance(parts, dict) or not parts:
             raise UserError(f"it has no table {kind!r}: {_CURE}")
-        tables[kind] = {name: _grid(content, kind, part, f" of {name}") for name, part in parts.items()}
+        tables[kind] = {name: _grid(content, source, kind, part, f" of {name}") for name, part in parts.items()}
     if DEFAULT_POLICY not in tables["overhead"]:
         raise UserError(f"it has no overhead of the policy {DEFAULT_POLICY}, which stands for the others: {_CURE}")
     default = tables["overhead"][DEFAULT_POLICY]
     for name, part in content["overhead"].items():
-        tables["overhead"][name] = _grid(content, "overhead", _as_the_default(part, default), f" of {name}")
+        tables["overhead"][name] = _grid(content, source, "overhead", _as_the_default(part, default), f" of {name}")
     if lacking := tables["draft"].keys() ^ tables["catch_up"].keys():
         raise UserError(f"its tables draft and catch_up disagree about the drafter {min(lacking)!r}: {_CURE}")
     return tables
@@ -293,7 +293,7 @@ def _as_the_default(part: dict[str, Any], default: Grid) -> dict[str, Any]:
     return part | {"levels": levels, "ms": [ms[level].tolist() for level in levels]}
 
 
-def _grid(content: dict[str, Any], kind: str, part: Any, owner: str = "") -> Grid:
+def _grid(content: dict[str, Any], source: str, kind: str, part: Any, owner: str = "") -> Grid:
     axes = _AXES[kind]
     if not isinstance(part, dict) or "ms" not in part or any(not isinstance(part.get(axis), list) for axis in axes):
         raise UserError(f"it has no table {kind!r}{owner} with the axes {', '.join(axes)} and the values ms: {_CURE}")
@@ -303,7 +303,7 @@ def _grid(content: dict[str, Any], kind: str, part: Any, owner: str = "") -> Gri
     if kind in ("verify", "draft") and len(points[axes[0]]) < 2:
         raise UserError(f"its table {kind!r}{owner} has one point along {axes[0]}, two are needed: {_CURE}")
     steps = content["interpolation"] if kind != "overhead" else "linear"  # the loop is not captured in a graph
-    grid = Grid(kind + owner, points, part["ms"], steps, smooth=("context",))
+    grid = Grid(kind + owner, points, part["ms"], steps, smooth=("context",), source=source)
     ms = torch.as_tensor(part["ms"], dtype=torch.float64)
     if float(ms.max()) > LONGEST or (kind in _ABOVE_0 and not float(ms.min()) > 0):
         least = "above 0" if kind in _ABOVE_0 else "from 0"

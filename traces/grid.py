@@ -32,6 +32,7 @@ class Grid:
     :param interpolation: "linear" between the points; "staircase": the next larger point's value, as CUDA graphs cost
         what their captured size costs. The axes named in ``smooth`` are linear in either case.
     :param closed: axes that are not read beyond their points, on either side (a batch is not extrapolated).
+    :param source: where the table stands, for an error's words.
     :raises UserError: when axes and values do not fit each other.
     """
 
@@ -43,8 +44,9 @@ class Grid:
         interpolation: str = "linear",
         smooth: Sequence[str] = ("context",),
         closed: Sequence[str] = ("batch",),
+        source: str = "the profile",
     ):
-        self.name, self.axes = name, {axis: [int(point) for point in points] for axis, points in axes.items()}
+        self.name, self.source, self.axes = name, source, {axis: [int(point) for point in points] for axis, points in axes.items()}
         table = _checked(name, self.axes, ms)
         for dim in range(table.dim()):
             table = table.cummax(dim).values
@@ -89,7 +91,7 @@ class Grid:
             wrong = int(asked.max()) if int(asked.max()) > points[-1] else int(asked.min())
             reach = f"{points[0]}" if len(points) == 1 else f"{points[0]} to {points[-1]}"
             raise UserError(
-                f"the profile's {self.name} table holds {axis} {reach}, not {wrong}: "
+                f"{self.source} holds {axis} {reach} in its table {self.name}, not {wrong}: "
                 f"measure it with python -m traces.profile (--{_option(axis)})"
             )
 

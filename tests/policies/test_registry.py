@@ -138,7 +138,7 @@ def test_bad_json(content, told, tmp_path):
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError) as error:
         load_policy(str(path))
-    assert told in str(error.value)
+    assert told in str(error.value) and "bad.json" in str(error.value)
 
 
 def test_a_folder_is_not_a_policy(tmp_path):

@@ -203,9 +203,11 @@ def test_a_file_that_says_something_else(tmp_path: Path, parts: dict, message: s
 def test_what_was_not_measured():
     with pytest.raises(UserError, match="no drafter 'lm': it holds head"):
         Profile(CONTENT).cost("lm")
-    with pytest.raises(UserError, match="batch 1 to 2, not 3.*--batches"):
+    with pytest.raises(UserError, match="batch 1 to 2 in its table verify, not 3.*--batches"):
         cost().verify_ms(torch.tensor([1, 1]), torch.tensor(100), torch.tensor([1, 3]))
-    with pytest.raises(UserError, match="batch 1 to 2, not 0"):
+    with pytest.raises(UserError, match="^the profile p.json holds batch 1 to 2 in its table catch_up of head, not 3"):
+        Profile(CONTENT, "the profile p.json").cost("head").catch_up_ms(1, 100, 3)
+    with pytest.raises(UserError, match="batch 1 to 2 in its table commit, not 0"):
         cost().commit_ms(1, 0)
 
 
