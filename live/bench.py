@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from policies.errors import UserError, check_counts, run_command
+from policies.plural import counted
 
 if TYPE_CHECKING:
     from live.breakdown import Breakdown
@@ -108,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
         profiled = in_turns.profile()
         prices = profiled.cost(drafter)
         predicted = [predict(recording, policy, drafter, cost, members, prices) for policy in policies]
-    moment = f"{profiled.content['method']['rounds']} rounds in turns with decoding" if in_turns else None
+    moment = f"{counted(profiled.content['method']['rounds'], 'round')} in turns with decoding" if in_turns else None
     print(report(recording, policies, predicted, measured, texts, members, moment))
     broken_down = {}
     if args.breakdown:
@@ -272,7 +273,8 @@ def report(
             "",
             text_table(header, rows),
             "",
-            f"Means over {len(recording.domains)} domains. Replay: {len(members)} texts{heat}, {loops:.0%} ended at a loop. "
+            f"Means over {counted(len(recording.domains), 'domain')}. Replay: {counted(len(members), 'text')}{heat}, "
+            f"{loops:.0%} ended at a loop. "
             f"Live: {len(texts)} of them, prefill excluded.",
             *([f"Predicted by a profile of {in_turns}."] if in_turns else []),
             *other_moment(told, plain["plain loop"], in_turns is not None),

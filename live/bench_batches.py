@@ -23,6 +23,7 @@ from live.decode import SpeculativeDecoder
 from policies.autoregressive import Autoregressive
 from policies.contract import Sampling
 from policies.errors import UserError
+from policies.plural import counted
 
 if TYPE_CHECKING:
     from live.pair import Pair
@@ -180,7 +181,8 @@ def bench_in_batches(
     found = measure(contenders(pair, policies, drafter, batch, cost), jobs, rounds)
     print("\n" + report({name: summed_up(own, len(jobs)) for name, own in found.items()}, predicted or None))
     left_out = " (the prediction leaves it out)" if predicted else ""
-    print(f"\n{len(jobs)} texts, {batch} requests at a time, {rounds} rounds; prefill included{left_out}.")
+    size = f"{counted(len(jobs), 'text')}, {counted(batch, 'request')} at a time, {counted(rounds, 'round')}"
+    print(f"\n{size}; prefill included{left_out}.")
     if predicted and batch > 1:
         told = {"joining": "in the predictions too", "fixed": "the predictions, plain decoding's too, are for fixed groups"}
         print(f"Requests join as others end; {told[setting.schedule]}.")

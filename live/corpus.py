@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from policies.errors import UserError, run_command
+from policies.plural import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,9 +77,9 @@ def main(arguments: list[str] | None = None) -> None:
         sources.add(source, encoded(tokenizer, texts), own, kind="file", sha256=file_sha256(Path(source)))
     about = write_corpus(args.out, sources.texts, sources.tokenizer_sha256, sources.about, sources.prompts)
     tokens = sum(map(len, sources.texts))
-    print(f"{args.out}: {len(sources.texts):,} texts, {tokens:,} tokens, sha256 {about['sha256'][:12]}")
+    print(f"{args.out}: {counted(len(sources.texts), 'text')}, {tokens:,} tokens, sha256 {about['sha256'][:12]}")
     if sources.prompts:
-        print(f"it answers {len(sources.prompts):,} recorded prompts, and no recording of these will be scored with it")
+        print(f"it answers {counted(len(sources.prompts), 'recorded prompt')}, and no recording of these will be scored with it")
 
 
 def add_recording(sources: Sources, folder: str) -> None:

@@ -17,6 +17,7 @@ import torch
 from live.sampling import GREEDY
 from policies.contract import Sampling
 from policies.errors import UserError
+from policies.plural import counted
 from traces.capture import CaptureSettings, Columns, TargetCapture, Text, capture_forest, generate_texts
 from traces.manifest import ShardPlan
 from traces.plan import Turn
@@ -130,16 +131,16 @@ def print_estimate(
 
 def render(found: Estimate, settings: CaptureSettings) -> str:
     """The estimate as lines of text."""
-    total = sum(found.seconds.values())
+    total, disk = sum(found.seconds.values()), sum(found.bytes.values()) / 1e6
     parts = ", ".join(f"{name} {_duration(value)}" for name, value in found.seconds.items())
     nodes = ", ".join(f"{name} {value:.0f}" for name, value in found.nodes.items())
     memory = f"{found.memory / 1e9:.1f} GB" + (f", GPU {found.gpu_memory / 1e9:.1f} GB" if found.gpu_memory else "")
     ends = "ends of sequence and loops make" if settings.cut_loops else "ends of sequence make"
     return "\n".join(
         [
-            f"{found.texts} texts of up to {settings.max_new_tokens} tokens, {found.positions:,} positions",
+            f"{counted(found.texts, 'text')} of up to {counted(settings.max_new_tokens, 'token')}, {found.positions:,} positions",
             f"  time    about {_duration(total)} ({parts})",
-            f"  disk    about {sum(found.bytes.values()) / 1e6:,.0f} MB",
+            f"  disk    about {disk:,.0f} MB" if disk >= 10 else f"  disk    about {max(disk, 0.1):.1f} MB",
             f"  memory  about {memory}",
             f"  nodes   per position: {nodes}",
             f"an estimate from {found.sampled} positions of one text, on this machine as busy as it is now; it takes",

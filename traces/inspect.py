@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from policies.errors import UserError, run_command
+from policies.plural import counted
 
 
 def summarise(folder: Path, verify: bool) -> dict[str, Any]:
@@ -151,10 +152,10 @@ def _groups(summary: dict[str, Any]) -> list[str]:
     groups, skipped = summary["temperatures"], summary["skipped"]
     lines = []
     if len(groups) > 1:
-        parts = [f"T = {group['temperature']:g}: {group['texts']:,} texts, {group['tokens']:,} tokens" for group in groups]
+        parts = [f"T = {group['temperature']:g}: {counted(group['texts'], 'text')}, {group['tokens']:,} tokens" for group in groups]
         lines.append(f"  groups    {'; '.join(parts)}")
     if skipped:
-        first, texts = skipped[0], "1 text" if len(skipped) == 1 else f"{len(skipped)} texts"
+        first, texts = skipped[0], counted(len(skipped), "text")
         lines.append(f"  skipped   {texts} (first: {first['prompt_id']} of {first['domain']}, {first['reason']})")
     return lines if summary["text"] else [*lines, "  text      kept out (--no-text): prompt tokens are hashes"]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from policies.errors import UserError, run_command
+from policies.plural import counted
 
 if TYPE_CHECKING:
     from traces.manifest import Manifest
@@ -32,8 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     if len(args.parts) < 2:
         raise UserError("there is nothing to merge: name two recordings or more")
-    texts = merge(args.parts, args.out)
-    print(f"merged {texts:,} texts of {len(args.parts)} recordings; look into them with `python -m traces.inspect {args.out}`")
+    texts = counted(merge(args.parts, args.out), "text")
+    print(f"merged {texts} of {len(args.parts)} recordings; look into them with `python -m traces.inspect {args.out}`")
 
 
 def merge(parts: Sequence[Path], out: Path) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from policies.errors import UserError, run_command
+from policies.plural import counted
 from traces.machine import describe_machine
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def render(profile: Profile) -> str:
 
     lines = [
         f"{content['machine']['processor']}, {content['device']}, {content['dtype']}, {context} tokens of context, "
-        f"batch {batch}, {content['method']['rounds']} rounds"
+        f"batch {batch}, {counted(content['method']['rounds'], 'round')}"
     ]
     for drafter in profile.drafters:
         cost = profile.cost(drafter)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from policies.errors import UserError, run_command
+from policies.plural import counted
 
 if TYPE_CHECKING:
     from traces.assemble import Piece
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not (args.domain or args.sequence or args.temperature):
         raise UserError("say what to take: --domain, --sequence or --temperature")
     texts = cut(args.recording, args.out, args.domain, _numbers(args.sequence), args.temperature)
-    print(f"took {texts:,} texts of {args.recording}; look into them with `python -m traces.inspect {args.out}`")
+    print(f"took {counted(texts, 'text')} of {args.recording}; look into them with `python -m traces.inspect {args.out}`")
 
 
 def _numbers(words: Sequence[str]) -> list[range]:

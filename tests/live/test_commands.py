@@ -173,7 +173,7 @@ def test_bench_prints_one_table(tiny_recording, tmp_path, capsys):
         "(model.generate)",
     } <= rows.keys()
     assert rows["autoregressive"].split()[1] == "1.00" and rows["autoregressive"].endswith("100%")
-    assert "prefill excluded" in told and "plain decoding (" in told
+    assert "prefill excluded" in told and "plain decoding (" in told and "Means over 2 domains. Replay: 6 texts, " in told
     content = json.loads(out.read_text())
     assert {row["domain"] for row in content["predicted"]} == {"story", "math", "mean"}
     for entries in content["measured"].values():

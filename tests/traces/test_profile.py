@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from traces.campaign import Campaign, Shapes, _mean, _with_loops
 from traces.capture import CaptureSettings
 from traces.costs import load_profile
 from traces.estimate import estimate, print_estimate
+from traces.estimate import render as render_estimate
 from traces.manifest import ShardPlan
 from traces.measure import IN_A_ROW, DraftStage, TargetStage
 from traces.overhead import measured_policies
@@ -138,7 +140,10 @@ def test_estimate_of_a_recording(pair: Pair, capsys):
     assert set(found.seconds) == {"generate", "target", "small"} and min(found.seconds.values()) > 0
     assert min(found.bytes.values()) > 0 and found.memory > 0 and found.nodes["small"] >= 1
     print_estimate(pair, prompts, settings, plan)
-    assert "an estimate from 4 positions" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "an estimate from 4 positions" in told and "3 texts of up to 20 tokens" in told
+    small = render_estimate(dataclasses.replace(found, texts=1, bytes={"nodes": 234_000}), settings)
+    assert small.startswith("1 text of") and "disk    about 0.2 MB" in small
 
 
 def test_means_add_up_and_a_hiccup_counts_as_three_medians():
