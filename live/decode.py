@@ -266,8 +266,9 @@ class SpeculativeDecoder:
         return True
 
     def _check(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> None:
+        holder = self.target.limit_name if self.context_limit == self.target.context_limit else "the context of the models"
         for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-            check_prompt(f"prompt {index}", len(prompt), limit, self.context_limit)
+            check_prompt(f"prompt {index}", len(prompt), limit, self.context_limit, holder)
 
 
 class _RootOnly:

@@ -74,11 +74,14 @@ def naming_lack_of_memory(tokens: int) -> Iterator[None]:
         raise UserError(no_memory_for(tokens)) from error
 
 
-def check_prompt(name: str, tokens: int, limit: int, context_limit: int) -> None:
-    """Raise a UserError unless a prompt of so many tokens can be decoded up to ``limit`` new ones."""
+def check_prompt(name: str, tokens: int, limit: int, context_limit: int, holder: str = "the context of the models") -> None:
+    """Raise a UserError unless a prompt of so many tokens can be decoded up to ``limit`` new ones.
+
+    :param holder: what ``context_limit`` is the size of, in words.
+    """
     if not tokens:
         raise UserError(f"{name} is empty: give at least one token")
     if limit < 1:
         raise UserError(f"the token limit must be 1 or more, not {limit}")
     if tokens >= context_limit:
-        raise UserError(f"{name} has {tokens} tokens, but the context of the models holds {context_limit}: shorten it")
+        raise UserError(f"{name} has {tokens} tokens, but {holder} holds {context_limit}: shorten it")

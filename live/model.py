@@ -52,7 +52,7 @@ class CachedModel:
     ):
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
-        self.context_limit, self._limit_name = check_supported(model)
+        self.context_limit, self.limit_name = check_supported(model)
         self.dtype = model.dtype
         self.device = model.get_input_embeddings().weight.device
         self.layers_to_capture = tuple(layers_to_capture)
@@ -242,7 +242,7 @@ class CachedModel:
     def _check_context(self, needed: int) -> None:
         if needed > self.context_limit:
             raise UserError(
-                f"the text would reach {needed} tokens but {self._limit_name} is {self.context_limit}; "
+                f"the text would reach {needed} tokens but {self.limit_name} is {self.context_limit}; "
                 "shorten the prompt or lower the token limit"
             )
 

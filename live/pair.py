@@ -21,7 +21,7 @@ from live.identity import check_same_tokenizer, tokenizer_hash, weights_hash
 from live.lm_network import LanguageModelNetwork
 from live.loading import load_model, load_target, load_tokenizer
 from live.looking_up_first import Drafts, RuleFirst
-from live.model import CachedModel
+from live.model import CachedModel, check_supported
 from live.network import DraftNetwork
 from policies.errors import UserError
 from policies.lookup.name import DrafterName, read_name
@@ -88,6 +88,12 @@ class Pair:
     def context_limit(self) -> int:
         """Tokens that fit in the context of the target and of every drafter."""
         return self.description["context_limit"]
+
+    @property
+    def context_holder(self) -> str:
+        """What :attr:`context_limit` is the size of, in words: it may be a sliding window, far below what the model can read."""
+        limit, name = check_supported(self.model)
+        return name if limit == self.context_limit else "the context of the models"
 
 
 def load_pair(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from live.options import add_sampling_options
 from policies.errors import UserError, run_command
+from policies.plural import counted
 from traces.machine import describe_machine
 from traces.machine import processor as processor  # for traces.profile
 
@@ -126,7 +127,7 @@ def record(args: argparse.Namespace) -> None:
     if missing := writer.finish():
         print(f"share {share} of {args.out} is done; the recording is whole once the other recorders' {missing} shards are there")
         return
-    left_out = f", {len(skipped)} texts skipped" if skipped else ""
+    left_out = f", {counted(len(skipped), 'text')} skipped" if skipped else ""
     print(f"recorded {args.out}{left_out}; look into it with `python -m traces.inspect {args.out}`")
 
 
@@ -153,8 +154,8 @@ def encode(pair: Pair, prompts: list[Prompt], settings: CaptureSettings, chat_te
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) > most:
             raise UserError(
-                f"prompt {prompt.id} of {prompt.domain} has {len(ids)} tokens, {max(most, 0)} fit beside "
-                f"{settings.max_new_tokens} new ones in a context of {pair.context_limit}: shorten it or lower --max-new-tokens"
+                f"prompt {prompt.id} of {prompt.domain} has {len(ids)} tokens, {max(most, 0)} fit beside {settings.max_new_tokens} "
+                f"new ones, as {pair.context_holder} holds {pair.context_limit}: shorten it or lower --max-new-tokens"
             )
     return encoded
 

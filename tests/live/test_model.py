@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from live.cache import TreeCache
+from live.decode import SpeculativeDecoder
 from live.model import CachedModel
+from live.pair import Pair
 from policies.errors import UserError
+from policies.lookup.rule import load_rule
+from policies.registry import load_policy
 from tests.live.tiny import FAMILIES, build, path_logits, random_tree
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-3}
@@ -242,6 +246,11 @@ def test_context_limits():
     cached.forward_tree(wide, None, wide, torch.eye(5, dtype=torch.bool)[None])  # 12 slots, but positions up to 7
     with pytest.raises(UserError, match="sliding window"):
         cached.forward_tree(wide[:, :1], None, wide[:, :1] + 1, torch.ones(1, 1, 6, dtype=torch.bool))
+    pair = Pair(cached.model, None, {}, (), {"context_limit": 8})
+    window = "the model's sliding window, within which trees are exact, holds 8"
+    with pytest.raises(UserError, match=window):
+        SpeculativeDecoder(cached, load_rule("suffix"), load_policy("chain")).generate([[1] * 9], 4)
+    assert f"{pair.context_holder} holds {pair.context_limit}" == window
     short = CachedModel(build("gpt2", n_positions=8, max_position_embeddings=8), rows=2)
     short.prefill(torch.zeros(2, 8, dtype=torch.int64), torch.tensor([4, 8]))
     short.reset()

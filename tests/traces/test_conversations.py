@@ -16,6 +16,7 @@ from live.fidelity import check_policy
 from live.fidelity import main as fidelity
 from live.pair import encode_prompt
 from policies.errors import UserError
+from policies.plural import counted
 from policies.registry import load_policy
 from sim.replay import replay
 from sim.split import prompt_index
@@ -115,7 +116,7 @@ def test_a_later_turn_without_room_is_skipped_and_named(tiny_pair, tmp_path, cap
         ["long:1/1", "long:2", "long:1/2", "long:1/3"],
     )
     assert "leaves no room in the context" in skipped[0]["reason"]
-    assert "skipped prompt long:1/3 of long" in told.err and f"{len(skipped)} texts skipped" in told.out
+    assert "skipped prompt long:1/3 of long" in told.err and f"{counted(len(skipped), 'text')} skipped" in told.out
     assert replay(recording, load_policy("chain(k=2)"), "draft").coverage == 1.0  # numbers have a gap, nothing else has
 
 

@@ -243,7 +243,7 @@ def test_prompts_that_cannot_be_recorded(tiny_pair, tmp_path, refused):
     assert "is empty" in told("\n\n")
     assert "p.jsonl, line 2" in told('{"prompt": "the cat"}\n{"prompt": \n')
     long = told('{"prompt": "' + "the cat sat on the mat " * 20 + '"}', "--max-new-tokens", "64")
-    assert "in a context of 256" in long and "--max-new-tokens" in long
+    assert "as the model's context holds 256: shorten it" in long and "--max-new-tokens" in long
     assert not (tmp_path / "new").exists()
 
 
