@@ -78,7 +78,7 @@ def tau(view: View) -> None:
     spec = choose_policy("Policy", "glance", "eagle3")
     table = rows_of(view, {spec: replayed(view, policy_of(spec))})
     partly = table["coverage"].min() < 1.0
-    note = " The recording lacks some of what this policy wanted, so its tau is a lower bound." if partly else ""
+    note = " The recording lacks some of what this policy wanted, so its tau may be too high or too low." if partly else ""
     show_chart(
         charts.domain_chart(table, "tau"),
         table,

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from policies.contract import Policy
-from policies.registry import load_policy
 from sim.metrics import replay_rows, result_rows
 from sim.setting import Setting
 from sim.tally import FIGURES, TIMES, Tally
-from traces.recording import Recording, open_recording
+from traces.recording import Recording
 from traces.schema import FINISHES
 
 if TYPE_CHECKING:
@@ -22,16 +20,6 @@ if TYPE_CHECKING:
 
     from sim.bootstrap import Resamples
     from traces.costs import CostModel
-
-
-def tau_by_domain(recording: Recording | str | Path, policy: str = "eagle3") -> dict[str, float]:
-    """Acceptance length (emitted tokens per cycle) of one policy with the first drafter: by domain, and their "mean".
-
-    Domains without a cycle are left out.
-    """
-    if not isinstance(recording, Recording):
-        recording = open_recording(recording)
-    return {row.domain: row.tau for row in replay_rows(recording, load_policy(policy))}
 
 
 def overview(recording: Recording) -> pl.DataFrame:

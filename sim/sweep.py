@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from policies.errors import UserError, run_command
+from policies.plural import counted
 from sim.gridpoints import parse_grid, points_of
 from sim.options import add_outputs, add_schedule, add_setting, add_statistics, opened
 
@@ -149,7 +150,7 @@ def render(rows: list[dict[str, Any]], summary: dict[str, Any], facts: dict[str,
     """The front, the best setting, and points that are not covered."""
     from sim.bootstrap import Estimate
     from sim.contest import DIGITS, TITLES, with_interval
-    from sim.table import counted, number, text_table
+    from sim.table import number, text_table
 
     means = {row["policy"]: row for row in rows if row["domain"] == "mean"}
     figures = [figure for figure in ("tau", "ms_per_token", "speedup") if next(iter(means.values()))[figure] is not None]

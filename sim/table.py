@@ -27,8 +27,3 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def number(value: float | None, digits: int = 2, suffix: str = "") -> str:
     """A figure, or a dash where there is none."""
     return "-" if value is None else f"{value:.{digits}f}{suffix}"
-
-
-def counted(count: int, noun: str) -> str:
-    """``1 setting``, ``2 settings``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
