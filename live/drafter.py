@@ -117,8 +117,13 @@ def _joined(pieces: list[Committed]) -> Committed:
         return pieces[0]
     tokens, features, counts = zip(*pieces, strict=True)
     total = sum(counts)
-    if alone(tokens[0]):  # a single row has no padding
-        return torch.cat(tokens, 1), None if features[0] is None else torch.cat(features, 1), total
+    if alone(tokens[0]):  # what it committed beside others may be padded
+        own = [int(count) for count in counts]
+        tokens, features = (
+            None if parts[0] is None else torch.cat([part[:, :count] for part, count in zip(parts, own, strict=True)], 1)
+            for parts in (tokens, features)
+        )
+        return tokens, features, total
     width, place = int(total.max()), []
     for new, behind in zip(tokens, (torch.stack(counts).cumsum(0) - torch.stack(counts)), strict=True):
         step = torch.arange(new.shape[1], device=new.device)

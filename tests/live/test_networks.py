@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from live.distribution import Ranked, on_grid
+from live.drafter import _joined
 from live.eagle3 import Eagle3Head
 from live.eagle_network import EagleNetwork
 from live.network import Ancestry
@@ -202,3 +203,24 @@ def test_a_chain_needs_no_mask(pair64, material, name):
                 found.append(network.grow(parent, tokens[: len(which), slot : slot + 1], WIDTH))
         answers.append(torch.stack([answer.logprob.reshape(len(which), WIDTH)[0] for answer in found]))
     assert torch.allclose(*answers, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_what_cycles_committed_is_joined_row_by_row(rows):
+    """A row that is alone now may have committed beside others: then it is padded, too."""
+    draw = torch.Generator().manual_seed(0)
+    for cycles in (1, 2, 4):
+        pieces, wanted = [], [([], []) for _ in range(rows)]
+        for width in torch.randint(1, 5, (cycles,), generator=draw).tolist():
+            counts = torch.randint(1, width + 1, (rows,), generator=draw)
+            tokens = torch.randint(0, 99, (rows, width), generator=draw)
+            tokens = tokens.masked_fill(torch.arange(width) >= counts[:, None], -1)
+            features = torch.rand(rows, width, 3, generator=draw)
+            pieces.append((tokens, features, counts))
+            for row, count in enumerate(counts.tolist()):
+                wanted[row][0].extend(tokens[row, :count].tolist())
+                wanted[row][1].extend(features[row, :count].tolist())
+        tokens, features, counts = _joined(pieces)
+        for row, count in enumerate(counts.tolist()):
+            assert (tokens[row, :count].tolist(), features[row, :count].tolist()) == wanted[row]
+        assert _joined([(one, None, many) for one, _, many in pieces])[1] is None
