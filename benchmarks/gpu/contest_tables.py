@@ -17,7 +17,8 @@ DRAWS = 2000
 
 
 def contest_section(jobs: Jobs) -> list[str]:
-    parts = []
+    failed = jobs.get("fitted", {}).get("failed", {})
+    parts = [f"- not fitted, and so not in the contest: {name}: {why}" for name, why in failed.items()]
     for name, job in jobs.items():
         if "measured" in job:
             parts += [f"### {name.capitalize()}", live_table(job), *bars(job)]
@@ -72,6 +73,8 @@ def live_table(job: dict[str, Any]) -> str:
     count = len({entry["group"] for entry in job["measured"]})
     decoded = job.get("decoded", "held-out texts")
     how = f"{count} groups of {job['batch']}, {decoded}, {job['rounds']} rounds; prefill excluded; groups resampled"
+    if job.get("absent"):
+        how += f"; without {', '.join(job['absent'])}, which nobody fitted"
     return f"{how}\n\n{markdown(header, rows)}"
 
 
