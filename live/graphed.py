@@ -30,7 +30,8 @@ _ALIGNED = 64
 """Capacities are multiples of this: masks of odd widths send attention to a slower kernel."""
 _WARM_UP = 3
 """Plain calls before a capture: libraries choose and allocate in them what must not change later."""
-
+failed_captures: list[str] = []
+"""Of this process: why CUDA ended captures. Torch then believes that they go on, and the process should measure nothing more."""
 
 Result = TypeVar("Result")
 
@@ -270,8 +271,13 @@ def record(compute: Callable[[], Result], device: torch.device, memory: tuple[in
             for _ in range(_WARM_UP):
                 compute()
         torch.cuda.current_stream(device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # other threads may allocate meanwhile: what they do is no part of the graph
-        with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
-            result = compute()
+        graph, outside = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+        try:
+            # other threads may allocate meanwhile: what they do is no part of the graph
+            with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
+                result = compute()
+        except Exception as error:
+            if torch.cuda.current_stream(device) != outside:  # its end failed, too
+                failed_captures.append(f"{type(error).__name__}: {error}"[:500])
+            raise
     return graph, result

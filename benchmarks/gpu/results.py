@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +60,7 @@ class Results:
 
     def keep(self, job: str, result: dict[str, Any]) -> None:
         """Write a job's result. Raises UserError when the file would become too large to be carried home."""
-        self.content["jobs"][job] = result
+        self.content["jobs"][job] = finite(result)
         text = json.dumps(self.content, indent=1, allow_nan=False) + "\n"
         if len(text) > LARGEST:
             del self.content["jobs"][job]
@@ -65,6 +68,15 @@ class Results:
         partial = self.path.with_suffix(".partial")
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, self.path)
+
+
+def finite(value: Any) -> Any:
+    """The same with numbers that JSON has not ("nan", "inf") in words: one of them must not cost what was measured beside it."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -90,3 +102,23 @@ class Clock:
     @property
     def left(self) -> float:
         return max(self._end - time.monotonic(), 0.0)
+
+
+class OutOfTime(BaseException):
+    """Raised in a job that overruns; no Exception, as decoding survives those of a draft."""
+
+
+@contextmanager
+def no_longer_than(seconds: float) -> Iterator[None]:
+    """Raise OutOfTime within the block once it has taken ``seconds`` (0: never)."""
+
+    def ring(number: int, frame: object) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -12,15 +12,13 @@ import importlib
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from policies.errors import UserError, run_command
 
 if TYPE_CHECKING:
-    from benchmarks.gpu.results import Clock, Results
+    from benchmarks.gpu.results import Clock, Job, Results
     from benchmarks.gpu.setting import Setting
 
 STAGES = {
@@ -49,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parse.add_argument("--device", help="default: cuda, or cpu in a rehearsal")
     parse.add_argument("--corpus", type=Path, metavar="DIR", help="training text for the sibling (live/reference/README.md)")
+    parse.add_argument("--skip", action="append", default=[], metavar="JOB", help="leave out 'STAGE: JOB'; may be repeated")
     parse.add_argument("--rehearse", action="store_true", help="everything at toy size on the CPU")
     return parse
 
@@ -57,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     if args.budget <= 0:
         raise UserError(f"--budget is {args.budget:g}: give the seconds that may be spent")
+    from benchmarks.gpu.anew import Anew, go_on
     from benchmarks.gpu.results import Clock, Results
     from benchmarks.gpu.setting import Setting
     from live.loading import parse_device, steady_attention
@@ -70,57 +70,101 @@ def main(arguments: list[str] | None = None) -> int:
     about = setting.about()
     failed = 0
     for stage in args.stage or STAGES:
-        failed += run_stage(stage, setting, Results(args.out, stage, about), clock)
+        try:
+            failed += run_stage(stage, setting, Results(args.out, stage, about), clock, args.skip)
+        except Anew as end:
+            say(f"the GPU is of no more use to this process ({end})")
+            if clock.left < 1:
+                return 1
+            say(f"going on in a new one, {clock.left:.0f} s left")
+            go_on(words_of(args, clock.left, args.skip + [end.skip] * bool(end.skip)))
+        except Exception as error:  # its file is another machine's, say: no reason to leave out the other stages
+            say(f"{stage}: {type(error).__name__}: {error}")
+            failed += 1
     print(f"results in {args.out}; tables: python -m benchmarks.gpu.report {args.out}")
     return 1 if failed else 0
 
 
-def run_stage(stage: str, setting: Setting, results: Results, clock: Clock) -> int:
-    """Run what is not done yet and fits into the time that is left; how many jobs failed."""
-    from benchmarks.gpu.setting import free_memory
+def words_of(args: argparse.Namespace, left: float, skip: list[str]) -> list[str]:
+    """The same command, for what is left of its budget and without some jobs."""
+    words = ["--out", str(args.out), "--budget", f"{left:.1f}"] + ["--rehearse"] * args.rehearse
+    words += ["--device", args.device] if args.device else []
+    words += ["--corpus", str(args.corpus)] if args.corpus else []
+    given = {"--stage": args.stage or (), "--skip": skip}
+    return words + [word for name, values in given.items() for value in values for word in (name, value)]
 
+
+def run_stage(stage: str, setting: Setting, results: Results, clock: Clock, skip: list[str] | None = None) -> int:
+    """Run what is not done yet and fits into the time that is left; how many jobs failed.
+
+    :param skip: jobs to leave out, as "STAGE: JOB".
+    :raises Anew: when the rest needs a new process.
+    """
     failed = 0
     for job in importlib.import_module(f"benchmarks.gpu.{stage}").jobs(setting):
-        if results.has(job.name):
+        if results.has(job.name) or f"{stage}: {job.name}" in (skip or ()):
             continue
         if clock.left < setting.pick(job.least, 0.0):
             say(f"{stage}: {job.name} needs {job.least:.0f} s, {clock.left:.0f} are left: next time")
             continue
         started, limit = time.monotonic(), min(clock.left, job.most)
-        try:
-            with no_longer_than(setting.pick(limit, 0.0)):
-                result = job.run(limit)
-        except OutOfTime:
-            result = {"error": f"took longer than {limit:.0f} s"}
-            failed += 1
-        except Exception as error:  # one job's failure must not cost the minutes of the others
-            result = {"error": f"{type(error).__name__}: {error}"[:2000]}
-            failed += 1
-        free_memory()
+        result = outcome(job, limit, setting.pick(limit, 0.0))
         took = time.monotonic() - started
-        results.keep(job.name, result | {"seconds": round(took, 1)})
+        result = kept(results, job.name, result | {"seconds": round(took, 1)})  # before anything else is asked of the GPU
+        failed += "error" in result
         say(f"{stage}: {job.name} {result.get('error', 'done')} ({took:.1f} s, {clock.left:.0f} left)")
+        leave_clean(f"{stage}: {job.name}", setting)
     return failed
 
 
-class OutOfTime(BaseException):
-    """Raised in a job that overruns; no Exception, as decoding survives those of a draft."""
+def outcome(job: Job, limit: float, alarm: float) -> dict[str, Any]:
+    """What a job finds within ``limit`` seconds, or its error: one job's failure must not cost the minutes of the others.
 
+    :param alarm: when to stop it, in seconds; 0: never.
+    """
+    from benchmarks.gpu.results import OutOfTime, no_longer_than
+    from live.graphed import failed_captures
 
-@contextmanager
-def no_longer_than(seconds: float) -> Iterator[None]:
-    """Raise OutOfTime within the block once it has taken ``seconds`` (0: never)."""
-
-    def ring(number: int, frame: object) -> None:
-        raise OutOfTime
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        with no_longer_than(alarm):
+            result = job.run(limit)
+        # decoding survives what its draft does, and what is measured then is something else
+        return {"error": f"a capture failed: {failed_captures[0]}"} if failed_captures else result
+    except OutOfTime:
+        return {"error": f"took longer than {limit:.0f} s"}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"[:2000]}
+
+
+def kept(results: Results, name: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Write a result, or the reason why it cannot be written; what was."""
+    try:
+        results.keep(name, result)
+    except Exception as error:
+        result = {"error": f"its result cannot be kept: {type(error).__name__}: {error}"[:2000], "seconds": result["seconds"]}
+        results.keep(name, result)
+    return result
+
+
+def leave_clean(job: str, setting: Setting) -> None:
+    """Give memory back behind a job.
+
+    :raises Anew: when this process can do nothing more on its GPU.
+    """
+    from benchmarks.gpu.anew import Anew, unusable
+    from benchmarks.gpu.setting import free_memory
+    from live.graphed import failed_captures
+
+    if failed_captures:  # memory cannot be given back behind one
+        setting.leave_graphs_out(failed_captures[0])
+        raise Anew(unusable(setting.device))
+    try:
+        free_memory()
+        why = unusable(setting.device)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"[:300]
+    if why:
+        raise Anew(why, job)
 
 
 def say(line: str) -> None:

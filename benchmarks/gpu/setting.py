@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from benchmarks.gpu.shapes import Shape
     from live.pair import Pair
 
+NO_GRAPHS = "no-graphs"
+"""The file in ``work`` that says why graphs are not captured any more."""
+
 
 @dataclass
 class Setting:
@@ -74,19 +77,30 @@ class Setting:
     @cached_property
     def graphs(self) -> bool:
         """Whether CUDA graphs are captured here and give what plain calls give, tried once on the small pair. Where they do not,
-        the same fixed shapes run kernel by kernel, and results say so."""
+        the same fixed shapes run kernel by kernel, and results say so.
+
+        :raises RuntimeError: when CUDA has ended the first capture, and with it the use of this process.
+        """
         import sys
 
         import torch
 
         from benchmarks.gpu.check import why_no_graphs
+        from live.graphed import failed_captures
 
         if torch.device(self.device).type != "cuda":
             return False
-        why = why_no_graphs(self.small_pair("float32", ("reference/eagle3",)))
+        told = self.work / NO_GRAPHS
+        why = told.read_text() if told.is_file() else why_no_graphs(self.small_pair("float32", ("reference/eagle3",)))
+        if failed_captures:
+            raise RuntimeError(f"a capture failed: {failed_captures[0]}")
         if why:
             print(f"CUDA graphs are left out: {why}", file=sys.stderr, flush=True)
         return not why
+
+    def leave_graphs_out(self, why: str) -> None:
+        """In all runs with this folder from now on."""
+        (self.work / NO_GRAPHS).write_text(why)
 
     def about(self) -> dict[str, Any]:
         """What results must share to stand in one file."""
