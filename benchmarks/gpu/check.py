@@ -6,15 +6,19 @@ import statistics
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.gpu.embedding import embedded_pair, exact_in_half
 from benchmarks.gpu.results import Job
 from benchmarks.gpu.setting import Setting
-from live.distribution import log_probabilities
+from live.distribution import Ranked, log_probabilities
 from live.graphed import GraphedModel
 from live.model import CachedModel
 from live.pair import Pair, encode_prompt
 from traces.prompts import load_prompts, sample_specs
+
+LARGEST = 1e-3
+"""By which a graph's numbers may differ from those of plain calls."""
 
 
 def jobs(setting: Setting) -> list[Job]:
@@ -51,6 +55,12 @@ def true_embedding(setting: Setting) -> dict[str, Any]:
     return told | compared(small, large, texts) | graphs_against_calls(large, texts[0], setting.graphs)
 
 
+def apart(one: Tensor, other: Tensor) -> float:
+    """The largest difference; infinite where one of them is no number, which a maximum over several would pass over."""
+    largest = (one.double() - other.double()).abs().max()
+    return float(largest) if bool(largest.isfinite()) else float("inf")
+
+
 @torch.no_grad()
 def compared(small: Pair, large: Pair, texts: list[list[int]]) -> dict[str, Any]:
     """How log-probabilities of target and head (first draft level, true features) agree, over all places of the texts."""
@@ -63,7 +73,7 @@ def compared(small: Pair, large: Pair, texts: list[list[int]]) -> dict[str, Any]
         ]
         ours, theirs = (log_probabilities(output.logits)[0] for output in outputs)
         theirs = theirs[:, :words]
-        largest = max(largest, float((ours - theirs).abs().max()))
+        largest = max(largest, apart(ours, theirs))
         same += (ours.argmax(-1) == theirs.argmax(-1)).tolist()
         divergence += (ours.exp() * (ours - theirs)).sum(-1).tolist()
         drafted = []
@@ -91,40 +101,59 @@ def graphs_against_calls(pair: Pair, text: list[int], graphs: bool) -> dict[str,
     tree = torch.arange(1, count + 1, device=device)[None]
     positions = torch.full_like(tree, len(text))
     sees = torch.eye(count, dtype=torch.bool, device=device)[None]
-    found = []
+    found: list[list[Tensor]] = []
     for model in (CachedModel(pair.model), GraphedModel(pair.model, 1, 1024, graphs=graphs)):
-        for _ in range(2):  # the second time a graph is replayed that was not just captured
+        said = []
+        for number in range(2):  # the second time a graph is replayed with other numbers than it was captured with
             model.reset(1)
-            model.prefill(tokens, logits="none")
-            logits = model.forward_tree(tree, None, positions, sees).logits.clone()
-        found.append(log_probabilities(logits)[..., : pair.tokenizer.vocab_size])
+            model.prefill(tokens[:, number:], logits="none")
+            logits = model.forward_tree(tree + number, None, positions - number, sees).logits.clone()
+            said.append(log_probabilities(logits)[..., : pair.tokenizer.vocab_size])
+        found.append(said)
+    calls, fixed = (torch.cat(said) for said in found)
     return {
         "graphs": graphs and device.type == "cuda",
-        "graph_largest_difference_nats": float((found[0] - found[1]).abs().max()),
-        "graph_same_argmax": float((found[0].argmax(-1) == found[1].argmax(-1)).double().mean()),
+        "graph_largest_difference_nats": apart(calls, fixed),
+        "graph_same_argmax": float((calls.argmax(-1) == fixed.argmax(-1)).double().mean()),
     }
 
 
 def why_no_graphs(pair: Pair) -> str:
     """What speaks against CUDA graphs here: the error of a first capture, of target or head, or numbers that are not those of
     plain calls; "" when nothing does."""
-    from live.graphed_eagle import GraphedEagle
-
     try:
-        apart = graphs_against_calls(pair, list(range(5, 45)), graphs=True)["graph_largest_difference_nats"]
-        head, answers = pair.networks["eagle3"].head, []
-        draw = torch.Generator().manual_seed(0)
-        features = torch.randn((1, 4, head.fc.in_features), generator=draw).to(head.fc.weight)
-        tokens, one = torch.tensor([[5, 6, 7, 8]], device=features.device), torch.tensor([4], device=features.device)
-        for graphs in (False, True):
-            network = GraphedEagle(head, "eagle3", 256, graphs)
-            with torch.inference_mode():
-                found = network.open(network.advance(tokens, features, one), one, 4)
-                answers.append(network.grow(torch.zeros_like(found.index), found.index, 4).logprob)
-        apart = max(apart, float((answers[0] - answers[1]).abs().max()))
+        largest = graphs_against_calls(pair, list(range(5, 45)), graphs=True)["graph_largest_difference_nats"]
+        (sources, calls), (own_sources, graphs) = (head_answers(pair, graphs) for graphs in (False, True))
+        for one, other in zip(sources, own_sources, strict=True):
+            largest = max(largest, apart(one, other))
+        for one, other in zip(calls, graphs, strict=True):
+            largest = max(largest, apart(one.logprob, other.logprob))
+            ahead = one.logprob[..., 0] - one.logprob[..., 1] > LARGEST  # else which is first is left to the rounding
+            if not torch.equal(one.index[..., 0][ahead], other.index[..., 0][ahead]):
+                return "the children that they name are not those of plain calls"
     except Exception as error:  # whatever it is, the measurements can do without graphs
         return f"{type(error).__name__}: {error}"[:500]
-    return "" if apart < 1e-3 else f"their log-probabilities differ from those of plain calls by {apart:.2g} nats"
+    return "" if largest < LARGEST else f"their numbers differ from those of plain calls by {largest:.2g}"
+
+
+@torch.inference_mode()
+def head_answers(pair: Pair, graphs: bool) -> tuple[list[Tensor], list[Ranked]]:
+    """What the EAGLE-3 head in fixed shapes says in two cycles, each a catch-up (what a root is made of), a root and two levels: so
+    every graph is replayed with other numbers than those that it was captured with."""
+    from live.graphed_eagle import GraphedEagle
+
+    head = pair.networks["eagle3"].head
+    network, draw = GraphedEagle(head, "eagle3", 256, graphs), torch.Generator().manual_seed(0)
+    sources, answers, count = [], [], torch.tensor([4])
+    for cycle in range(2):
+        features = torch.randn((1, 4, head.fc.in_features), generator=draw).to(head.fc.weight)
+        tokens = torch.arange(5, 9)[None] + 30 * cycle
+        last = network.advance(tokens, features, count).clone()
+        sources.append(last.float().cpu())
+        answers.append(network.open(last, (cycle + 1) * count, 4))
+        for parent in (torch.zeros_like(tokens), torch.arange(1, 5)[None]):
+            answers.append(network.grow(parent, tokens + 9, 4))
+    return sources, answers
 
 
 def graphed_decoding(setting: Setting) -> dict[str, Any]:
