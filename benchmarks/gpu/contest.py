@@ -24,14 +24,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from benchmarks.gpu.capacities import measure_parts, slots
 from benchmarks.gpu.contest_live import across_domains, capacity_for, decode_live
 from benchmarks.gpu.results import Job
 from benchmarks.gpu.setting import Setting
-from live.graphed_pair import graphed
+from live.graphed_pair import GraphedPair, graphed
 from live.pair import Pair
 from policies.contract import Policy
 from policies.errors import UserError
 from policies.registry import load_policy
+from traces.campaign import Shapes
 
 if TYPE_CHECKING:
     from traces.costs import CostModel
@@ -124,21 +126,32 @@ def opened(setting: Setting) -> Recording:
 
 
 def profiled(setting: Setting, batches: tuple[int, ...], seconds: float) -> dict[str, Any]:
-    """The embedded pair's profile in fixed shapes."""
-    from traces.campaign import Shapes
-    from traces.profile import measure_pair, running_text
+    """The embedded pair's profile in fixed shapes, with the caches of the live runs."""
+    from traces.profile import running_text
 
     started = time.monotonic()
-    grid = Shapes((1, 4, 8, 16, 32, 64, 96), (1, 4, 8, 10, 16), (64, 320), batches, (0, 1, 2, 4, 9), (1, 4, 9))
-    grid = setting.pick(grid, Shapes((1, 8), (1, 4), (48,), batches, (0, 2), (1, 2)))
-    pair = graphed(setting.embedded(), grid.text_length + 256, setting.graphs)
-    text = running_text(pair, max(grid.batches), grid.text_length)
-    profile = measure_pair(pair, text, grid, setting.pick(9, 1), 0.75 * (seconds - (time.monotonic() - started)))
+    points, pair = grid(setting, batches), in_fixed_shapes(setting)
+    text = running_text(pair, max(batches), points.text_length)
+    left = 0.75 * (seconds - (time.monotonic() - started))
+    profile = measure_parts([(pair, points)], text, points, setting.pick(9, 1), left)
     profile.content["method"]["cuda_graphs"] = setting.graphs
     for batch in batches:
         if batch == max(batches) or not priced(setting, batch).exists():
             profile.save(priced(setting, batch))
     return {"profile": profile.content}
+
+
+def grid(setting: Setting, batches: tuple[int, ...]) -> Shapes:
+    """What is priced."""
+    real = Shapes((1, 4, 8, 16, 32, 64, 96), (1, 4, 8, 10, 16), (64, 320), batches, (0, 1, 2, 4, 9), (1, 4, 9))
+    return setting.pick(real, Shapes((1, 8), (1, 4), (48,), batches, (0, 2), (1, 2)))
+
+
+def in_fixed_shapes(setting: Setting) -> GraphedPair:
+    """The embedded pair with caches for the longest recorded text and for what is priced. They have one size wherever the contest
+    measures, as that is what attention in fixed shapes costs."""
+    capacity = max(capacity_for(opened(setting)), slots(grid(setting, (1,)).text_length))
+    return graphed(setting.embedded(), capacity, setting.graphs)
 
 
 def priced(setting: Setting, batch: int) -> Path:
@@ -223,12 +236,12 @@ def live(setting: Setting, batch: int, heat: float, seconds: float) -> dict[str,
     if len(texts) < batch:  # for want of others; the results say so
         texts, whose = at, "all texts, those that policies were fitted on among them"
     texts, most = across_domains(recording, texts), setting.pick((max(5 // batch, 1), 5), (1, 1))
-    pair = graphed(setting.embedded(), capacity_for(recording), setting.graphs)
+    pair = in_fixed_shapes(setting)
     cost = cost_of(setting, batch)
     policies = entrants(setting)
     found = decode_live(pair, policies, recording, cost, texts, batch, most, seconds)
     absent = [name for name in ("best static", *FITTED) if name not in policies]
-    return {"temperature": heat, "decoded": whose, "absent": absent} | found
+    return {"temperature": heat, "decoded": whose, "absent": absent, "capacity": pair.capacity} | found
 
 
 def without_graphs(setting: Setting, seconds: float) -> dict[str, Any]:
@@ -237,7 +250,7 @@ def without_graphs(setting: Setting, seconds: float) -> dict[str, Any]:
     texts = [text for text in split(recording)[1] if recording.sampling(text)["temperature"] == 0 and recording.length[text] > 1]
     texts = across_domains(recording, texts)
     policies = {name: policy for name, policy in entrants(setting).items() if name.startswith("eagle3")}
-    pair = graphed(setting.embedded(), capacity_for(recording), setting.graphs)
+    pair = in_fixed_shapes(setting)
     found = decode_live(pair, policies, recording, cost, texts, 1, setting.pick((3, 3), (1, 1)), seconds, setting.embedded())
     return {"temperature": 0.0} | found
 
@@ -249,7 +262,7 @@ def breakdown(setting: Setting) -> dict[str, Any]:
     recording, cost = opened(setting), cost_of(setting)
     texts = [text for text in split(recording)[1] if recording.sampling(text)["temperature"] == 0 and recording.length[text] > 1]
     texts = across_domains(recording, texts)[: setting.pick(2, 1)]
-    pair = graphed(setting.embedded(), capacity_for(recording), setting.graphs)
+    pair = in_fixed_shapes(setting)
     policies = list({policy.spec(): policy for policy in entrants(setting).values()}.values())
     found = break_down(recording, pair, policies, "eagle3", cost, texts)
     return {

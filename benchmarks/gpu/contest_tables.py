@@ -73,6 +73,8 @@ def live_table(job: dict[str, Any]) -> str:
     count = len({entry["group"] for entry in job["measured"]})
     decoded = job.get("decoded", "held-out texts")
     how = f"{count} groups of {job['batch']}, {decoded}, {job['rounds']} rounds; prefill excluded; groups resampled"
+    if "capacity" in job:
+        how += f"; caches of {job['capacity']} slots, as in the profile"
     if job.get("absent"):
         how += f"; without {', '.join(job['absent'])}, which nobody fitted"
     return f"{how}\n\n{markdown(header, rows)}"

@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.capacities import measure_parts, one_by_one, slots
 from benchmarks.gpu.passes import memory_for_cache
 from benchmarks.gpu.results import Job
 from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.shapes import Shape, random_head, random_target
 from live.eagle3 import captured_layers
 from live.eagle_network import EagleNetwork
-from live.graphed_pair import graphed
 from live.pair import Pair, device_name
 from traces.campaign import Shapes
 
 WIDE = Shapes((1, 8, 16, 32, 64, 128), (1, 4, 8, 10, 16), (128, 512, 2048), (1, 4), (0, 1, 4, 9), (1, 4, 9))
-TOY = Shapes((1, 8), (1, 4), (32,), (1,), (0, 2), (1, 2))
+TOY = Shapes((1, 8), (1, 4), (32, 48), (1,), (0, 2), (1, 2))
 
 
 def jobs(setting: Setting) -> list[Job]:
@@ -36,22 +36,22 @@ def job_of(setting: Setting, name: str, told: str, grid: Shapes, graphs: bool, l
 
 
 def profiled(setting: Setting, shape: Shape, grid: Shapes, graphs: bool, seconds: float) -> dict[str, Any]:
-    """A profile, as its JSON document. Batches whose cache does not fit are left out and named."""
-    from traces.profile import measure_pair
+    """A profile, as its JSON document. Batches whose cache does not fit are left out and named.
 
+    :param graphs: in fixed shapes, each context in a cache of its own size; else in caches that grow, kernel by kernel.
+    """
     started = time.monotonic()
     pair = random_pair(setting, shape)
     free = memory_for_cache(setting.device, pair.model)
     per_token = shape.layers * 2 * shape.groups * shape.head_dim * 2
-    length = grid.text_length
-    # side by side: caches of target, plain decoding and loop, those of smaller batches, and the text's features
+    # side by side, for each context: caches of target, plain decoding and loop, those of smaller batches, and the text's features
+    length = sum(slots(replace(grid, contexts=(context,)).text_length) for context in grid.contexts)
     fits = [batch for batch in grid.batches if batch * length * (4 * per_token + 8 * shape.hidden) < free]
     left_out = sorted(set(grid.batches) - set(fits))
     grid = replace(grid, batches=tuple(fits))
-    rows = running_tokens(setting, max(grid.batches), length)
-    if graphs:
-        pair = graphed(pair, length + 256, setting.graphs)
-    profile = measure_pair(pair, rows, grid, setting.pick(7, 1), 0.75 * (seconds - (time.monotonic() - started)))
+    rows = running_tokens(setting, max(grid.batches), grid.text_length)
+    parts = one_by_one(pair, grid, setting.graphs) if graphs else [(pair, grid)]
+    profile = measure_parts(parts, rows, grid, setting.pick(7, 1), 0.75 * (seconds - (time.monotonic() - started)))
     profile.content["method"]["text"] = "shipped prompts, repeated; random weights"
     profile.content["method"]["cuda_graphs"] = graphs and setting.graphs
     return {"profile": profile.content, "left_out_batches": left_out}

@@ -96,7 +96,7 @@ def profiles_section(jobs: Jobs) -> list[str]:
         profile = Profile(job["profile"])
         content, cost = profile.content, profile.cost("eagle3")
         counts, widths = content["verify"]["tokens"], content["draft"]["eagle3"]["width"]
-        rows = []
+        capacity, rows = content["method"].get("capacity", {}), []
         for context in content["verify"]["context"]:
             for batch in content["verify"]["batch"]:
                 verify = [float(cost.verify_ms(n, context, batch)) for n in counts]
@@ -106,12 +106,13 @@ def profiles_section(jobs: Jobs) -> list[str]:
                     float(cost.catch_up_ms(4, context, batch)),
                     float(cost.overhead_ms(8, batch)),
                 ]
-                rows.append([context, batch, *loops, *verify, *draft])
-        header = ["context", "batch", "plain step", "catch-up 4", "overhead, 8 levels", *(f"verify {n}" for n in counts)]
+                rows.append([context, capacity.get(str(context)), batch, *loops, *verify, *draft])
+        header = ["context", "slots of its cache", "batch"]
+        header += ["plain step", "catch-up 4", "overhead, 8 levels", *(f"verify {n}" for n in counts)]
         header += [f"draft {n}" for n in widths]
         graphs = "CUDA graphs" if content["method"]["cuda_graphs"] else "no graphs"
         parts.append(f"{name} ({graphs}, {content['method']['rounds']} rounds), ms\n\n{markdown(header, rows)}")
-        if job["left_out_batches"]:
+        if job.get("left_out_batches"):
             parts.append(f"- left out for memory: batches {job['left_out_batches']}")
     return parts
 
