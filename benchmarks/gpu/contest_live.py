@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.gpu.results import Clock
+from benchmarks.gpu.results import Clock, as_far_as_time_goes
 from live.decode import SpeculativeDecoder
 from live.decoding_plain import plain_decode
 from live.model import CachedModel
@@ -44,17 +44,14 @@ def decode_live(
     runs = contenders(pair, policies, recording, cost, batch)
     if ordinary:
         runs |= {f"{name}, no graphs": run for name, run in contenders(ordinary, policies, recording, cost, batch).items()}
-    entries: list[dict[str, Any]] = []
     for run in runs.values():  # captures graphs, and warms every shape, before anything is timed
         for group in groups:
             run(group)
-    draw, names, rounds = random.Random(0), list(runs), 0
-    while rounds < most[1] and (not rounds or clock.left > 1.3 * (seconds - clock.left) / (rounds + 1)):
-        for number, group in enumerate(groups):
-            draw.shuffle(names)
-            entries += [{"contender": name, "group": number, "round": rounds} | runs[name](group) for name in names]
-        rounds += 1
-    predicted = {name: prediction(recording, policy, cost, groups, batch) for name, policy in policies.items()}
+    entries, rounds = in_turns(runs, groups, most[1], clock)
+    if not entries:
+        raise UserError(f"nobody was timed within {seconds:.0f} s, captures took them: give the stage more --budget")
+    timed = [group for number, group in enumerate(groups) if number in {entry["group"] for entry in entries}]
+    predicted = {name: prediction(recording, policy, cost, timed, batch) for name, policy in policies.items()}
     return {
         "batch": batch,
         "rounds": rounds,
@@ -63,6 +60,24 @@ def decode_live(
         "measured": entries,
         "predicted": predicted,
     }
+
+
+def in_turns(runs: dict[str, Any], groups: list[list[int]], most: int, clock: Clock) -> tuple[list[dict[str, Any]], int]:
+    """One entry per contender, group and round, in an order drawn anew for each group, and how many rounds were whole.
+
+    A round begins only if there is time for one as long as the longest. Where the time runs out all the same, groups that everyone
+    has decoded count, and the one in hand does not.
+    """
+    entries: list[dict[str, Any]] = []
+    draw, names, rounds, longest = random.Random(0), list(runs), 0, 0.0
+    with as_far_as_time_goes():
+        while rounds < most and (not rounds or clock.left > 1.2 * longest):
+            begun = clock.left
+            for number, group in enumerate(groups):
+                draw.shuffle(names)
+                entries += [{"contender": name, "group": number, "round": rounds} | runs[name](group) for name in names]
+            rounds, longest = rounds + 1, max(longest, begun - clock.left)
+    return entries, rounds
 
 
 def across_domains(recording: Recording, texts: list[int]) -> list[int]:

@@ -72,7 +72,7 @@ def live_table(job: dict[str, Any]) -> str:
     header = ["policy", "tau", "tau, replayed", "ms per token", "predicted", "off by", "times plain", "kept", "levels", "coverage"]
     count = len({entry["group"] for entry in job["measured"]})
     decoded = job.get("decoded", "held-out texts")
-    how = f"{count} groups of {job['batch']}, {decoded}, {job['rounds']} rounds; prefill excluded; groups resampled"
+    how = f"{count} groups of {job['batch']}, {decoded}, {job['rounds']} whole rounds; prefill excluded; groups resampled"
     if "capacity" in job:
         how += f"; caches of {job['capacity']} slots, as in the profile"
     if job.get("absent"):

@@ -1,5 +1,7 @@
 """A target's forward at true size, by tokens, context and batch, in fixed shapes: with CUDA graphs and kernel by kernel.
 
+Beside them a single token in any shape, which needs no mask and looks at its text alone: how plain decoding runs without them.
+
 What is timed is the network alone (no walk, no policy): the floor of what verification can cost. Inputs are random tokens,
 the cache holds random numbers; weights are random. Every shape runs before any is timed, then come rounds in shuffled order;
 medians and interquartile ranges are kept. Cells whose cache does not fit into the memory are named and left out.
@@ -14,10 +16,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.results import Clock, Job
+from benchmarks.gpu.results import Clock, Job, as_far_as_time_goes
 from benchmarks.gpu.setting import Setting, free_memory
 from benchmarks.gpu.shapes import Shape, random_target
 from live.graphed import GraphedModel
+from live.model import CachedModel
+from policies.errors import UserError
 
 TOKENS = (1, 8, 16, 32, 64, 128)
 CELLS = ((1, 512), (1, 2048), (1, 8192), (1, 16384), (4, 512), (4, 2048), (16, 512), (16, 2048), (64, 512))
@@ -42,28 +46,38 @@ def cells_of(setting: Setting) -> list[tuple[int, int]]:
 
 
 def measure(setting: Setting, shape: Shape, seconds: float) -> dict[str, Any]:
-    """Milliseconds by cell, with graphs and without, as lists that stand side by side."""
+    """Milliseconds by cell, with graphs and without, as lists that stand side by side; cells for which there is no time are named.
+
+    :raises UserError: when there is none for a single one.
+    """
     clock = Clock(seconds)
     dtype = torch.bfloat16
     model = random_target(shape, dtype, setting.device)
     free = memory_for_cache(setting.device, model)
-    done, left_out, rows = [], [], []
-    for batch, context in cells_of(setting):
-        needed = batch * (context + 256) * shape.layers * 2 * shape.groups * shape.head_dim * 2
-        if clock.left < 5 and done:
-            left_out.append({"batch": batch, "context": context, "why": "no time left"})
-            continue
-        if context + max(TOKENS) > shape.context:
-            left_out.append({"batch": batch, "context": context, "why": f"beyond the model's context of {shape.context}"})
-            continue
-        if needed > free:
-            left_out.append(
-                {"batch": batch, "context": context, "why": f"its cache takes {needed >> 30} GiB, {free >> 30} are free"}
-            )
-            continue
-        rows += timed_cell(model, batch, context, setting.pick(TOKENS, (1, 8)), setting.pick(ROUNDS, 2), clock, setting.graphs)
-        done.append((batch, context))
-        free_memory()
+    left_out: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    waiting, longest = cells_of(setting), 0.0
+    with as_far_as_time_goes():
+        while waiting:
+            batch, context = waiting[0]
+            needed, begun = batch * (context + 256) * shape.layers * 2 * shape.groups * shape.head_dim * 2, clock.left
+            if context + max(TOKENS) > shape.context:
+                why = f"beyond the model's context of {shape.context}"
+            elif needed > free:
+                why = f"its cache takes {needed >> 30} GiB, {free >> 30} are free"
+            elif rows and begun < 1.2 * longest and not setting.rehearse:
+                break
+            else:
+                sizes = setting.pick(TOKENS, (1, 8)), setting.pick(ROUNDS, 2)
+                rows += timed_cell(model, batch, context, *sizes, clock, setting.graphs)
+                free_memory()
+                why, longest = "", max(longest, begun - clock.left)
+            waiting.pop(0)
+            if why:
+                left_out.append({"batch": batch, "context": context, "why": why})
+    if not rows:
+        raise UserError(f"no cell was timed within {seconds:.0f} s: give the stage more --budget")
+    left_out += [{"batch": batch, "context": context, "why": "no time left"} for batch, context in waiting]
     return {"shape": shape.name, "layers": shape.layers, "dtype": "bfloat16", "cells": rows, "left_out": left_out}
 
 
@@ -71,20 +85,26 @@ def timed_cell(
     model: torch.nn.Module, batch: int, context: int, tokens: tuple[int, ...], rounds: int, clock: Clock, graphs: bool
 ) -> list[dict[str, Any]]:
     """One row per number of new tokens and way of running, behind ``context`` tokens in ``batch`` rows."""
-    fixed = {True: GraphedModel(model, batch, context + 256, graphs=graphs), False: GraphedModel(model, batch, 1, graphs=False)}
-    fixed[False].cache = fixed[True].cache  # one for both: they never run at the same time, and two might not fit
-    fixed[True].cache._pools[batch].normal_()  # never zeros: they are multiplied faster
-    ways = [(True, count) for count in tokens]
-    if fixed[True].graphs:  # elsewhere both are the same
-        ways += [(False, count) for count in tokens if count in (1, 16, 64)]
-    samples: dict[tuple[bool, int], list[float]] = {way: [] for way in ways}
+    replayed = GraphedModel(model, batch, context + 256, graphs=graphs)
+    models: dict[str, CachedModel] = {
+        "replayed": replayed,
+        "fixed": GraphedModel(model, batch, 1, graphs=False),
+        "any shape": CachedModel(model, batch, 1),
+    }
+    for other in models.values():
+        other.cache = replayed.cache  # one for all: they never run at the same time, and more might not fit
+    replayed.cache._pools[batch].normal_()  # never zeros: they are multiplied faster
+    ways = [("replayed", count) for count in tokens] + [("any shape", 1)]
+    if replayed.graphs:  # elsewhere both are the same
+        ways += [("fixed", count) for count in tokens if count in (1, 16, 64)]
+    samples: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
     draw = random.Random(0)
     for number in range(rounds + 1):
         draw.shuffle(ways)
-        for graphs, count in ways:
-            ms = timed_forward(fixed[graphs], batch, context, count)
+        for name, count in ways:
+            ms = timed_forward(models[name], batch, context, count)
             if number:
-                samples[graphs, count].append(ms)
+                samples[name, count].append(ms)
         if number >= 3 and clock.left < 2:
             break
     return [
@@ -92,18 +112,18 @@ def timed_cell(
             "batch": batch,
             "context": context,
             "tokens": count,
-            "graphs": graphs and fixed[True].graphs,
-            "fixed_shape": True,
+            "graphs": name == "replayed" and replayed.graphs,
+            "fixed_shape": name != "any shape",
             "ms": round(statistics.median(values), 5),
             "spread_ms": round(spread(values), 5),
             "rounds": len(values),
         }
-        for (graphs, count), values in sorted(samples.items())
+        for (name, count), values in sorted(samples.items())
     ]
 
 
 @torch.inference_mode()
-def timed_forward(model: GraphedModel, batch: int, context: int, count: int) -> float:
+def timed_forward(model: CachedModel, batch: int, context: int, count: int) -> float:
     """ms of one forward over ``count`` new tokens per row (a chain each), with the sending of its inputs and its mask."""
     cache, device = model.cache, model.device
     cache._set_lengths([context] * batch)

@@ -51,20 +51,20 @@ def check_section(jobs: Jobs) -> list[str]:
     return parts
 
 
+WAY = ("batch", "context", "fixed_shape", "graphs")
+"""What tells a row of the timed passes from others."""
+
+
 def passes_section(jobs: Jobs) -> list[str]:
     parts = []
     for name, job in jobs.items():
         counts = sorted({row["tokens"] for row in job["cells"]})
         rows = []
-        for batch, context, graphs in sorted({(row["batch"], row["context"], row["graphs"]) for row in job["cells"]}):
-            mine = {
-                row["tokens"]: row
-                for row in job["cells"]
-                if (row["batch"], row["context"], row["graphs"]) == (batch, context, graphs)
-            }
+        for way in sorted({tuple(row[key] for key in WAY) for row in job["cells"]}):
+            mine = {row["tokens"]: row for row in job["cells"] if tuple(row[key] for key in WAY) == way}
             told = [f"{mine[n]['ms']:.3f} ± {mine[n]['spread_ms']:.3f}" if n in mine else None for n in counts]
-            rows.append([batch, context, graphs, *told])
-        header = ["batch", "context", "graphs", *(f"{n} tokens" for n in counts)]
+            rows.append([*way, *told])
+        header = ["batch", "context", "fixed shape", "graphs", *(f"{n} tokens" for n in counts)]
         parts.append(f"{name}, {job['dtype']}: ms of a target's forward (median ± interquartile range)\n\n{markdown(header, rows)}")
         parts += [f"- left out: batch {cut['batch']}, context {cut['context']}: {cut['why']}" for cut in job["left_out"]]
     return parts + scaled(jobs)
@@ -79,13 +79,14 @@ def scaled(jobs: Jobs) -> list[str]:
     layers = int(many["shape"].split(" of ")[1].split()[0])
     rows = []
     for one in few["cells"]:
-        key = ("batch", "context", "tokens", "graphs")
+        key = (*WAY, "tokens")
         other = next((row for row in many["cells"] if all(row[k] == one[k] for k in key)), None)
         if other:
             per_layer = (other["ms"] - one["ms"]) / (many["layers"] - few["layers"])
             rows.append([*(one[k] for k in key), per_layer, one["ms"] + per_layer * (layers - few["layers"])])
     title = f"{many['shape'].split(' (')[0]}: SCALED from slices of {few['layers']} and {many['layers']} layers, not measured whole"
-    return [f"{title}\n\n{markdown(['batch', 'context', 'tokens', 'graphs', 'ms a layer', f'ms of {layers} layers'], rows)}"]
+    header = ["batch", "context", "fixed shape", "graphs", "tokens", "ms a layer", f"ms of {layers} layers"]
+    return [f"{title}\n\n{markdown(header, rows)}"]
 
 
 def profiles_section(jobs: Jobs) -> list[str]:
