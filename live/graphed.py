@@ -28,8 +28,8 @@ BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 """Numbers of new tokens that a forward is captured for."""
 _ALIGNED = 64
 """Capacities are multiples of this: masks of odd widths send attention to a slower kernel."""
-_WARM_UP = 3
-"""Plain calls before a capture: libraries choose and allocate in them what must not change later."""
+_WARM_UP = 2
+"""Plain calls before a capture: libraries choose and allocate in the first what must not change later."""
 failed_captures: list[str] = []
 """Of this process: why CUDA ended captures. Torch then believes that they go on, and the process should measure nothing more."""
 

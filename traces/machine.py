@@ -33,15 +33,21 @@ def processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
+def asked_of_driver(what: str) -> str:
+    """What ``nvidia-smi --query-gpu`` says of the first GPU, "unknown" where nobody answers."""
+    try:
+        ask = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader"]
+        found = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+        return found[0] if found else "unknown"
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
 def driver() -> str:
     """The NVIDIA driver's version, "unknown" where nobody tells it."""
-    try:
-        ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        found = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True).stdout.split()
-        if found:
-            return found[0]
-    except (OSError, subprocess.SubprocessError):
-        pass
+    found = asked_of_driver("driver_version")
+    if found != "unknown":
+        return found
     told = Path("/proc/driver/nvidia/version")
     words = told.read_text().split() if told.is_file() else []
     return next((word for word in words if word[0].isdigit() and "." in word), "unknown")

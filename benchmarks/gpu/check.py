@@ -15,6 +15,7 @@ from live.distribution import Ranked, log_probabilities
 from live.graphed import GraphedModel
 from live.model import CachedModel
 from live.pair import Pair, encode_prompt
+from traces.machine import asked_of_driver
 from traces.prompts import load_prompts, sample_specs
 
 LARGEST = 1e-3
@@ -23,10 +24,16 @@ LARGEST = 1e-3
 
 def jobs(setting: Setting) -> list[Job]:
     return [
+        Job("settings", lambda _: settings(), 1, 25),
         Job("graphs on the small pair", lambda _: graphed_decoding(setting), 10, 60),
         Job("embedding at true size", lambda _: true_embedding(setting), 15, 60),
         Job("embedding in float64", lambda _: float64_embedding(setting), 10, 40),
     ]
+
+
+def settings() -> dict[str, Any]:
+    """How the GPU is set, which stays as it is: in a compute mode that allows one process alone, fidelity and recording fail."""
+    return {"compute_mode": asked_of_driver("compute_mode")}
 
 
 def texts_of(pair: Pair, count: int, new: int) -> list[list[int]]:

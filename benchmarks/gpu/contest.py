@@ -71,8 +71,8 @@ def jobs(setting: Setting) -> list[Job]:
     ]
 
 
-def live_job(setting: Setting, batch: int, heat: float) -> Job:
-    return Job(f"live, batch {batch}, temperature {heat:g}", lambda left: live(setting, batch, heat, left), 35, 70)
+def live_job(setting: Setting, batch: int, heat: float, least: float = 35, most: float = 70) -> Job:
+    return Job(f"live, batch {batch}, temperature {heat:g}", lambda left: live(setting, batch, heat, left), least, most)
 
 
 def profile_job(setting: Setting, name: str, batches: tuple[int, ...]) -> Job:

@@ -10,4 +10,6 @@ from benchmarks.gpu.setting import Setting
 def jobs(setting: Setting) -> list[Job]:
     batch = setting.pick(16, 3)
     alone_too = (1, batch)  # the last of a group decode on by themselves
-    return [profile_job(setting, f"profile, batch {batch}", alone_too), *(live_job(setting, batch, heat) for heat in TEMPERATURES)]
+    # graphs for every number of rows that a batch shrinks to are captured before anything is timed
+    decoded = [live_job(setting, batch, heat, 60, 110) for heat in TEMPERATURES]
+    return [profile_job(setting, f"profile, batch {batch}", alone_too), *decoded]

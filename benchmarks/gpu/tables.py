@@ -37,6 +37,8 @@ def check_section(jobs: Jobs) -> list[str]:
     ]
     parts = [markdown(header, rows)]
     for job in jobs.values():
+        if "compute_mode" in job:
+            parts.append(f"Compute mode: {job['compute_mode']}.")
         if "identical" in job:
             how = "captured as graphs" if job["captured"] else "not captured as graphs"
             parts.append(
@@ -46,7 +48,7 @@ def check_section(jobs: Jobs) -> list[str]:
             kind = "CUDA graphs" if job["graphs"] else "fixed shapes, no graphs"
             parts.append(
                 f"{kind} against plain calls: same argmax {job['graph_same_argmax']:.3g}, largest difference "
-                f"{job['graph_largest_difference_nats']:.3g} nats."
+                f"{cell(job['graph_largest_difference_nats'])} nats."
             )
     return parts
 

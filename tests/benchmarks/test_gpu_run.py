@@ -84,9 +84,56 @@ def test_stages_keep_to_the_times_that_the_commands_of_the_readme_give_them(tmp_
     stages, budget = re.findall(r"--stage (\w+)", first), int(re.search(r"--budget (\d+)", first)[1])
     assert {"check", "sample", "cost", "profiles"} == set(stages)
     assert sum(job.least for stage in stages for job in planned(tmp_path, stage)) <= budget
+    later = next(line for line in commands if "--stage fidelity" in line)
+    budget = int(re.search(r"--budget (\d+)", later)[1])
+    assert re.findall(r"--stage (\w+)", later) == ["fidelity", "recording"]  # one after the other: they would slow each other down
+    assert sum(job.least for job in planned(tmp_path, "fidelity")) <= budget - planned(tmp_path, "recording")[0].least
     live = next(line for line in commands if "--stage contest" in line)
     wanted = [job for job in planned(tmp_path, "contest") if "batch 4" not in job.name and job.name not in ("random", "no graphs")]
     assert sum(job.least for job in wanted) <= int(re.search(r"--budget (\d+)", live)[1]) <= 300
+
+
+def test_the_table_of_the_readme_says_what_stages_take(tmp_path):
+    text = (ROOT / "benchmarks" / "gpu" / "README.md").read_text()
+    told = {stage: (int(least), int(most)) for stage, least, most in re.findall(r"^\| `(\w+)` .*\| (\d+), (\d+) \|$", text, re.M)}
+    for stage in run.STAGES:
+        jobs = planned(tmp_path, stage)
+        assert told[stage] == (sum(job.least for job in jobs), sum(job.most for job in jobs)), stage
+
+
+def test_sixteen_rows_get_the_time_of_their_captures(tmp_path):
+    """Up to sixteen numbers of rows, some seven buckets each, and everyone's texts once, before anything is timed."""
+    jobs = [job for job in planned(tmp_path, "contest16") if job.name.startswith("live")]
+    assert len(jobs) == 2 and all(job.least >= 60 and job.most >= 100 for job in jobs)
+
+
+def test_texts_are_compared_where_they_have_to_be_the_same(tmp_path, monkeypatch):
+    from benchmarks.gpu import fidelity
+
+    asked: dict[str, list[str]] = {}
+    setting = Setting("cpu", tmp_path, rehearse=True)
+    setting.work.mkdir()
+
+    def main(words: list[str]) -> int:
+        report = Path(words[words.index("--json") + 1])
+        report.write_text('{"recording": "here"}')
+        asked[report.stem] = words
+        return 0
+
+    monkeypatch.setattr("live.fidelity.main", main)
+    monkeypatch.setattr(fidelity, "record_here", lambda *_: {})
+    for job in fidelity.jobs(setting):
+        job.run(9.0)
+    assert {name: "--skip-generate" in words for name, words in asked.items()} == {
+        "fidelity-float64": False, "fidelity-float32": True, "fidelity-bfloat16": True,
+    }  # fmt: skip
+
+
+def test_the_compute_mode_is_told(monkeypatch):
+    from benchmarks.gpu import check, tables
+
+    monkeypatch.setattr(check, "asked_of_driver", lambda what: {"compute_mode": "Exclusive_Process"}[what])
+    assert "Exclusive_Process" in "".join(tables.check_section({"settings": check.settings()}))
 
 
 def test_results_of_another_machine_are_not_mixed(tmp_path):
