@@ -272,6 +272,8 @@ def test_the_rehearsal(tmp_path, capsys):
     found = {path.stem: read_results(path) for path in tmp_path.glob("*.json")}
     assert set(found) == set(stages)
     assert not [name for results in found.values() for name, job in results["jobs"].items() if "error" in job]
+    fitted = found["contest"]["jobs"]["fitted"]
+    assert not fitted["failed"] and set(fitted["policies"]) == {"best static", "heterospec", "goodput"}
     assert found["check"]["jobs"]["embedding in float64"]["largest_difference_nats"] < 1e-5
     report.main([str(tmp_path)])
     assert "A rehearsal at toy size" in capsys.readouterr().out
