@@ -12,6 +12,7 @@ from benchmarks import live_speed
 from live import bench
 from live.in_turns import LOOPS, SHAPES, ProfileInTurns, _shapes
 from policies.registry import load_policy
+from sim.finding import text_digest
 from tests.sim.many_texts import content as priced
 from traces.costs import Profile, load_profile
 from traces.recording import open_recording
@@ -101,7 +102,8 @@ def test_bench_decides_by_the_given_profile_and_predicts_by_the_new_one(tiny_rec
     turns = sum(len(entries) for entries in found["measured"].values())
     assert load_profile(new).content["method"]["rounds"] == -(-turns // 2)
     assert found["in_turns"] == str(new) and found["profile"] == str(given)
-    assert found["digests"] == {"profile": load_profile(given).digest, "in_turns": load_profile(new).digest}
+    digests = {"profile": load_profile(given).digest, "in_turns": load_profile(new).digest, "texts": text_digest(recording)}
+    assert found["digests"] == digests
     assert "in turns with decoding" in told
 
 

@@ -36,7 +36,7 @@ def table(seed: int) -> torch.Tensor:
 class TableTarget:
     """Stands for a target with a cache: what follows depends on the last token only."""
 
-    context_limit, device, streams = 64, torch.device("cpu"), Streams(None, ())
+    context_limit, limit_name, device, streams = 64, "its context", torch.device("cpu"), Streams(None, ())
 
     def reset(self, rows):
         pass
