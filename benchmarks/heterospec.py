@@ -130,6 +130,7 @@ def report(
 
     from policies.eagle3 import Eagle3
     from sim.fit import fit
+    from sim.samples import build_samples
     from sim.setting import Setting
     from sim.split import split_texts
     from sim.static_search import best_static, fixed_trees, same_budget
@@ -140,6 +141,7 @@ def report(
     fitted, how, _ = fit(recording, policy, train_share=train_share, seed=seed, drafter=drafter, texts=texts)
     loose, _, _ = fit(recording, replace(policy, samples="all"), train_share=train_share, seed=seed, drafter=drafter, texts=texts)
     split = split_texts(recording, texts, train_share, seed)
+    learned = int(policy.used(build_samples(recording, policy, drafter, split.train)).sum())
     if not len(split.held_out):
         raise UserError("no text is left to score on: record more texts, or lower --train-share")
     scored, training = (Trials(recording, Setting(drafter), cost, torch.as_tensor(part)) for part in (split.held_out, split.train))
@@ -165,9 +167,9 @@ def report(
     at = "" if temperature is None else f" at temperature {temperature:g}"
     page = [
         "# HeteroSpec against EAGLE-3 and fair controls",
-        f"Fitted on what {how['positions']} positions of {len(split.train)} texts{at} show, scored on {len(split.held_out)} "
-        f"others; drafter `{drafter}`. Strata end at {edges or 'none'} nats. Changes are against EAGLE-3 at "
-        f"{fitted.total_tokens} tokens, depth {fitted.depth}, top-k {fitted.top_k}. {PAPER}",
+        f"Fitted on {learned} cycles (samples={policy.samples}) among the {how['positions']} positions of {len(split.train)} "
+        f"texts{at}, scored on {len(split.held_out)} others; drafter `{drafter}`. Strata end at {edges or 'none'} nats. Changes "
+        f"are against EAGLE-3 at {fitted.total_tokens} tokens, depth {fitted.depth}, top-k {fitted.top_k}. {PAPER}",
         "## By domain",
         per_domain(scored, base, fitted),
         "## Ablation (the paper's table 2)",

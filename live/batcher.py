@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from live.decode import LiveStep, SpeculativeDecoder
-from live.faults import check_prompt, no_memory_for, out_of_memory
+from live.faults import no_memory_for, out_of_memory
 from live.joining import beside, forget, join, joined_states
 from live.sampling import GREEDY
 from policies.contract import Sampling, State
@@ -113,7 +113,7 @@ class Batcher:
         :raises UserError: at once, for a prompt that cannot be decoded; the queue stays as it is.
         """
         number = self._submitted
-        check_prompt(f"prompt {number}", len(prompt), max_new_tokens, self.decoder.context_limit)
+        self.decoder.check(f"prompt {number}", len(prompt), max_new_tokens)
         request = Request(number, list(prompt), max_new_tokens, sampling, number if text is None else text)
         self._submitted += 1
         self._waiting.append(request)

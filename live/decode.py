@@ -147,7 +147,8 @@ class SpeculativeDecoder:
         """
         rows = len(prompts)
         limits = [max_new_tokens] * rows if isinstance(max_new_tokens, int) else list(max_new_tokens)
-        self._check(prompts, limits)
+        for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+            self.check(f"prompt {index}", len(prompt), limit)
         counts = torch.tensor([len(prompt) for prompt in prompts])
         tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(list(prompt)) for prompt in prompts], batch_first=True)
         self.target.reset(rows)
@@ -265,10 +266,10 @@ class SpeculativeDecoder:
             setattr(self, f"_{name}", getattr(self, f"_{name}")[keep])
         return True
 
-    def _check(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> None:
+    def check(self, name: str, tokens: int, limit: int) -> None:
+        """Raise a UserError when a prompt of so many tokens, called ``name``, cannot be decoded up to a limit of new ones."""
         holder = self.target.limit_name if self.context_limit == self.target.context_limit else "the context of the models"
-        for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-            check_prompt(f"prompt {index}", len(prompt), limit, self.context_limit, holder)
+        check_prompt(name, tokens, limit, self.context_limit, holder)
 
 
 class _RootOnly:

@@ -16,9 +16,9 @@ from policies.errors import UserError
 from policies.tree import DraftTree
 
 State = dict[str, Tensor]
-"""What changes while decoding: tensors whose first axis is the row (scope cycle, sequence) or is 1 (stream, batch). A row that
-holds less than others beside it has -1 at its end. What :meth:`Policy.begin` puts there for one cycle alone may be anything, if
-:meth:`Policy.observe` takes it out again."""
+"""What changes while decoding: tensors whose first axis is the row (scope cycle, sequence) or is 1 (stream, batch). Rows of
+numbers that hold less than others beside them have -1 at the end of the last axis. What :meth:`Policy.begin` puts there for one
+cycle alone may be anything, if :meth:`Policy.observe` takes it out again."""
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ class HeteroSpec(Policy):
 
         :raises UserError: when there are not samples enough for two strata.
         """
-        used = self._used(samples)
+        used = self.used(samples)
         if used.sum() < 2 * self.minimum_samples:
             raise UserError(
                 f"policy 'heterospec' is fitted on cycles {self._kind()}, of which there are {used.sum()} here, not "
@@ -160,8 +160,8 @@ class HeteroSpec(Policy):
         x, y = samples.columns["entropy"][used], samples.columns["rank"][used]
         return replace(self, thresholds_=fit_edges(x, y, self.criterion, self.minimum_samples))
 
-    def _used(self, samples: Any) -> np.ndarray:
-        """Which of the samples are fitted on, bool [P]."""
+    def used(self, samples: Any) -> np.ndarray:
+        """Which of the samples (`sim.samples.Samples`) are fitted on, bool [P]."""
         return samples.columns["rank"] > 0 if self.samples == "all" else samples.accepted >= self.depth
 
     def _kind(self) -> str:
@@ -169,7 +169,7 @@ class HeteroSpec(Policy):
         return "that reached the base depth" if self.samples == "all" else "whose base tree was accepted down to its last level"
 
     def describe_fit(self, samples: Any) -> list[str]:
-        used = f"what it learns from, cycles {self._kind()}: {self._used(samples).sum()} of these"
+        used = f"what it learns from, cycles {self._kind()}: {self.used(samples).sum()} of these"
         return [used, *strata_lines(self.thresholds_, self.extra_levels(), self.verified_tokens(), samples)]
 
 

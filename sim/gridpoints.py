@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from policies.contract import Policy
 
 MOST = 10_000
-"""Values of one parameter."""
+"""Points of a grid."""
 _RANGE = re.compile(r"(-?\d+):(-?\d+)(?::(\d+))?")
 
 
@@ -31,9 +32,10 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[Any]]:
             raise UserError(f"the grid gives {name} twice: put all its values into one word")
         if found := _RANGE.fullmatch(text):
             first, last, step = int(found[1]), int(found[2]), int(found[3] or 1)
+            count = (last - first) // step + 1 if step else 0
+            if count > MOST:
+                raise UserError(f"'{word}' holds {count:,} values: {MOST:,} are the most, take a step as in {name}=0:600:60")
             values = range(first, last + 1, step) if step else []
-            if len(values) > MOST:
-                raise UserError(f"'{word}' holds {len(values):,} values: {MOST:,} are the most, take a step as in {name}=0:600:60")
         else:
             values = [_value(item) for item in text.split(",") if item.strip()]
         if not values:
@@ -41,6 +43,8 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[Any]]:
         grid[name] = list(dict.fromkeys(values))
     if not grid:
         raise UserError("the grid is empty: give --grid parameter=values")
+    if (points := math.prod(map(len, grid.values()))) > MOST:
+        raise UserError(f"the grid has {points:,} points: {MOST:,} are the most, sweep coarser first")
     return grid
 
 

@@ -79,9 +79,10 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError("--fill works alone: leave --shard and torchrun out")
         if not args.policy:
             raise UserError("--fill needs to know for whom: add --policy NAME")
-        if ignored := [name for name in ("out", "overwrite", "dry_run") if getattr(args, name)]:
+        usual, read = vars(parser().parse_args([])), ("fill", "policy", "device", "positions")
+        if ignored := [name for name, value in vars(args).items() if value != usual[name] and name not in read]:
             option = ignored[0].replace("_", "-")
-            raise UserError(f"--fill adds to {args.fill} in place: leave out --{option} (a copy can be filled as well)")
+            raise UserError(f"--fill adds to {args.fill} in place, as it was recorded: leave out --{option} (a copy can be filled)")
         fill(Path(args.fill), args.policy, args.device, args.positions)
         return
     if not args.out and not args.dry_run:

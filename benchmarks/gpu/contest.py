@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.gpu.capacities import measure_parts, slots
 from benchmarks.gpu.contest_live import across_domains, capacity_for, decode_live
-from benchmarks.gpu.results import Job
+from benchmarks.gpu.results import Clock, Job
 from benchmarks.gpu.setting import Setting
 from live.graphed_pair import GraphedPair, graphed
 from live.pair import Pair
@@ -179,7 +179,9 @@ def fitted(setting: Setting) -> dict[str, Any]:
         path = fitted_file(setting, name)
         try:
             if not path.is_file():  # else an earlier run, which ended before the last of them, has found it
-                path.write_text(json.dumps(learned(setting, name, recording, cost)))
+                partial = path.with_suffix(".partial")
+                partial.write_text(json.dumps(learned(setting, name, recording, cost)))
+                partial.replace(path)
             policies[name] = json.loads(path.read_text())
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {error}"[:500]
@@ -227,7 +229,7 @@ def entrants(setting: Setting) -> dict[str, Policy]:
 
 def live(setting: Setting, batch: int, heat: float, seconds: float) -> dict[str, Any]:
     """Everyone decodes the held-out texts of a temperature."""
-    recording = opened(setting)
+    clock, recording = Clock(seconds), opened(setting)
     at = [text for text in range(len(recording.length)) if recording.sampling(text)["temperature"] == heat]
     at = [text for text in at if recording.length[text] > 1]
     held_out = set(split(recording)[1])
@@ -239,19 +241,19 @@ def live(setting: Setting, batch: int, heat: float, seconds: float) -> dict[str,
     pair = in_fixed_shapes(setting)
     cost = cost_of(setting, batch)
     policies = entrants(setting)
-    found = decode_live(pair, policies, recording, cost, texts, batch, most, seconds)
+    found = decode_live(pair, policies, recording, cost, texts, batch, most, clock.left)
     absent = [name for name in ("best static", *FITTED) if name not in policies]
     return {"temperature": heat, "decoded": whose, "absent": absent, "capacity": pair.capacity} | found
 
 
 def without_graphs(setting: Setting, seconds: float) -> dict[str, Any]:
     """EAGLE-3 and plain decoding of greedy held-out texts: what fixed shapes and graphs are worth."""
-    recording, cost = opened(setting), cost_of(setting)
+    clock, recording, cost = Clock(seconds), opened(setting), cost_of(setting)
     texts = [text for text in split(recording)[1] if recording.sampling(text)["temperature"] == 0 and recording.length[text] > 1]
     texts = across_domains(recording, texts)
     policies = {name: policy for name, policy in entrants(setting).items() if name.startswith("eagle3")}
-    pair = in_fixed_shapes(setting)
-    found = decode_live(pair, policies, recording, cost, texts, 1, setting.pick((3, 3), (1, 1)), seconds, setting.embedded())
+    pair, ordinary = in_fixed_shapes(setting), setting.embedded()
+    found = decode_live(pair, policies, recording, cost, texts, 1, setting.pick((3, 3), (1, 1)), clock.left, ordinary)
     return {"temperature": 0.0} | found
 
 

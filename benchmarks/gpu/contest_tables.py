@@ -55,7 +55,7 @@ def ratio(job: dict[str, Any], slower: str, faster: str) -> tuple[float, float, 
 
 
 def tau_of(job: dict[str, Any], contender: str) -> float:
-    mine = [entry for entry in job["measured"] if entry["contender"] == contender]
+    mine = {entry["group"]: entry for entry in job["measured"] if entry["contender"] == contender}.values()  # each text once
     return sum(entry["tokens"] for entry in mine) / sum(entry["cycles"] for entry in mine)
 
 

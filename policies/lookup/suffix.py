@@ -101,7 +101,7 @@ class Suffix(Rule):
 
     def _nodes(self, long: int) -> int:
         """How many nodes a match of this length proposes."""
-        return min(self.tokens, int(self.factor * long + self.offset + 1e-6))  # as in the source: 0.1 * 30 is to be 3
+        return min(self.tokens, int(self.factor * long + self.offset + 1e-6))  # as in the source: 1.4 * 45 is to be 63
 
     def _tree(self, paths: Paths, counted: Tensor, total: Tensor, nodes: int, levels: int) -> tuple[Tensor, Tensor]:
         """The tree of the counted matches, int64 [B, S] of 0 and 1, cut down to so many nodes on so many levels: (weight as in

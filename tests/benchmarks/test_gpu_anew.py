@@ -152,7 +152,6 @@ def test_a_capture_that_cuda_ends_is_told_from_one_that_fails_by_itself(monkeypa
             streams.pop()
 
     monkeypatch.setattr(graphed, "failed_captures", [])
-    monkeypatch.setattr(graphed, "_aside", lambda device: "aside")
     usual = SimpleNamespace(wait_stream=lambda other: None)
     for name, value in {"stream": on, "graph": Capture, "CUDAGraph": object}.items():
         monkeypatch.setattr(torch.cuda, name, value)

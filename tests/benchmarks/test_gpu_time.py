@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.gpu import contest_live, cost, passes
 from benchmarks.gpu.contest_live import in_turns
+from benchmarks.gpu.contest_tables import tau_of
 from benchmarks.gpu.results import Clock, OutOfTime
 from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.shapes import Shape, random_target
@@ -48,6 +49,11 @@ def test_groups_that_everyone_decoded_count_when_the_time_runs_out():
     assert rounds == 0 and {(entry["contender"], entry["group"]) for entry in entries} == {("plain", 0), ("eagle3", 0)}
 
 
+def test_tau_counts_each_group_once_however_often_it_was_decoded():
+    job = {"measured": [{"contender": "x", "group": g, "tokens": t, "cycles": c} for g, t, c in ((0, 9, 3), (1, 4, 4), (0, 9, 3))]}
+    assert tau_of(job, "x") == 13 / 7
+
+
 def test_what_is_predicted_is_what_was_timed(monkeypatch):
     """Of the groups that the time allowed for, and not of those that nobody decoded."""
     recording = SimpleNamespace(sequence_ids=list(range(9)))
@@ -59,6 +65,13 @@ def test_what_is_predicted_is_what_was_timed(monkeypatch):
     policy = SimpleNamespace(spec=lambda: "eagle3")
     found = contest_live.decode_live(None, {"eagle3": policy}, recording, None, [3, 4, 5], 1, (3, 2), 9.0)
     assert predicted == [[[4]]] and found["measured"] == [entry]
+
+    def late(*given):
+        raise OutOfTime
+
+    monkeypatch.setattr(contest_live, "prediction", late)  # what was timed stays, without what it was to take
+    found = contest_live.decode_live(None, {"eagle3": policy}, recording, None, [3, 4, 5], 1, (3, 2), 9.0)
+    assert found["measured"] == [entry] and found["predicted"] == {}
     monkeypatch.setattr(contest_live, "in_turns", lambda *_: ([], 0))
     with pytest.raises(UserError, match="budget"):
         contest_live.decode_live(None, {}, recording, None, [3], 1, (3, 2), 9.0)

@@ -87,6 +87,11 @@ def test_suffix_path_against_counting(seed, factor, least, depth):
     assert longest >= 2
 
 
+def test_how_many_nodes_a_match_proposes():
+    for spec, long, nodes in (("factor=1.4, tokens=99", 45, 63), ("offset=-1.0", 5, 4), ("tokens=3", 5, 3), ("factor=0.5", 1, 0)):
+        assert load_rule(f"suffix({spec})")._nodes(long) == nodes  # 1.4 * 45 is a little less than 63 in floating point
+
+
 @pytest.mark.parametrize("depth, copied", [(24, 12), (64, 20)])
 def test_a_suffix_tree_is_only_so_deep(depth, copied):
     """Match and continuation share its levels: of a match of twenty, twelve tokens are used, which leave twelve to copy."""

@@ -56,7 +56,7 @@ def test_which_share():
 def test_a_fill_works_alone(tmp_path, monkeypatch, refused):
     fill = ["--fill", str(tmp_path), "--policy", "eagle3"]
     assert "works alone" in refused(lambda: main([*fill, "--shard", "1/2"]))
-    assert "in place: leave out --dry-run" in refused(lambda: main([*fill, "--dry-run"]))
+    assert "in place, as it was recorded: leave out --dry-run" in refused(lambda: main([*fill, "--dry-run"]))
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "works alone: leave --shard and torchrun out" in refused(lambda: main(fill))
