@@ -103,8 +103,8 @@ def tau_at_a_glance(folder: Path) -> dict[str, float]:
     rows = replay_rows(open_recording(folder), load_policy("eagle3"))
     if rows[-1].coverage < 1:
         raise UserError(
-            f"EAGLE-3's published tree is not covered in all its cycles (in {rows[-1].coverage:.2%}): draft what is missing with "
-            f"python -m traces.record --fill {folder} --policy eagle3"
+            f"the recording does not cover EAGLE-3's published tree in all cycles (in {rows[-1].coverage:.2%}): draft what "
+            f"is missing with python -m traces.record --fill {folder} --policy eagle3"
         )
     return {row.domain: row.tau for row in rows}
 
