@@ -143,9 +143,9 @@ def fit_acceptance(nodes: Any, sequence: np.ndarray, bins: int = BINS, prior: fl
         raise UserError("no drafted node was accepted, or all were: record more texts, or raise --train-share")
     group = np.searchsorted(RANK_EDGES, nodes.rank, side="right")
     regression = _shape_regression(nodes.rank, logprob, entropy, accepted)
+    # most tested nodes are hopeless: most edges go to the others; a drafter that knows no doubt has one value for all
     middle = np.quantile(logprob, 0.5)
-    likely = logprob > middle if logprob.max() > middle else logprob == middle  # most tested nodes are hopeless: most edges go
-    # to the others; a drafter that knows no doubt has one value for all
+    likely = logprob > middle if logprob.max() > middle else logprob == middle
     edges = np.concatenate([np.quantile(logprob, np.linspace(0, 0.5, bins // 4 + 1)[1:]), _edges(logprob[likely], bins)])
     logprob_edges = np.unique(edges.astype(np.float32)).astype(np.float64)
     entropy_edges = np.unique(_edges(entropy[nodes.rank == 0], bins).astype(np.float32)).astype(np.float64)
