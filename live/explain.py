@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from policies.children import Children, Only
 from policies.contract import Cycle, Policy, State
 from policies.drafting import Drafter, draft
 from policies.order import NONE
-from policies.tree import Children, DraftTree
+from policies.tree import DraftTree
 from policies.verification import Kept, pack
 
 TOLERANCE = 1e-4
@@ -54,6 +55,16 @@ class TapedDrafter:
                     float(children.entropy[0, place]),
                 )
         return children
+
+    def run(self) -> tuple[list[Only], bool] | None:
+        """What a rule behind it has looked up below the root's only child; see `policies.lookup.drafter`."""
+        found = self.drafter.run() if hasattr(self.drafter, "run") else None
+        if found is not None:
+            path = tuple(self.answers[()].token)
+            for answer in found[0]:
+                self.answers[path] = Answer([answer.token], [answer.logprob], answer.entropy)
+                path = (*path, answer.token)
+        return found
 
 
 @dataclass

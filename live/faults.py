@@ -9,10 +9,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from policies.children import Children, Only
 from policies.contract import Cycle
 from policies.drafting import Drafter
 from policies.errors import UserError
-from policies.tree import Children, DraftTree
+from policies.tree import DraftTree
 
 Result = TypeVar("Result")
 
@@ -44,6 +45,10 @@ class GuardedDrafter:
 
     def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children:
         return drafting(lambda: self.drafter.expand(tree, nodes, branching))
+
+    def run(self) -> tuple[list[Only], bool] | None:
+        """What a rule behind it has looked up; see `policies.lookup.drafter`."""
+        return drafting(self.drafter.run) if hasattr(self.drafter, "run") else None
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -31,6 +31,26 @@ class Children(NamedTuple):
     missing: Tensor | None = None
     free: Tensor | None = None
     held: Tensor | None = None
+
+
+class Only(NamedTuple):
+    """The only child of a single node in the host's memory, or that it has none, as numbers; see :class:`Children`."""
+
+    token: int
+    logprob: float
+    entropy: float
+    handle: int
+
+    def children(self) -> Children:
+        """The same as an answer to one node of one row."""
+        token, handle = (torch.full((1, 1, 1), number) for number in (self.token, self.handle))
+        return Children(token, _number(self.logprob, 3), _number(self.entropy, 2), handle)
+
+
+@lru_cache(maxsize=1024)
+def _number(value: float, axes: int) -> Tensor:
+    """A number as float32 [1, ...], made once; nobody writes into it."""
+    return torch.full((1,) * axes, value, dtype=torch.float32)
 
 
 class ChildTable(NamedTuple):

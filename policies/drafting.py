@@ -8,16 +8,19 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from policies.children import Children, StoredChildren, lacking
+from policies.children import Children, Only, StoredChildren, lacking
 from policies.contract import Cycle, Expansion, Policy, State
-from policies.lone_tree import new_tree
+from policies.lone_tree import LoneTree, new_tree
 from policies.one_row import every, integers, least
 from policies.order import NONE, order_key
 from policies.tree import DraftTree
 
 
 class Drafter(Protocol):
-    """Proposes children. Two implementations: recorded (in sim) and model-backed (in live)."""
+    """Proposes children. Two implementations: recorded (in sim) and model-backed (in live).
+
+    One that looks up whole chains may have a method ``run`` as well (`policies.lookup.drafter`).
+    """
 
     def root(self, cycle: Cycle) -> Tensor:
         """Start a cycle at the rows' positions; the root tokens int64 [B]."""
@@ -61,10 +64,12 @@ class Growth:
         self.looked_up = self.missing = _nothing(self.tree.rows, self.tree.device)
         self._drafting, self.everyone = cycle.active, every(cycle.active)
         self._reach = least(cycle.reach) if self.tree.rows else 0
+        self._wished: list[Expansion | None] | None = None  # what the policy has said already
 
     def wish(self) -> Expansion | None:
         """The nodes int64 [B, W] to run the draft on next, in canonical order, and how many children each; None at the end."""
-        tree, wish = self.tree, self.policy.expand(self.tree, self.cycle, self.state)
+        tree, (wish,) = self.tree, self._wished or [self.policy.expand(self.tree, self.cycle, self.state)]
+        self._wished = None
         if wish is None:
             return None
         nodes, branching = canonical(tree, wish.nodes, wish.branching)
@@ -101,6 +106,29 @@ class Growth:
         if children.free is not None:
             self._refund(children.free)
 
+    def follow(self, run: list[Only], free: bool) -> None:
+        """Go on with a run, what a drafter has looked up below the newest node: the policy is asked level by level as ever, and
+        nobody else.
+
+        :param free: whether no draft forward stands for a level.
+        """
+        tree, followed = self.tree, 0
+        for answer in run[: max(self._reach - tree.levels, 0)]:
+            wish = self.policy.expand(tree, self.cycle, self.state)
+            if wish is None or not self._goes_down(wish):
+                self._wished = [wish]
+                break
+            tree.append_only(answer)
+            followed += 1
+        self.widths += [0 if free else 1] * followed
+        if free and followed:
+            self.looked_up = self.looked_up + followed
+
+    def _goes_down(self, wish: Expansion) -> bool:
+        """Whether this asks for children of the newest node and nothing else, in a tree of plain numbers."""
+        plain = isinstance(self.tree, LoneTree) and isinstance(wish.branching, int)
+        return plain and wish.branching > 0 and self.tree.is_newest(wish.nodes)
+
     def _refund(self, free: Tensor) -> None:
         """No draft forward was run for the rows ``free`` bool [B] at the newest level."""
         width = self.widths[-1]
@@ -114,9 +142,11 @@ class Growth:
 def draft(policy: Policy, drafter: Drafter, cycle: Cycle, state: State) -> Draft:
     """Draft one cycle: let the policy expand until no row wants more, then let it select what to verify."""
     growth = Growth(policy, drafter.root(cycle), cycle, state)
-    tree = growth.tree
+    tree, looks_up = growth.tree, hasattr(drafter, "run")
     while (wish := growth.wish()) is not None:
         growth.take(wish, drafter.expand(tree, wish.nodes, most_children(wish)))
+        if tree.levels == 1 and looks_up and (run := drafter.run()) is not None:
+            growth.follow(*run)
     kept = policy.select(tree, cycle, state)
     if tree.ragged or not growth.everyone:
         kept = kept & tree.exists & cycle.active[:, None]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.children import Children, StoredChildren
+from policies.children import Children, Only, StoredChildren
 from policies.one_row import alone, integers
 from policies.order import NONE, best_of_list
 from policies.tree import DraftTree, Listed
@@ -50,8 +50,8 @@ class LoneTree(DraftTree):
         self.__dict__.clear()
         self.__class__ = DraftTree
         self.__init__(root, needs)
-        for nodes, children in answers:
-            self.append(nodes, children)
+        for nodes, answer in answers:
+            self.append(nodes, answer.children() if isinstance(answer, Only) else answer)
         return self
 
     @property
@@ -78,6 +78,23 @@ class LoneTree(DraftTree):
         self._answers.append((nodes, children))
         self._made = {}
 
+    def append_only(self, answer: Only) -> None:
+        """What :meth:`append` does with the newest node and its only child, or none, from plain numbers."""
+        own, above = self._columns, self.width - 1
+        self._answers.append((integers([[above]], self._root_token), answer))
+        self._first, self._siblings, self._offer = self.width, 1, []
+        if answer.token >= 0:
+            new = answer.token, above, own["depth"][above] + 1, 0, answer.handle, answer.logprob
+            for name, value in zip(("token", "parent", "depth", "rank", "handle", "logprob"), new, strict=True):
+                own[name].append(value)
+            own["score"] += array("f", [own["score"][above] + answer.logprob])  # as float32
+        self.levels += 1
+        self._made = {}
+
+    def is_newest(self, nodes: Tensor) -> bool:
+        """Whether these nodes int64 [1, W] are a frontier as it was offered, and that is the newest node, alone on its level."""
+        return self._offer == [self._first] == [self.width - 1] and self.is_frontier(nodes)
+
     def _write_down(self, asked: list[int], token: list[int], children: Children) -> None:
         """The children of the nodes ``asked``, all of which there are."""
         own, step, siblings, sums = self._columns, children.logprob.flatten().tolist(), self._siblings, array("f")
@@ -99,7 +116,9 @@ class LoneTree(DraftTree):
     def newest_listed(self) -> Listed:
         self._must_be_asked("entropy")
         logprob, score = (self._columns[name][self._first :] for name in ("logprob", "score"))
-        return Listed(range(self._first, self.width), self._siblings, logprob, self._answers[-1][1].entropy[0].tolist(), score)
+        answer = self._answers[-1][1]
+        entropy = [answer.entropy] if isinstance(answer, Only) else answer.entropy[0].tolist()
+        return Listed(range(self._first, self.width), self._siblings, logprob, entropy, score)
 
     def frontier(self, count: int) -> Tensor:
         slots = best_of_list(self._columns["score"][self._first :], count)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policies.children import Children
+from policies.children import Children, Only
 from policies.contract import Cycle
 from policies.lookup.lone_trie import LoneTrie
 from policies.lookup.past import Past
@@ -56,6 +56,12 @@ class LookupDrafter:
             entropy=entropy(probability).masked_fill(nodes < 0, -1.0),
             handle=offered.place.gather(2, known).masked_fill(none, NONE),
         )
+
+    def run(self) -> tuple[list[Only], bool] | None:
+        """Behind the first level, if all that was found is a chain of a single row: its further levels, and that each stands for a
+        draft forward; :meth:`expand` need not be asked for them."""
+        found = self._found.run() if isinstance(self._found, LoneTrie) else None
+        return None if found is None else (found, False)
 
     def _numbers(self, tree: DraftTree, nodes: Tensor) -> list[int]:
         """The numbers in what was found of the nodes int64 [1, W] of the one row, -1 = none."""

@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import Tensor
 
-from policies.children import Children, StoredChildren
+from policies.children import Children, Only, StoredChildren
 from policies.contract import Cycle
 from policies.drafting import Drafter
 from policies.lookup.drafter import LookupDrafter
@@ -55,6 +55,11 @@ class LookupFirst:
         if theirs is not None:
             found = by_row(self._known, found, self.network.expand(tree, theirs, branching), branching)
         return found._replace(free=self._known)
+
+    def run(self) -> tuple[list[Only], bool] | None:
+        """As :meth:`LookupDrafter.run`; no level stands for a draft forward."""
+        found = self.lookup.run() if self._all else None
+        return None if found is None else (found[0], True)
 
     def _shared_out(self, nodes: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The nodes int64 [B, W] of the rule's rows, and those of the network's: -1 elsewhere, None where there are none."""

@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from policies.children import Children
+from policies.children import Children, Only
 from policies.lookup.trie import entropy
 from policies.one_row import integers
 from policies.order import NONE
@@ -38,7 +37,7 @@ class LoneTrie(NamedTuple):
         """The first ``branching`` children of nodes by number (-1 = none), as a drafter answers."""
         families = [self.below[place] if place >= 0 else [] for place in places]
         if len(places) == 1 and len(families[0]) < 2 and branching > 0:
-            return self._only_child(families[0], places[0])
+            return self._only(families[0], places[0]).children()
         entropies = [self._entropy(family) if place >= 0 else -1.0 for place, family in zip(places, families, strict=True)]
         count = min(branching, max(map(len, families), default=0) or 1)
         spare = [NONE] * count
@@ -52,15 +51,23 @@ class LoneTrie(NamedTuple):
             handle=integers([shown]),
         )
 
-    def _only_child(self, family: list[int], place: int) -> Children:
+    def _only(self, family: list[int], place: int) -> Only:
         """The same for one node with one child or none: most of what is looked up is a chain."""
-        (node,) = family or (NONE,)
-        return Children(
-            token=torch.full((1, 1, 1), self.token[node] if family else NONE),
-            logprob=_number(log_of(self.share[node]) if family else -np.inf, 3),
-            entropy=_number(self._entropy(family) if place >= 0 else -1.0, 2),
-            handle=torch.full((1, 1, 1), node),
-        )
+        entropies = self._entropy(family) if place >= 0 else -1.0
+        if not family:
+            return Only(NONE, -np.inf, entropies, NONE)
+        (node,) = family
+        return Only(self.token[node], log_of(self.share[node]), entropies, node)
+
+    def run(self) -> list[Only] | None:
+        """If this is a chain: what there is below its first node, below the next, and so on, below the last nothing."""
+        if max(map(len, self.below)) > 1 or not self.below[0]:
+            return None
+        found, (node,) = [], self.below[0]
+        while node >= 0:
+            found.append(self._only(self.below[node], node))
+            node = found[-1].handle
+        return found
 
     def _entropy(self, family: list[int]) -> float:
         if not family:
@@ -72,12 +79,6 @@ def chain(tokens: list[int]) -> LoneTrie:
     """One continuation, and certain."""
     numbers = range(1, len(tokens) + 1)
     return LoneTrie([NONE, *tokens], [1.0] * (len(tokens) + 1), [0] * (len(tokens) + 1), [*([number] for number in numbers), []], 1)
-
-
-@lru_cache(maxsize=1024)
-def _number(value: float, axes: int) -> Tensor:
-    """A number as float32 [1, ...], made once; nobody writes into it."""
-    return torch.full((1,) * axes, value, dtype=torch.float32)
 
 
 @lru_cache(maxsize=4096)
