@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
@@ -32,6 +30,7 @@ class LiveLookup(LookupDrafter):
         self._tokens = torch.nn.functional.pad(prompt, (0, 1)).scatter(1, counts[:, None], root[:, None])
         self._count, self._told = counts + 1, counts + 1
         self._heard: tuple[Tensor, Tensor] | None = None
+        self._written: Past | None = None  # until something is laid out anew
         top = (*self._tokens.shape, self.rule.top)
         self._top_tokens = torch.full(top, NONE, device=prompt.device)
         self._top_logprobs = torch.full(top, -torch.inf, device=prompt.device)
@@ -49,6 +48,7 @@ class LiveLookup(LookupDrafter):
             self._tokens = torch.nn.functional.pad(self._tokens, (0, more))
             self._top_tokens = torch.nn.functional.pad(self._top_tokens, (0, 0, 0, more), value=NONE)
             self._top_logprobs = torch.nn.functional.pad(self._top_logprobs, (0, 0, 0, more), value=-torch.inf)
+            self._written = None
         # what is written behind a row's own tokens is overwritten by its next ones, and never read
         if alone(tokens) and self._heard is None:
             self._tokens.narrow(1, end, new).copy_(tokens)
@@ -69,13 +69,14 @@ class LiveLookup(LookupDrafter):
         """For a text resumed in mid-generation (one row): what the target said before each of the last n committed tokens, its
         best tokens [n, M] and their log-probabilities."""
         count = len(tokens)
-        self._told = self._count - count
+        self._told, self._written = self._count - count, None
         place = self._told[:, None] + torch.arange(count, device=self._told.device)
         self._write(place, tokens[None].to(place.device), logprobs[None].to(place.device))
 
     def gather_rows(self, rows: Tensor) -> None:
         for name in ("tokens", "count", "told", "top_tokens", "top_logprobs"):
             setattr(self, f"_{name}", getattr(self, f"_{name}")[rows])
+        self._written = None
 
     def join(self, other: LiveLookup) -> None:
         """The texts of ``other`` behind our own."""
@@ -86,6 +87,7 @@ class LiveLookup(LookupDrafter):
             padded = [torch.nn.functional.pad(part, room, value=fill) for part, room in zip(parts, spare, strict=True)]
             setattr(self, f"_{name}", torch.cat(padded))
         self._count, self._told = torch.cat([self._count, other._count]), torch.cat([self._told, other._told])
+        self._written = None
 
     def beside(self) -> Rule:
         """Who drafts for another decoder beside this one."""
@@ -99,13 +101,13 @@ class LiveLookup(LookupDrafter):
         return [(self, "expand")]
 
     def _committed(self, cycle: Cycle) -> Past:
+        if self._written is None:
+            self._written = self._laid_out()
+        return self._written._replace(root=self._written.root + self._count)
+
+    def _laid_out(self) -> Past:
+        """Where the texts lie, which grow in place; roots as if nothing had been written."""
         rows, width = self._tokens.shape
-        first = _starts(rows, width, self._tokens.device)
+        first = torch.arange(rows, device=self._tokens.device) * width
         tables = self._top_tokens.flatten(0, 1), self._top_logprobs.flatten(0, 1)
-        return Past(self._tokens.flatten(), first, first + self._count - 1, *tables, torch.zeros_like(first), first + self._told)
-
-
-@lru_cache(maxsize=64)
-def _starts(rows: int, width: int, device: torch.device) -> Tensor:
-    """Where each row of [R, width] begins in one piece, int64 [R]; nobody writes into it."""
-    return torch.arange(rows, device=device) * width
+        return Past(self._tokens.view(-1), first, first - 1, *tables, torch.zeros_like(first), first + self._told)

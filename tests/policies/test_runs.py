@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from policies.contract import Expansion
+from policies.contract import Expansion, Policy
 from policies.drafting import draft
 from policies.lone_tree import LoneTree
 from policies.lookup.drafter import LookupDrafter
@@ -131,6 +131,33 @@ def test_whoever_leaves_the_run_is_asked_for(wish):
     for name in COLUMNS:
         assert torch.equal(getattr(found[0].tree, name), getattr(found[1].tree, name))
     assert torch.equal(found[0].widths, found[1].widths) and found[0].tree.width > 3
+
+
+class Listening(Policy):
+    """Drafts a chain and notes what it hears of each level."""
+
+    name, needs = "listening", frozenset({"entropy"})
+
+    def __init__(self):
+        self.heard = []
+
+    def expand(self, tree, cycle, state):
+        if tree.levels:
+            self.heard.append(tree.newest_listed())
+        return Expansion(tree.frontier(1), 4) if tree.levels < 9 else None
+
+    def select(self, tree, cycle, state):
+        return tree.exists
+
+
+@pytest.mark.parametrize("rule", RULES[:2])
+def test_what_a_policy_hears_of_a_level(rule):
+    for row, root in enumerate(ROOTS):
+        policies = Listening(), Listening()
+        for policy, drafter in zip(policies, (drafter_of(rule, row, True), LevelByLevel(drafter_of(rule, row, True))), strict=True):
+            draft(policy, drafter, cycle_at([row], [root]), {})
+        at_once, asked = ([(list(level.node), *level[1:]) for level in policy.heard] for policy in policies)
+        assert at_once == asked and len(asked) > 1
 
 
 def test_a_run_is_written_down_as_it_would_be_heard():
