@@ -27,6 +27,7 @@ TOLD = {
     "plain": "one token of plain decoding",
     "commit": "moving accepted tokens into place in the cache",
     "overhead": "the loop, the tree and the policy, for so many draft levels",
+    "looked_up": "the same where a training-free rule looked the levels up, the looking included",
 }
 
 
@@ -46,13 +47,13 @@ def latency(profile: Profile) -> None:
     how = profile.content.get("kind", "measured")
     between = profile.content["interpolation"]
     st.markdown(f"**{escaped(profile.machine)}** · {escaped(str(how))} · between points: {between}")
-    kinds = [kind for kind in surfaces.AXES if kind in profile.content]
+    kinds = [kind for kind in surfaces.AXES if profile.content.get(kind)]
     left, right, third = st.columns(3)
     kind = left.selectbox("Part of a cycle", kinds, key="part", bind="query-params")
     owners = surfaces.owners(profile, kind)
     owner = None
     if owners:
-        label = "Policy" if kind == "overhead" else "Drafter"
+        label = "Policy" if kind in surfaces.BY_POLICY else "Drafter"
         owner = right.selectbox(label, owners, key=f"owner_{kind}", bind="query-params")
     points, lines = surfaces.measured(profile, kind, owner), surfaces.fitted(profile, kind, owner)
     batches = sorted(points["batch"].unique().to_list())

@@ -8,7 +8,7 @@ The first draft level has no forward of its own: the root's children come out of
 root. So L levels cost one catch-up and L - 1 draft forwards. Right behind the prefill nothing is left to catch up on,
 and the first level costs what the profile measured for 0 tokens (the output head). A cycle that does not draft pays
 nothing for the draft; the tokens it leaves behind are caught up on by the next cycle that does. Levels that were looked up cost no
-forward, but loop and policy their time; what looking up itself takes is not priced.
+forward, but loop and policy their time, and looking takes some as well, even where nothing is found.
 
 Several requests that decode together make a *step*: one cycle of each (`sim.schedule` says which). A step is priced once,
 and every request in it waits for the whole step. The requests of a step differ in size, and what that costs depends on
@@ -27,7 +27,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from policies.cost import Cost
 from policies.errors import UserError
 from sim.replay import CycleLog
 from sim.schedule import steps_of
@@ -35,7 +34,7 @@ from sim.setting import RAGGED
 from traces.costs import CostModel
 
 
-def price(log: CycleLog, cost: Cost, step: Tensor | None = None, ragged: str = "max") -> Tensor:
+def price(log: CycleLog, cost: CostModel, step: Tensor | None = None, ragged: str = "max") -> Tensor:
     """Predicted milliseconds of every cycle, float64 [C]: those of the step that it is part of.
 
     :param step: int64 [C] from :func:`sim.schedule.steps_of`; by default every request decodes alone.
@@ -46,7 +45,7 @@ def price(log: CycleLog, cost: Cost, step: Tensor | None = None, ragged: str = "
     return total if step is None else total[step]
 
 
-def price_parts(log: CycleLog, cost: Cost, step: Tensor | None = None, ragged: str = "max") -> dict[str, Tensor]:
+def price_parts(log: CycleLog, cost: CostModel, step: Tensor | None = None, ragged: str = "max") -> dict[str, Tensor]:
     """The parts of :func:`price`, milliseconds float64 [T] each per step: catch_up, draft, verify, commit, overhead."""
     together = _Steps(step, ragged, log.kept)
     context, levels = log.context_length, log.levels
@@ -61,7 +60,7 @@ def price_parts(log: CycleLog, cost: Cost, step: Tensor | None = None, ragged: s
         "draft": draft,
         "verify": together.pay(cost.verify_ms, log.kept + 1, context, everyone),
         "commit": together.pay(lambda tokens, _, rows: cost.commit_ms(tokens, rows), log.accepted + 1, context, everyone),
-        "overhead": together.largest(levels + log.looked_up, cost.overhead_ms),
+        "overhead": together.overhead(levels, log.looked_up, cost),
     }
 
 
@@ -95,9 +94,11 @@ class _Steps:
         ms = ask(low, behind, rows) * (1.0 - rest) + ask(low + 1, behind, rows) * rest
         return ms.masked_fill(count == 0, 0.0)
 
-    def largest(self, amount: Tensor, ask: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """What lasts as long as the busiest request of the step."""
-        return ask(self._max(amount), self.rows)
+    def overhead(self, levels: Tensor, looked_up: Tensor, cost: CostModel) -> Tensor:
+        """Milliseconds float64 [T] of loop and policies, which last as long as those of the busiest request of the step."""
+        drafted, copied = self._max(levels), self._max(looked_up)
+        ms = cost.overhead_ms(drafted, self.rows) + cost.look_ms(self.rows).masked_fill(drafted == 0, 0.0)
+        return torch.where(copied > 0, torch.maximum(ms, cost.looked_up_ms(copied, self.rows)), ms)
 
 
 def plain_ms(

@@ -24,8 +24,9 @@ from torch import Tensor
 from live.model import CachedModel
 from live.pair import Pair
 from policies.errors import UserError
+from policies.lookup.rule import load_rule
 from traces.measure import DraftStage, TargetStage, plain_steps
-from traces.overhead import POLICIES, SEEN, overheads
+from traces.overhead import LOOKING_UP, POLICIES, RULES, SEEN, overheads
 
 MIN_ROUNDS = 3
 LOOPS_EVERY = 3
@@ -146,14 +147,15 @@ class Campaign:
             "draft": {},
             "catch_up": {},
             "overhead": {},
+            "looked_up": {},
         }
         for name in self.pair.networks:
             tables["draft"][name] = self._table("draft", name, {"width": shapes.widths, **context_batch})
             tables["catch_up"][name] = self._table("catch_up", name, {"tokens": shapes.catch_up, **context_batch})
-        for policy in self.policies:
-            levels = self._levels_seen(policy)
+        for kind, policy in product(("overhead", "looked_up"), self.policies):
+            levels = self._levels_seen(kind, policy)
             if levels:
-                tables["overhead"][policy] = self._table("overhead", policy, {"levels": levels, "batch": shapes.batches})
+                tables[kind][policy] = self._table(kind, policy, {"levels": levels, "batch": shapes.batches})
         return tables
 
     # ---- inside ------------------------------------------------------------------------------------------------------
@@ -203,7 +205,7 @@ class Campaign:
         return groups
 
     def _loops(self, target: CachedModel, text: Tensor, batch: int) -> list[Callable[[], Measured]]:
-        """Short decodings with the first drafter: the loop's overhead, by policy and draft levels."""
+        """Short decodings with the first drafter, and with rules: the loop's overhead, by policy and draft levels."""
         network, limit = next(iter(self.pair.networks.values())), self.pair.context_limit
         context = self.shapes.contexts[len(self.shapes.contexts) // 2]
 
@@ -217,11 +219,20 @@ class Campaign:
                 for levels, ms in overheads(target, network, limit, text, context, "autoregressive"):
                     yield ("overhead", policy, (levels, batch)), ms
 
-        return [lambda p=policy, s=specs: job(p, s) for policy, specs in self.policies.items()]
+        def looking_up(policy: str, specs: tuple[str, ...]) -> Measured:
+            for spec, rule in product(specs, rules):
+                for levels, ms in overheads(target, rule, limit, text, context, spec):
+                    if levels:
+                        yield ("looked_up", policy, (levels, batch)), ms
 
-    def _levels_seen(self, policy: str) -> tuple[int, ...]:
+        rules = [load_rule(rule) for rule in RULES]
+        looking = [(policy, specs) for policy, specs in self.policies.items() if policy in LOOKING_UP or policy not in POLICIES]
+        jobs = [lambda p=policy, s=specs: job(p, s) for policy, specs in self.policies.items()]
+        return jobs + [lambda p=policy, s=specs: looking_up(p, s) for policy, specs in looking]
+
+    def _levels_seen(self, kind: str, policy: str) -> tuple[int, ...]:
         """Numbers of draft levels that the policy's cycles had often enough, at every batch."""
-        own = {key[2]: len(values) for key, values in self.samples.items() if key[:2] == ("overhead", policy)}
+        own = {key[2]: len(values) for key, values in self.samples.items() if key[:2] == (kind, policy)}
         levels = sorted({level for level, _ in own})
         least = min(SEEN, max(own.values(), default=0))  # a single round shows each only a few times
         return tuple(n for n in levels if all(own.get((n, batch), 0) >= least for batch in self.shapes.batches))

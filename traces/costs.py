@@ -34,8 +34,9 @@ _AXES = {
     "draft": ("width", "context", "batch"),
     "catch_up": ("tokens", "context", "batch"),
     "overhead": ("levels", "batch"),
+    "looked_up": ("levels", "batch"),
 }
-_SHARED, _PER_DRAFTER = ("verify", "commit", "plain"), ("draft", "catch_up")
+_SHARED, _PER_DRAFTER, _PER_POLICY = ("verify", "commit", "plain"), ("draft", "catch_up"), ("overhead", "looked_up")
 _ABOVE_0 = ("verify", "plain")  # what speedups divide by
 LONGEST = 1e9
 """Milliseconds, eleven days: sums of what is beyond would leave the numbers."""
@@ -49,11 +50,13 @@ class CostModel:
     device, non-decreasing in every argument. What is not asked for (no token, no node) costs nothing.
     """
 
-    def __init__(self, tables: Mapping[str, Grid], context_offset: int = 0, loops: Mapping[str, Grid] | None = None):
-        """:param tables: verify, commit, draft, catch_up, overhead, and plain decoding's where it was measured. A training-free
-            drafter has neither draft nor catch_up: both cost nothing.
+    def __init__(
+        self, tables: Mapping[str, Grid], context_offset: int = 0, loops: Mapping[str, Mapping[str, Grid]] | None = None
+    ):
+        """:param tables: verify, commit, draft, catch_up, overhead, and where they were measured plain decoding's and looked_up. A
+            training-free drafter has neither draft nor catch_up: both cost nothing.
         :param context_offset: tokens to add to every context that is asked for.
-        :param loops: overheads by policy, for :meth:`of`."""
+        :param loops: tables by policy, for :meth:`of`: overhead, and looked_up where a rule drafts."""
         self.tables, self.context_offset, self.loops = tables, context_offset, loops or {}
 
     def draft_ms(self, width: Tensor, context: Tensor, batch: Tensor) -> Tensor:
@@ -80,8 +83,22 @@ class CostModel:
         return self._asked("commit", tokens, batch)
 
     def overhead_ms(self, levels: Tensor, batch: Tensor) -> Tensor:
-        """Drafting loop, tree, policy and decoding loop, for a cycle of ``levels`` draft levels."""
-        return self.tables["overhead"](levels, batch)
+        """Drafting loop, tree, policy and decoding loop, for a cycle of ``levels`` draft levels, which a training-free drafter has
+        looked up."""
+        if "draft" in self.tables:
+            return self.tables["overhead"](levels, batch)
+        levels, batch = aligned(levels, batch)
+        return torch.where(levels > 0, self.looked_up_ms(levels, batch), self.tables["overhead"](levels, batch))
+
+    def looked_up_ms(self, levels: Tensor, batch: Tensor) -> Tensor:
+        """The same of a cycle whose ``levels``, at least one, were looked up, what looking takes included."""
+        return self.tables["looked_up" if "looked_up" in self.tables else "overhead"](levels, batch)
+
+    def look_ms(self, batch: Tensor) -> Tensor:
+        """What a rule before the network takes where it finds nothing; 0 where there is none, or nobody knows."""
+        if not {"looked_up", "draft"} <= self.tables.keys():
+            return self._free(batch)
+        return (self.looked_up_ms(1, batch) - self.overhead_ms(1, batch)).clamp(min=0)
 
     def plain_ms(self, context: Tensor, batch: Tensor) -> Tensor:
         """One token of plain decoding (its own loop included), behind ``context`` tokens."""
@@ -95,10 +112,9 @@ class CostModel:
 
     def of(self, policy: str) -> CostModel:
         """The same machine decoding with this policy, whose decisions take their own time; with the default's if unmeasured."""
-        overhead = self.loops.get(policy) or self.loops.get(DEFAULT_POLICY)
-        if overhead is None:
-            return self
-        return CostModel({**self.tables, "overhead": overhead}, self.context_offset, self.loops)
+        own = {kind: loops.get(policy) or loops.get(DEFAULT_POLICY) for kind, loops in self.loops.items()}
+        own = {kind: table for kind, table in own.items() if table is not None}
+        return CostModel({**self.tables, **own}, self.context_offset, self.loops)
 
     def _free(self, *where: Tensor | int) -> Tensor:
         return torch.zeros_like(torch.broadcast_tensors(*aligned(*where))[0], dtype=torch.float64)
@@ -146,25 +162,21 @@ class Profile:
     def cost(self, drafter: str, policy: str = DEFAULT_POLICY) -> CostModel:
         """The cost model of one drafter; the loop's overhead is that measured with ``policy``, or else the default's.
 
-        Of a rule and a network (``suffix+eagle3``) it is the network's: what looking up takes is not priced.
+        Of a rule and a network (``suffix+eagle3``) it is the network's, and holds what looking up takes.
 
         :raises UserError: when the profile does not hold the drafter.
         """
-        network, tables = read_name(drafter, self.drafters).network, self._shared_tables(policy)
-        if network is None:  # looking up takes no forward pass
-            return CostModel(tables, loops=self.tables["overhead"])
-        if network not in self.drafters:
-            raise UserError(
-                f"{self.source} has no drafter '{network}': it holds {', '.join(self.drafters)}; "
-                "measure this one with python -m traces.profile --draft"
-            )
-        tables |= {kind: self.tables[kind][network] for kind in _PER_DRAFTER}
-        return CostModel(tables, loops=self.tables["overhead"])
-
-    def _shared_tables(self, policy: str) -> dict[str, Grid]:
+        asked = read_name(drafter, self.drafters)
+        loops = {kind: self.tables[kind] for kind in _PER_POLICY[: 1 if asked.rule is None else 2]}
         tables = {kind: self.tables[kind] for kind in _SHARED if kind in self.tables}
-        overhead = self.tables["overhead"]
-        return tables | {"overhead": overhead.get(policy) or overhead[DEFAULT_POLICY]}
+        if asked.network is not None:  # looking up takes no forward pass
+            if asked.network not in self.drafters:
+                raise UserError(
+                    f"{self.source} has no drafter '{asked.network}': it holds {', '.join(self.drafters)}; "
+                    "measure this one with python -m traces.profile --draft"
+                )
+            tables |= {kind: self.tables[kind][asked.network] for kind in _PER_DRAFTER}
+        return CostModel(tables, loops=loops).of(policy)
 
     def text(self) -> str:
         """The JSON document, as it lies in a file."""
@@ -262,16 +274,17 @@ def _tables(content: dict[str, Any], source: str) -> dict[str, Any]:
     for kind in _SHARED:
         if kind in content or kind != "plain":
             tables[kind] = _grid(content, source, kind, content.get(kind))
-    for kind in (*_PER_DRAFTER, "overhead"):
-        parts = content.get(kind)
-        if not isinstance(parts, dict) or not parts:
+    for kind in (*_PER_DRAFTER, *_PER_POLICY):
+        parts = content.get(kind, {} if kind == "looked_up" else None)
+        if not isinstance(parts, dict) or not (parts or kind == "looked_up"):
             raise UserError(f"it has no table {kind!r}: {_CURE}")
         tables[kind] = {name: _grid(content, source, kind, part, f" of {name}") for name, part in parts.items()}
     if DEFAULT_POLICY not in tables["overhead"]:
         raise UserError(f"it has no overhead of the policy {DEFAULT_POLICY}, which stands for the others: {_CURE}")
-    default = tables["overhead"][DEFAULT_POLICY]
-    for name, part in content["overhead"].items():
-        tables["overhead"][name] = _grid(content, source, "overhead", _as_the_default(part, default), f" of {name}")
+    for kind in _PER_POLICY:
+        default = tables[kind].get(DEFAULT_POLICY)
+        for name, part in content.get(kind, {}).items() if default else ():
+            tables[kind][name] = _grid(content, source, kind, _as_the_default(part, default), f" of {name}")
     if lacking := tables["draft"].keys() ^ tables["catch_up"].keys():
         raise UserError(f"its tables draft and catch_up disagree about the drafter {min(lacking)!r}: {_CURE}")
     return tables
@@ -302,7 +315,7 @@ def _grid(content: dict[str, Any], source: str, kind: str, part: Any, owner: str
         raise UserError(f"its table {kind!r}{owner} has an axis with points that are no whole numbers: {_CURE}")
     if kind in ("verify", "draft") and len(points[axes[0]]) < 2:
         raise UserError(f"its table {kind!r}{owner} has one point along {axes[0]}, two are needed: {_CURE}")
-    steps = content["interpolation"] if kind != "overhead" else "linear"  # the loop is not captured in a graph
+    steps = content["interpolation"] if kind not in _PER_POLICY else "linear"  # the loop is not captured in a graph
     grid = Grid(kind + owner, points, part["ms"], steps, smooth=("context",), source=source)
     ms = torch.as_tensor(part["ms"], dtype=torch.float64)
     if float(ms.max()) > LONGEST or (kind in _ABOVE_0 and not float(ms.min()) > 0):

@@ -1,7 +1,8 @@
 """What a cycle takes beyond its networks: drafting loop, draft tree, policy and decoding loop, in real decoding.
 
 It differs by policy: one that estimates chances node by node takes milliseconds where a fixed chain takes none, and on a fast
-pair that decides who wins. So every kind of policy is measured by itself, with its decisions.
+pair that decides who wins. So every kind of policy is measured by itself, with its decisions. And it differs by who drafts: a level
+that a rule looked up takes less of the loop's time than a network's, but to look takes some even where nothing is found.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from pathlib import Path
 from torch import Tensor
 
 from live.decode import SpeculativeDecoder
+from live.looking_up_first import Drafts
 from live.model import CachedModel
-from live.network import DraftNetwork
+from policies.lookup.rule import Rule
 from policies.registry import load_policy, split_spec
 from traces.measure import Stopwatch, prompts_of
 
@@ -29,6 +31,10 @@ POLICIES = {
 }
 """Measured policies by name: the fixed ones at two depths, for their cost per level; a tree of Sequoia's at
 one level and at three; goodput from nothing drafted (no patience) to many levels; the others at the levels they choose."""
+LOOKING_UP = ("eagle3", "chain", "goodput")
+"""Whose loops are measured with a rule as well: the usual policies that go with one."""
+RULES = ("prompt_lookup(ngram=3, latest=True)", "prompt_lookup(ngram=99, least=99)")
+"""One that nearly always finds the last tokens again, and one that finds nothing."""
 SEEN = 3
 """Cycles of one number of levels that make a mean."""
 
@@ -56,16 +62,17 @@ def _file(spec: str) -> str:
 
 
 def overheads(
-    target: CachedModel, network: DraftNetwork, limit: int, text: Tensor, context: int, spec: str, cycles: int = 5
+    target: CachedModel, drafts: Drafts, limit: int, text: Tensor, context: int, spec: str, cycles: int = 5
 ) -> Iterator[tuple[int, float]]:
-    """(draft levels, overhead in ms) of some cycles of decoding with a policy.
+    """(draft levels, overhead in ms) of some cycles of decoding with a policy. What a rule takes to draft is overhead, too.
 
     :param limit: tokens that fit in the context of both networks.
     :param text: int64 [R, L]; its first ``context`` tokens are the prompts.
     """
-    decoder = SpeculativeDecoder(target, network, load_policy(spec), context_limit=limit)
+    decoder = SpeculativeDecoder(target, drafts, load_policy(spec), context_limit=limit)
     watch = Stopwatch(target.device)
-    decoder.drafter.expand = watch.wrap("draft", decoder.drafter.expand)
+    if not isinstance(drafts, Rule):
+        decoder.drafter.expand = watch.wrap("draft", decoder.drafter.expand)
     decoder.verifier.accept = watch.wrap("verify", decoder.verifier.accept)
     decoder.prefill(prompts_of(text, context), 1 << 20)
     for cycle in range(cycles):

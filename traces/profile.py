@@ -205,6 +205,10 @@ def render(profile: Profile) -> str:
         base, eight = (float(cost.overhead_ms(levels, batch)) for levels in (0, 8))  # the nearest number that it drafted
         lines.append(line(f"overhead: {policy}", [base] if policy == "autoregressive" else [base, eight]))
     lines[-1] += " a cycle of 0/8 levels"
+    for policy in content["looked_up"]:
+        cost = profile.cost("prompt_lookup", policy)
+        lines.append(line(f"looking up: {policy}", [float(cost.overhead_ms(levels, batch)) for levels in (1, 8)]))
+    lines[-1] += " a cycle of 1/8 levels" if content["looked_up"] else ""
     return "\n".join(lines)
 
 

@@ -24,8 +24,8 @@ class LookupFirst:
     """Asks the rule about every root; whoever answers there drafts the whole cycle of that row.
 
     A row in which the rule proposes a token or more is the rule's. The network is asked for the others only, and not at all
-    where none is left, so that it pays no draft forward, nor a catch-up before it next drafts. What looking up takes is not
-    priced. A child's handle is that of whoever proposed it.
+    where none is left, so that it pays no draft forward, nor a catch-up before it next drafts. A child's handle is that of whoever
+    proposed it.
     """
 
     def __init__(self, lookup: LookupDrafter, network: Drafter):

@@ -63,6 +63,20 @@ def test_a_level_that_was_looked_up_costs_the_loop_its_time_and_no_forward():
     assert all(torch.equal(looked_up[name], usual[name]) for name in usual if name != "overhead")
 
 
+def test_looking_up_has_its_own_price():
+    table = {"eagle3": {"levels": [1, 11], "batch": [1], "ms": [[0.9], [1.9]]}}
+    profile = Profile(PROFILE.content | {"looked_up": table})
+    looked_up = price_parts(log(looked_up=[0, 0, 3, 0]), profile.cost("suffix+head"))
+    usual = price_parts(log(), profile.cost("head"))
+    looking = 0.9 - 0.4  # what one level takes more where a rule looks
+    assert looked_up["overhead"].tolist() == pytest.approx([0.8 + looking, 0.6 + looking, 1.1, 0.4 + looking])
+    assert all(torch.equal(looked_up[name], usual[name]) for name in usual if name != "overhead")
+    declined = price_parts(log(), profile.cost("suffix+head"))
+    assert declined["overhead"].tolist()[2] == pytest.approx(0.2), "a policy that does not draft does not look"
+    alone = price_parts(log(), profile.cost("suffix"))
+    assert alone["overhead"].tolist() == pytest.approx([1.1, 1.0, 0.2, 0.9]) and float(alone["draft"].sum()) == 0
+
+
 def test_padding_and_company_do_not_change_a_price():
     whole = price(log(), COST)
     wide = log()

@@ -229,3 +229,43 @@ def test_every_policy_pays_for_its_own_decisions():
     assert float(cost.of("chain").overhead_ms(0, 1)) == 0.2
     assert float(cost.of("heterospec").overhead_ms(0, 1)) == float(cost.of("chain").of("eagle3").overhead_ms(0, 1)) == 0.3
     assert float(cost.of("chain").verify_ms(3, 50, 1)) == float(cost.verify_ms(3, 50, 1))
+
+
+LOOKED_UP = {
+    "eagle3": {"levels": [1, 8], "batch": [1, 2], "ms": [[0.6, 0.7], [0.95, 1.4]]},
+    "chain": {"levels": [1, 4], "batch": [1, 2], "ms": [[0.5, 0.6], [0.65, 0.9]]},
+}
+
+
+def test_what_looking_up_takes():
+    """By levels; and where a rule before a network finds nothing, beyond the loop's first level."""
+    profile = Profile(changed(looked_up=LOOKED_UP))
+    alone = profile.cost("suffix", "chain")
+    assert [round(float(alone.overhead_ms(n, 1)), 9) for n in (0, 1, 3, 4)] == [0.2, 0.5, 0.6, 0.65], "0: it does not look"
+    assert float(alone.overhead_ms(8, 2)) == pytest.approx(0.9 + 0.4), "beyond, as the default's changes"
+    assert float(alone.look_ms(1)) == 0, "it is in the price of the levels"
+    both = profile.cost("suffix+head")
+    assert float(both.overhead_ms(1, 1)) == pytest.approx(0.4) and float(both.looked_up_ms(1, 1)) == 0.6
+    assert float(both.look_ms(1)) == pytest.approx(0.2)
+    assert float(both.of("chain").looked_up_ms(4, 1)) == 0.65
+    assert float(both.of("chain").behind(3).look_ms(2)) == pytest.approx(0.6 - 0.35)
+    assert float(both.of("heterospec").looked_up_ms(8, 1)) == 0.95
+
+
+def test_without_a_rule_nobody_looks():
+    head = Profile(changed(looked_up=LOOKED_UP)).cost("head")
+    assert float(head.look_ms(1)) == 0 and float(head.overhead_ms(8, 1)) == 1.1
+    unknown = Profile(CONTENT).cost("suffix+head")
+    assert float(unknown.look_ms(1)) == 0 and float(unknown.looked_up_ms(4, 1)) == pytest.approx(0.7), "as drafted ones"
+    assert float(Profile(CONTENT).cost("suffix").overhead_ms(4, 1)) == pytest.approx(0.7)
+    assert float(Profile(changed(looked_up={})).cost("suffix").overhead_ms(4, 1)) == pytest.approx(0.7)
+    only_chain = Profile(changed(looked_up={"chain": LOOKED_UP["chain"]}))
+    assert float(only_chain.cost("suffix", "chain").overhead_ms(4, 1)) == 0.65
+    assert float(only_chain.cost("suffix").overhead_ms(4, 1)) == pytest.approx(0.7)
+
+
+def test_a_table_of_looking_up_is_checked_as_others_are():
+    with pytest.raises(UserError, match="no table 'looked_up'"):
+        Profile(changed(looked_up=[1]))
+    with pytest.raises(UserError, match="no table 'looked_up' of chain with the axes levels, batch"):
+        Profile(changed(looked_up={"chain": {"levels": [1], "ms": [[1]]}}))
