@@ -72,7 +72,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
-    from live.bench import at_temperature, check_apart, chosen_texts, given_profile
+    from live.bench import at_temperature, check_apart, chosen_texts
+    from sim.opening import open_profile
     from sim.outputs import check_writable, write_text
 
     check_writable(args.json, args.in_turns)
@@ -93,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     pair = load_pair(about["target"]["id"], [entry["id"] for entry in about["drafters"]], about["dtype"])
     check_same_models(pair, about)
     texts = chosen_texts(recording, args.texts, at_temperature(recording, 0.0))
-    profile = given_profile(args.profile, recording)
+    profile = open_profile(args.profile, recording, asked[0][0]) if args.profile else None
     costs = prices(ours, profile)
     in_turns = ProfileInTurns(pair, profile, [policy for _, policy in asked]) if args.in_turns else None
     figures = race(recording, everyone(recording, pair, ours, costs), texts, args.rounds, in_turns)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from live.pair import Pair
     from policies.contract import Policy
     from sim.metrics import ResultRow
-    from traces.costs import Profile
     from traces.recording import Recording
 
 DEFAULT_POLICIES = (
@@ -70,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     from live.pair import load_pair
     from sim.finding import text_digest
     from sim.looked_up import check_drafter
-    from sim.opening import open_policies
+    from sim.opening import open_policies, open_profile
     from traces.recording import open_recording
 
     recording = open_recording(args.trace)
@@ -79,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     policies = open_policies(asked)
     drafter = args.drafter or recording.drafters[0]
     check_drafter(recording, drafter)
-    profile = given_profile(args.profile, recording)
+    profile = open_profile(args.profile, recording, drafter) if args.profile else None
     cost = profile and profile.cost(drafter)
     members = at_temperature(recording, args.temperature)
     texts = chosen_texts(recording, args.texts, members)
@@ -135,17 +134,6 @@ def check_apart(*files: str | Path | None) -> None:
     named = [Path(file).resolve() for file in files if file]
     if twice := next((file for file in named if named.count(file) > 1), None):
         raise UserError(f"{twice.name} is given for two purposes: give --profile, --in-turns and --json a file each")
-
-
-def given_profile(path: str | None, recording: Recording) -> Profile | None:
-    """What was measured on the recording's models; None without a file. Raises UserError when it is of others."""
-    from traces.costs import check_profile, load_profile
-
-    if path is None:
-        return None
-    profile = load_profile(path)
-    check_profile(profile, recording.manifest)
-    return profile
 
 
 def at_temperature(recording: Recording, temperature: float | None) -> list[int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from live.border import fetched
 from live.distribution import told_of
-from live.faults import DraftFailed, GuardedDrafter, check_prompt, drafting
+from live.faults import DraftFailed, GuardedDrafter, check_prompt, drafting, holder_of
 from live.looking_up_first import Drafts, live_drafter
 from live.model import CachedModel
 from live.sampling import GREEDY, Sampler
@@ -268,7 +268,7 @@ class SpeculativeDecoder:
 
     def check(self, name: str, tokens: int, limit: int) -> None:
         """Raise a UserError when a prompt of so many tokens, called ``name``, cannot be decoded up to a limit of new ones."""
-        holder = self.target.limit_name if self.context_limit == self.target.context_limit else "the context of the models"
+        holder = holder_of(self.context_limit, (self.target.context_limit, self.target.limit_name))
         check_prompt(name, tokens, limit, self.context_limit, holder)
 
 

@@ -79,7 +79,15 @@ def naming_lack_of_memory(tokens: int) -> Iterator[None]:
         raise UserError(no_memory_for(tokens)) from error
 
 
-def check_prompt(name: str, tokens: int, limit: int, context_limit: int, holder: str = "the context of the models") -> None:
+MODELS = "the context of the models"
+
+
+def holder_of(limit: int, own: tuple[int, str]) -> str:
+    """Whose size a limit of the context is, in words; ``own`` are a target's limit and its name (it may be a sliding window)."""
+    return own[1] if limit == own[0] else MODELS
+
+
+def check_prompt(name: str, tokens: int, limit: int, context_limit: int, holder: str = MODELS) -> None:
     """Raise a UserError unless a prompt of so many tokens can be decoded up to ``limit`` new ones.
 
     :param holder: what ``context_limit`` is the size of, in words.

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from live.eagle3 import Eagle3Head
 from live.eagle3_config import Eagle3Config
 from live.eagle_network import EagleNetwork
+from live.faults import holder_of
 from live.hub import Source, fetch_config, fetch_folder, parse_source, resolve
 from live.identity import check_same_tokenizer, tokenizer_hash, weights_hash
 from live.lm_network import LanguageModelNetwork
@@ -92,8 +93,7 @@ class Pair:
     @property
     def context_holder(self) -> str:
         """What :attr:`context_limit` is the size of, in words: it may be a sliding window, far below what the model can read."""
-        limit, name = check_supported(self.model)
-        return name if limit == self.context_limit else "the context of the models"
+        return holder_of(self.context_limit, check_supported(self.model))
 
 
 def load_pair(

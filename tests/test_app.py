@@ -237,6 +237,12 @@ def test_cost_page(recorded: Path, start, tmp_path: Path):
     (tmp_path / "bench.json").write_text(json.dumps(bench))
     page = start("cost", recorded, "--profile", write_profile(tmp_path / "p.json"), "--bench", tmp_path / "bench.json")
     assert errors(page) == "" and table_with(page, "measured_ms").iloc[0].to_list() == ["chain", 2.5, 5.0, 1]
+    assert "looked_up" not in by_key(page.selectbox, "part").options
+    profile = json.loads((tmp_path / "p.json").read_text())
+    profile["looked_up"] = {"chain": profile["overhead"]["eagle3"] | {"levels": [1, 10]}}
+    (tmp_path / "looking.json").write_text(json.dumps(profile))
+    page = start("cost", recorded, "--profile", tmp_path / "looking.json", part="looked_up")
+    assert errors(page) == "" and by_key(page.selectbox, "owner_looked_up").options == ["chain"]
     (tmp_path / "bench.json").write_text("{}")
     assert "is no bench" in errors(start("cost", recorded, "--bench", tmp_path / "bench.json"))
 
