@@ -7,6 +7,7 @@ less than the tolerance. A differing acceptance is explained when the target's m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -56,15 +57,17 @@ class TapedDrafter:
                 )
         return children
 
-    def run(self) -> tuple[list[Only], bool] | None:
+    def chain_found(self) -> Iterator[Only] | None:
         """What a rule behind it has looked up below the root's only child; see `policies.lookup.drafter`."""
-        found = self.drafter.run() if hasattr(self.drafter, "run") else None
-        if found is not None:
-            path = tuple(self.answers[()].token)
-            for answer in found[0]:
-                self.answers[path] = Answer([answer.token], [answer.logprob], answer.entropy)
-                path = (*path, answer.token)
-        return found
+        found = self.drafter.chain_found() if hasattr(self.drafter, "chain_found") else None
+        return None if found is None else self._taped(found)
+
+    def _taped(self, found: Iterator[Only]) -> Iterator[Only]:
+        path = tuple(self.answers[()].token)
+        for answer in found:
+            self.answers[path] = Answer([answer.token], [answer.logprob], answer.entropy)
+            yield answer
+            path = (*path, answer.token)
 
 
 @dataclass

@@ -46,9 +46,9 @@ class GuardedDrafter:
     def expand(self, tree: DraftTree, nodes: Tensor, branching: int) -> Children:
         return drafting(lambda: self.drafter.expand(tree, nodes, branching))
 
-    def run(self) -> tuple[list[Only], bool] | None:
+    def chain_found(self) -> Iterator[Only] | None:
         """What a rule behind it has looked up; see `policies.lookup.drafter`."""
-        return drafting(self.drafter.run) if hasattr(self.drafter, "run") else None
+        return drafting(self.drafter.chain_found) if hasattr(self.drafter, "chain_found") else None
 
 
 def out_of_memory(error: BaseException) -> bool:

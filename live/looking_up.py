@@ -98,7 +98,7 @@ class LiveLookup(LookupDrafter):
 
     def forwards(self) -> list[tuple[object, str]]:
         """Owner and name of the methods that do the drafting, for timers (live/breakdown.py)."""
-        return [(self, "expand")]
+        return [(self, "expand"), (self, "chain_found")]
 
     def _committed(self, cycle: Cycle) -> Past:
         if self._written is None:

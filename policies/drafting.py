@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -19,7 +20,7 @@ from policies.tree import DraftTree
 class Drafter(Protocol):
     """Proposes children. Two implementations: recorded (in sim) and model-backed (in live).
 
-    One that looks up whole chains may have a method ``run`` as well (`policies.lookup.drafter`).
+    One that looks up whole chains may have a method ``chain_found`` as well (`policies.lookup.drafter`).
     """
 
     def root(self, cycle: Cycle) -> Tensor:
@@ -64,12 +65,15 @@ class Growth:
         self.looked_up = self.missing = _nothing(self.tree.rows, self.tree.device)
         self._drafting, self.everyone = cycle.active, every(cycle.active)
         self._reach = least(cycle.reach) if self.tree.rows else 0
-        self._wished: list[Expansion | None] | None = None  # what the policy has said already
+        self._heard: list[Expansion | None] = []  # the wish that the policy has uttered already, if it has
 
     def wish(self) -> Expansion | None:
         """The nodes int64 [B, W] to run the draft on next, in canonical order, and how many children each; None at the end."""
-        tree, (wish,) = self.tree, self._wished or [self.policy.expand(self.tree, self.cycle, self.state)]
-        self._wished = None
+        tree = self.tree
+        if self._heard:
+            wish = self._heard.pop()
+        else:
+            wish = self.policy.expand(tree, self.cycle, self.state)
         if wish is None:
             return None
         nodes, branching = canonical(tree, wish.nodes, wish.branching)
@@ -106,23 +110,19 @@ class Growth:
         if children.free is not None:
             self._refund(children.free)
 
-    def follow(self, run: list[Only], free: bool) -> None:
-        """Go on with a run, what a drafter has looked up below the newest node: the policy is asked level by level as ever, and
-        nobody else.
-
-        :param free: whether no draft forward stands for a level.
-        """
-        tree, followed = self.tree, 0
-        for answer in run[: max(self._reach - tree.levels, 0)]:
+    def follow(self, chain: Iterator[Only]) -> None:
+        """Go down a chain that a drafter has looked up below the newest node, the first level's only one: the policy is asked level
+        by level as ever, and nobody else."""
+        tree, first = self.tree, self.widths[-1]
+        while tree.levels < self._reach:
             wish = self.policy.expand(tree, self.cycle, self.state)
             if wish is None or not self._goes_down(wish):
-                self._wished = [wish]
+                self._heard.append(wish)
                 break
-            tree.append_only(answer)
-            followed += 1
-        self.widths += [0 if free else 1] * followed
-        if free and followed:
-            self.looked_up = self.looked_up + followed
+            tree.append_only(next(chain))
+            self.widths.append(first)
+        if first == 0 and tree.levels > 1:  # no forward stands for the first level, nor for the others
+            self.looked_up = self.looked_up + (tree.levels - 1)
 
     def _goes_down(self, wish: Expansion) -> bool:
         """Whether this asks for children of the newest node and nothing else, in a tree of plain numbers."""
@@ -142,11 +142,11 @@ class Growth:
 def draft(policy: Policy, drafter: Drafter, cycle: Cycle, state: State) -> Draft:
     """Draft one cycle: let the policy expand until no row wants more, then let it select what to verify."""
     growth = Growth(policy, drafter.root(cycle), cycle, state)
-    tree, looks_up = growth.tree, hasattr(drafter, "run")
+    tree, looks_up = growth.tree, hasattr(drafter, "chain_found")
     while (wish := growth.wish()) is not None:
         growth.take(wish, drafter.expand(tree, wish.nodes, most_children(wish)))
-        if tree.levels == 1 and looks_up and (run := drafter.run()) is not None:
-            growth.follow(*run)
+        if looks_up and tree.levels == 1 and tree.width == 2 and (chain := drafter.chain_found()) is not None:
+            growth.follow(chain)
     kept = policy.select(tree, cycle, state)
     if tree.ragged or not growth.everyone:
         kept = kept & tree.exists & cycle.active[:, None]

@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.cost import Cost
 from policies.errors import UserError
 from sim.looked_up import asked_of
 from sim.pricing import price_parts
 from sim.recorded import tensor
 from sim.replay import CycleLog
+from traces.costs import CostModel
 from traces.recording import Recording
 
 
-def pipelined_price(log: CycleLog, cost: Cost, recording: Recording, run: Tensor) -> Tensor:
+def pipelined_price(log: CycleLog, cost: CostModel, recording: Recording, run: Tensor) -> Tensor:
     """Predicted milliseconds of every cycle, float64 [C], batch 1; never more than :func:`sim.pricing.price`.
 
     :param run: int64 [P] from :func:`first_choice_runs`.

@@ -96,9 +96,11 @@ class _Steps:
 
     def overhead(self, levels: Tensor, looked_up: Tensor, cost: CostModel) -> Tensor:
         """Milliseconds float64 [T] of loop and policies, which last as long as those of the busiest request of the step."""
-        drafted, copied = self._max(levels), self._max(looked_up)
-        ms = cost.overhead_ms(drafted, self.rows) + cost.look_ms(self.rows).masked_fill(drafted == 0, 0.0)
-        return torch.where(copied > 0, torch.maximum(ms, cost.looked_up_ms(copied, self.rows)), ms)
+        drafted, copied, rows = self._max(levels), self._max(looked_up), self.rows
+        looked = cost.looked_up_ms(copied, rows)
+        further = looked - cost.looked_up_ms(drafted.minimum(copied), rows)  # levels at which nobody drafts any more
+        ms = cost.overhead_ms(drafted, rows) + cost.look_ms(rows).masked_fill(drafted == 0, 0.0) + further
+        return torch.where((drafted == 0) & (copied > 0), looked, ms)
 
 
 def plain_ms(

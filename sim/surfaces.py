@@ -23,19 +23,20 @@ AXES = {
     "looked_up": ("levels", "batch"),
 }
 """The parts of a cycle and what each depends on."""
-BY_DRAFTER, BY_POLICY = ("draft", "catch_up"), ("overhead", "looked_up")
-"""Tables that there are several of."""
+BY_POLICY = ("overhead", "looked_up")
+OWNED = ("draft", "catch_up", *BY_POLICY)
+"""Tables that there are several of: one per drafter, or per policy."""
 DENSE = 200
 
 
 def owners(profile: Profile, kind: str) -> list[str]:
     """Drafters (or policies) that the profile has such a table of; empty where there is only one table."""
-    return list(profile.content.get(kind, {})) if kind in BY_DRAFTER + BY_POLICY else []
+    return list(profile.content.get(kind, {})) if kind in OWNED else []
 
 
 def _part(profile: Profile, kind: str, owner: str | None) -> dict[str, Any]:
     part = profile.content[kind]
-    return part[owner] if kind in BY_DRAFTER + BY_POLICY else part
+    return part[owner] if kind in OWNED else part
 
 
 def measured(profile: Profile, kind: str, owner: str | None = None) -> pl.DataFrame:
@@ -57,7 +58,7 @@ def fitted(profile: Profile, kind: str, owner: str | None = None) -> pl.DataFram
     dense = np.unique(np.linspace(first[0], first[-1], DENSE).round().astype(np.int64))
     grid = np.meshgrid(dense, *(part[axis] for axis in axes[1:]), indexing="ij")
     table = profile.tables[kind]
-    table = table[owner] if kind in BY_DRAFTER + BY_POLICY else table
+    table = table[owner] if kind in OWNED else table
     ms = table(*(torch.from_numpy(np.ascontiguousarray(each.ravel(), np.int64)) for each in grid))
     return pl.DataFrame({axis: each.ravel() for axis, each in zip(axes, grid, strict=True)} | {"ms": ms.numpy()})
 

@@ -26,7 +26,7 @@ from live.pair import Pair
 from policies.errors import UserError
 from policies.lookup.rule import load_rule
 from traces.measure import DraftStage, TargetStage, plain_steps
-from traces.overhead import LOOKING_UP, POLICIES, RULES, SEEN, overheads
+from traces.overhead import FINDS, FINDS_NOTHING, POLICIES, SEEN, overheads
 
 MIN_ROUNDS = 3
 LOOPS_EVERY = 3
@@ -154,7 +154,7 @@ class Campaign:
             tables["catch_up"][name] = self._table("catch_up", name, {"tokens": shapes.catch_up, **context_batch})
         for kind, policy in product(("overhead", "looked_up"), self.policies):
             levels = self._levels_seen(kind, policy)
-            if levels:
+            if levels and (kind == "overhead" or levels[-1] > 1):
                 tables[kind][policy] = self._table(kind, policy, {"levels": levels, "batch": shapes.batches})
         return tables
 
@@ -218,17 +218,16 @@ class Campaign:
             if len(specs) > 1 and 0 not in seen:  # of a fixed depth: it declines to draft only where it must, and decides nothing
                 for levels, ms in overheads(target, network, limit, text, context, "autoregressive"):
                     yield ("overhead", policy, (levels, batch)), ms
+                    yield ("looked_up", policy, (levels, batch)), ms  # who does not draft does not look
 
         def looking_up(policy: str, specs: tuple[str, ...]) -> Measured:
-            for spec, rule in product(specs, rules):
+            for rule, spec in [(finds, specs[0]), (finds, specs[-1]), (finds_nothing, specs[-1])]:
                 for levels, ms in overheads(target, rule, limit, text, context, spec):
-                    if levels:
-                        yield ("looked_up", policy, (levels, batch)), ms
+                    yield ("looked_up", policy, (levels, batch)), ms
 
-        rules = [load_rule(rule) for rule in RULES]
-        looking = [(policy, specs) for policy, specs in self.policies.items() if policy in LOOKING_UP or policy not in POLICIES]
+        finds, finds_nothing = load_rule(FINDS), load_rule(FINDS_NOTHING)
         jobs = [lambda p=policy, s=specs: job(p, s) for policy, specs in self.policies.items()]
-        return jobs + [lambda p=policy, s=specs: looking_up(p, s) for policy, specs in looking]
+        return jobs + [lambda p=p, s=specs: looking_up(p, s) for p, specs in self.policies.items() if p != "autoregressive"]
 
     def _levels_seen(self, kind: str, policy: str) -> tuple[int, ...]:
         """Numbers of draft levels that the policy's cycles had often enough, at every batch."""

@@ -56,7 +56,7 @@ class CostModel:
         """:param tables: verify, commit, draft, catch_up, overhead, and where they were measured plain decoding's and looked_up. A
             training-free drafter has neither draft nor catch_up: both cost nothing.
         :param context_offset: tokens to add to every context that is asked for.
-        :param loops: tables by policy, for :meth:`of`: overhead, and looked_up where a rule drafts."""
+        :param loops: tables by policy, for :meth:`of`: overhead, and looked_up where a rule stands before the network."""
         self.tables, self.context_offset, self.loops = tables, context_offset, loops or {}
 
     def draft_ms(self, width: Tensor, context: Tensor, batch: Tensor) -> Tensor:
@@ -83,21 +83,16 @@ class CostModel:
         return self._asked("commit", tokens, batch)
 
     def overhead_ms(self, levels: Tensor, batch: Tensor) -> Tensor:
-        """Drafting loop, tree, policy and decoding loop, for a cycle of ``levels`` draft levels, which a training-free drafter has
-        looked up."""
-        if "draft" in self.tables:
-            return self.tables["overhead"](levels, batch)
-        levels, batch = aligned(levels, batch)
-        return torch.where(levels > 0, self.looked_up_ms(levels, batch), self.tables["overhead"](levels, batch))
+        """Drafting loop, tree, policy and decoding loop, for a cycle of ``levels`` draft levels; of a training-free drafter with
+        what looking takes."""
+        return self.tables["overhead"](levels, batch)
 
     def looked_up_ms(self, levels: Tensor, batch: Tensor) -> Tensor:
-        """The same of a cycle whose ``levels``, at least one, were looked up, what looking takes included."""
+        """The same of a cycle whose ``levels`` a rule before the network looked up."""
         return self.tables["looked_up" if "looked_up" in self.tables else "overhead"](levels, batch)
 
     def look_ms(self, batch: Tensor) -> Tensor:
         """What a rule before the network takes where it finds nothing; 0 where there is none, or nobody knows."""
-        if not {"looked_up", "draft"} <= self.tables.keys():
-            return self._free(batch)
         return (self.looked_up_ms(1, batch) - self.overhead_ms(1, batch)).clamp(min=0)
 
     def plain_ms(self, context: Tensor, batch: Tensor) -> Tensor:
@@ -112,8 +107,7 @@ class CostModel:
 
     def of(self, policy: str) -> CostModel:
         """The same machine decoding with this policy, whose decisions take their own time; with the default's if unmeasured."""
-        own = {kind: loops.get(policy) or loops.get(DEFAULT_POLICY) for kind, loops in self.loops.items()}
-        own = {kind: table for kind, table in own.items() if table is not None}
+        own = {kind: loops.get(policy) or loops[DEFAULT_POLICY] for kind, loops in self.loops.items()}
         return CostModel({**self.tables, **own}, self.context_offset, self.loops)
 
     def _free(self, *where: Tensor | int) -> Tensor:
@@ -162,21 +156,23 @@ class Profile:
     def cost(self, drafter: str, policy: str = DEFAULT_POLICY) -> CostModel:
         """The cost model of one drafter; the loop's overhead is that measured with ``policy``, or else the default's.
 
-        Of a rule and a network (``suffix+eagle3``) it is the network's, and holds what looking up takes.
+        Of a rule and a network (``suffix+eagle3``) it is the network's, and knows what looking takes, for prices (`sim.pricing`);
+        policies decide as if the network drafted.
 
         :raises UserError: when the profile does not hold the drafter.
         """
         asked = read_name(drafter, self.drafters)
-        loops = {kind: self.tables[kind] for kind in _PER_POLICY[: 1 if asked.rule is None else 2]}
+        loops, looking = self.tables["overhead"], self.tables["overhead"] | self.tables["looked_up"]
         tables = {kind: self.tables[kind] for kind in _SHARED if kind in self.tables}
-        if asked.network is not None:  # looking up takes no forward pass
-            if asked.network not in self.drafters:
-                raise UserError(
-                    f"{self.source} has no drafter '{asked.network}': it holds {', '.join(self.drafters)}; "
-                    "measure this one with python -m traces.profile --draft"
-                )
-            tables |= {kind: self.tables[kind][asked.network] for kind in _PER_DRAFTER}
-        return CostModel(tables, loops=loops).of(policy)
+        if asked.network is None:  # looking up takes no forward pass
+            return CostModel(tables, loops={"overhead": looking}).of(policy)
+        if asked.network not in self.drafters:
+            raise UserError(
+                f"{self.source} has no drafter '{asked.network}': it holds {', '.join(self.drafters)}; "
+                "measure this one with python -m traces.profile --draft"
+            )
+        tables |= {kind: self.tables[kind][asked.network] for kind in _PER_DRAFTER}
+        return CostModel(tables, loops={"overhead": loops} | ({"looked_up": looking} if asked.rule else {})).of(policy)
 
     def text(self) -> str:
         """The JSON document, as it lies in a file."""

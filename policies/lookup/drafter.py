@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -57,11 +57,11 @@ class LookupDrafter:
             handle=offered.place.gather(2, known).masked_fill(none, NONE),
         )
 
-    def run(self) -> tuple[list[Only], bool] | None:
-        """Behind the first level, if all that was found is a chain of a single row: its further levels, and that each stands for a
-        draft forward; :meth:`expand` need not be asked for them."""
-        found = self._found.run() if isinstance(self._found, LoneTrie) else None
-        return None if found is None else (found, False)
+    def chain_found(self) -> Iterator[Only] | None:
+        """Behind the first level, if all that was found is a chain of a single row: what :meth:`expand` would answer to the level's
+        node, to that one's child, and so on."""
+        lone = isinstance(self._found, LoneTrie) and self._found.is_chain
+        return self._found.below_the_first() if lone else None
 
     def _numbers(self, tree: DraftTree, nodes: Tensor) -> list[int]:
         """The numbers in what was found of the nodes int64 [1, W] of the one row, -1 = none."""

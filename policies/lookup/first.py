@@ -7,6 +7,7 @@ has no long match; ArcticInference puts SuffixDecoding (https://arxiv.org/abs/24
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -56,10 +57,9 @@ class LookupFirst:
             found = by_row(self._known, found, self.network.expand(tree, theirs, branching), branching)
         return found._replace(free=self._known)
 
-    def run(self) -> tuple[list[Only], bool] | None:
-        """As :meth:`LookupDrafter.run`; no level stands for a draft forward."""
-        found = self.lookup.run() if self._all else None
-        return None if found is None else (found[0], True)
+    def chain_found(self) -> Iterator[Only] | None:
+        """As :meth:`LookupDrafter.chain_found`."""
+        return self.lookup.chain_found() if self._all else None
 
     def _shared_out(self, nodes: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The nodes int64 [B, W] of the rule's rows, and those of the network's: -1 elsewhere, None where there are none."""

@@ -5,6 +5,7 @@ The same proposals as `policies.lookup.trie` makes for many rows at once; a test
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -59,15 +60,17 @@ class LoneTrie(NamedTuple):
         (node,) = family
         return Only(self.token[node], log_of(self.share[node]), entropies, node)
 
-    def run(self) -> list[Only] | None:
-        """If this is a chain: what there is below its first node, below the next, and so on, below the last nothing."""
-        if max(map(len, self.below)) > 1 or not self.below[0]:
-            return None
-        found, (node,) = [], self.below[0]
+    @property
+    def is_chain(self) -> bool:
+        return max(map(len, self.below)) == 1
+
+    def below_the_first(self) -> Iterator[Only]:
+        """Of a chain: what there is below its first node, below the next, and so on; below the last nothing."""
+        (node,) = self.below[0]
         while node >= 0:
-            found.append(self._only(self.below[node], node))
-            node = found[-1].handle
-        return found
+            answer = self._only(self.below[node], node)
+            yield answer
+            node = answer.handle
 
     def _entropy(self, family: list[int]) -> float:
         if not family:

@@ -64,7 +64,7 @@ def test_a_level_that_was_looked_up_costs_the_loop_its_time_and_no_forward():
 
 
 def test_looking_up_has_its_own_price():
-    table = {"eagle3": {"levels": [1, 11], "batch": [1], "ms": [[0.9], [1.9]]}}
+    table = {"eagle3": {"levels": [0, 1, 11], "batch": [1], "ms": [[0.2], [0.9], [1.9]]}}
     profile = Profile(PROFILE.content | {"looked_up": table})
     looked_up = price_parts(log(looked_up=[0, 0, 3, 0]), profile.cost("suffix+head"))
     usual = price_parts(log(), profile.cost("head"))

@@ -232,8 +232,8 @@ def test_every_policy_pays_for_its_own_decisions():
 
 
 LOOKED_UP = {
-    "eagle3": {"levels": [1, 8], "batch": [1, 2], "ms": [[0.6, 0.7], [0.95, 1.4]]},
-    "chain": {"levels": [1, 4], "batch": [1, 2], "ms": [[0.5, 0.6], [0.65, 0.9]]},
+    "eagle3": {"levels": [0, 1, 8], "batch": [1, 2], "ms": [[0.3, 0.4], [0.6, 0.7], [0.95, 1.4]]},
+    "chain": {"levels": [0, 1, 4], "batch": [1, 2], "ms": [[0.2, 0.3], [0.5, 0.6], [0.65, 0.9]]},
 }
 
 
@@ -244,6 +244,7 @@ def test_what_looking_up_takes():
     assert [round(float(alone.overhead_ms(n, 1)), 9) for n in (0, 1, 3, 4)] == [0.2, 0.5, 0.6, 0.65], "0: it does not look"
     assert float(alone.overhead_ms(8, 2)) == pytest.approx(0.9 + 0.4), "beyond, as the default's changes"
     assert float(alone.look_ms(1)) == 0, "it is in the price of the levels"
+    assert float(alone.of("eagle3").overhead_ms(8, 1)) == 0.95
     both = profile.cost("suffix+head")
     assert float(both.overhead_ms(1, 1)) == pytest.approx(0.4) and float(both.looked_up_ms(1, 1)) == 0.6
     assert float(both.look_ms(1)) == pytest.approx(0.2)
@@ -262,6 +263,16 @@ def test_without_a_rule_nobody_looks():
     only_chain = Profile(changed(looked_up={"chain": LOOKED_UP["chain"]}))
     assert float(only_chain.cost("suffix", "chain").overhead_ms(4, 1)) == 0.65
     assert float(only_chain.cost("suffix").overhead_ms(4, 1)) == pytest.approx(0.7)
+    assert float(only_chain.cost("suffix+head", "chain").of("eagle3").looked_up_ms(4, 1)) == pytest.approx(0.7)
+
+
+def test_who_was_not_measured_looking_up_keeps_the_price_of_its_decisions():
+    loops = CONTENT["overhead"] | {"heterospec": {"levels": [0, 8], "batch": [1, 2], "ms": [[5.0, 5.0], [9.0, 9.0]]}}
+    profile = Profile(changed(overhead=loops, looked_up=LOOKED_UP))
+    assert [float(profile.cost("suffix", "heterospec").overhead_ms(n, 1)) for n in (0, 8)] == [5.0, 9.0]
+    both = profile.cost("suffix+head", "heterospec")
+    assert float(both.looked_up_ms(8, 1)) == 9.0 and float(both.look_ms(1)) == 0
+    assert float(both.of("dyspec").looked_up_ms(8, 1)) == 0.95, "nor decoding at all: as the default does both"
 
 
 def test_a_table_of_looking_up_is_checked_as_others_are():

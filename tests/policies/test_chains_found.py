@@ -93,7 +93,7 @@ def test_the_drafter_is_asked_once(rule):
 
 
 def test_a_tree_is_asked_for_level_by_level():
-    """What was looked up branches: its other children are of no run."""
+    """What was looked up branches: its other children are of no chain."""
     counts = [levels_asked(load_policy("eagle3(total_tokens=20, depth=4, top_k=4)"), RULES[2], row) for row in range(len(ROWS))]
     assert any(asked == levels > 1 for asked, levels in counts)
 
@@ -124,7 +124,7 @@ class Elsewhere:
     ],
     ids=["an earlier node", "no children", "a tensor", "its own list", "none"],
 )
-def test_whoever_leaves_the_run_is_asked_for(wish):
+def test_whoever_leaves_the_chain_is_asked_for(wish):
     cycle, found = cycle_at([LONG], [ROOTS[LONG]]), []
     for drafter in (drafter_of(RULES[0], LONG, False), LevelByLevel(drafter_of(RULES[0], LONG, False))):
         found.append(draft(Elsewhere(wish), drafter, cycle, {}))
@@ -160,8 +160,8 @@ def test_what_a_policy_hears_of_a_level(rule):
         assert at_once == asked and len(asked) > 1
 
 
-def test_a_run_is_written_down_as_it_would_be_heard():
-    """The tree that followed a run turns into the tree of a batch as any other does."""
+def test_a_chain_is_written_down_as_it_would_be_heard():
+    """The tree that followed a chain turns into the tree of a batch as any other does."""
     cycle = cycle_at([LONG], [ROOTS[LONG]])
     found = draft(load_policy("chain(k=5)"), drafter_of(RULES[0], LONG, False), cycle, {})
     assert type(found.tree) is LoneTree
