@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # torch is imported when there is work to do, not for --help
 
 DRAFTER = "eagle3"
 PROMPT = [1] * 100
-"""Any tokens: nobody looks at them."""
+"""Any tokens: nobody looks at them but rules, which find them again."""
 
 
 class Nothing:
@@ -42,15 +42,16 @@ def computed_once(compute: Callable[[], Any], *_: object) -> tuple[Nothing, Any]
         return Nothing(), compute()
 
 
-def decoder_of(pair: Pair, policy: Policy, cost: Cost | None, capacity: int = 1024) -> SpeculativeDecoder:
+def decoder_of(pair: Pair, policy: Policy, cost: Cost | None, drafter: str = DRAFTER, capacity: int = 1024) -> SpeculativeDecoder:
     """The pair under a policy, with such graphs instead of networks."""
     from live.decode import SpeculativeDecoder
     from live.graphed_pair import graphed
 
     pair = graphed(pair, capacity)
-    network, target = pair.networks[DRAFTER], pair.target(1, pair.networks[DRAFTER])
-    network.graphs = target.graphs = True
-    return SpeculativeDecoder(target, network, policy, (), cost)
+    drafts = pair.draft(drafter)
+    target = pair.target(1, drafts)
+    pair.networks[DRAFTER].graphs = target.graphs = True
+    return SpeculativeDecoder(target, drafts, policy, (), cost)
 
 
 def cycle_ms(decoder: SpeculativeDecoder, cycles: int) -> float:
@@ -74,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parse = argparse.ArgumentParser(prog="python -m benchmarks.loop_time", description=__doc__.split(":")[0])
     parse.add_argument("--policy", action="append", required=True, help="a policy; several times for several")
+    parse.add_argument("--drafter", default=DRAFTER, help=f"{DRAFTER} (default), a training-free rule, or RULE+{DRAFTER}")
     parse.add_argument("--profile", help="profile of the machine, for policies that want prices")
     parse.add_argument("--cycles", type=int, default=50, help="cycles of one timing (default 50)")
     parse.add_argument("--rounds", type=int, default=20, help="timings of each policy (default 20)")
@@ -91,9 +93,9 @@ def main(arguments: list[str] | None = None) -> int:
     from traces.costs import load_profile
 
     torch.set_num_threads(1)
-    cost = load_profile(args.profile).cost(DRAFTER) if args.profile else None
+    cost = load_profile(args.profile).cost(args.drafter) if args.profile else None
     pair = load_pair("reference", [f"reference/{DRAFTER}"])
-    decoders = {spec: decoder_of(pair, load_policy(spec), cost) for spec in args.policy}
+    decoders = {spec: decoder_of(pair, load_policy(spec), cost, args.drafter) for spec in args.policy}
     found: dict[str, list[float]] = {spec: [] for spec in decoders}
     for turn in range(args.rounds + 1):
         for spec, decoder in decoders.items():

@@ -220,14 +220,14 @@ class Campaign:
                     yield ("overhead", policy, (levels, batch)), ms
                     yield ("looked_up", policy, (levels, batch)), ms  # who does not draft does not look
 
-        def looking_up(policy: str, specs: tuple[str, ...]) -> Measured:
-            for rule, spec in [(finds, specs[0]), (finds, specs[-1]), (finds_nothing, specs[-1])]:
-                for levels, ms in overheads(target, rule, limit, text, context, spec):
+        def looking_up(policy: str, deepest: str) -> Measured:
+            for rule in rules:
+                for levels, ms in overheads(target, rule, limit, text, context, deepest):
                     yield ("looked_up", policy, (levels, batch)), ms
 
-        finds, finds_nothing = load_rule(FINDS), load_rule(FINDS_NOTHING)
+        rules = [load_rule(rule) for rule in (FINDS, FINDS_NOTHING)]
         jobs = [lambda p=policy, s=specs: job(p, s) for policy, specs in self.policies.items()]
-        return jobs + [lambda p=p, s=specs: looking_up(p, s) for p, specs in self.policies.items() if p != "autoregressive"]
+        return jobs + [lambda p=p, s=specs[-1]: looking_up(p, s) for p, specs in self.policies.items() if p != "autoregressive"]
 
     def _levels_seen(self, kind: str, policy: str) -> tuple[int, ...]:
         """Numbers of draft levels that the policy's cycles had often enough, at every batch."""

@@ -32,7 +32,8 @@ POLICIES = {
 """Measured policies by name: the fixed ones at two depths, for their cost per level; a tree of Sequoia's at
 one level and at three; goodput from nothing drafted (no patience) to many levels; the others at the levels they choose."""
 FINDS, FINDS_NOTHING = "prompt_lookup(ngram=3, latest=True)", "prompt_lookup(ngram=99, least=99)"
-"""Rules with which loops are measured as well: one that nearly always finds the last tokens again, and one that never does."""
+"""Rules with which loops are measured as well, each policy's in the last of its settings: one that nearly always finds the last
+tokens again, and one that never does."""
 SEEN = 3
 """Cycles of one number of levels that make a mean."""
 

@@ -69,7 +69,7 @@ def test_profile_of_a_tiny_pair(pair: Pair, tmp_path: Path, capsys):
     assert set(content["looked_up"]) == set(content["overhead"]) - {"autoregressive"}
     looking = {name: part["levels"] for name, part in content["looked_up"].items()}
     assert all(1 in levels for levels in looking.values()), "where nothing is found there is one level"
-    assert {0, 8} <= set(looking["chain"]) and 0 in looking["goodput"] and min(content["looked_up"]["chain"]["ms"])[0] > 0
+    assert {0, 8} <= set(looking["chain"]) and min(content["looked_up"]["chain"]["ms"])[0] > 0
     tables = [content[name] for name in ("verify", "commit", "plain")]
     for table in [*tables, content["draft"]["small"], content["catch_up"]["small"]]:
         assert torch.tensor(table["ms"]).min() > 0
