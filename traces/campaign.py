@@ -154,7 +154,7 @@ class Campaign:
             tables["catch_up"][name] = self._table("catch_up", name, {"tokens": shapes.catch_up, **context_batch})
         for kind, policy in product(("overhead", "looked_up"), self.policies):
             levels = self._levels_seen(kind, policy)
-            if levels and (kind == "overhead" or levels[-1] > 1):
+            if levels and (kind == "overhead" or levels[-1] > 1):  # one level does not tell what another takes
                 tables[kind][policy] = self._table(kind, policy, {"levels": levels, "batch": shapes.batches})
         return tables
 
