@@ -15,7 +15,7 @@ from torch import Tensor
 
 from policies.children import Children, Only
 from policies.contract import Cycle, Policy, State
-from policies.drafting import Drafter, draft
+from policies.drafting import Drafter, chain_found, draft
 from policies.order import NONE
 from policies.tree import DraftTree
 from policies.verification import Kept, pack
@@ -59,7 +59,7 @@ class TapedDrafter:
 
     def chain_found(self) -> Iterator[Only] | None:
         """What a rule behind it has looked up below the root's only child; see `policies.lookup.drafter`."""
-        found = self.drafter.chain_found() if hasattr(self.drafter, "chain_found") else None
+        found = chain_found(self.drafter)
         return None if found is None else self._taped(found)
 
     def _taped(self, found: Iterator[Only]) -> Iterator[Only]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from policies.children import Children, Only
 from policies.contract import Cycle
-from policies.drafting import Drafter
+from policies.drafting import Drafter, chain_found
 from policies.errors import UserError
 from policies.tree import DraftTree
 
@@ -48,7 +48,7 @@ class GuardedDrafter:
 
     def chain_found(self) -> Iterator[Only] | None:
         """What a rule behind it has looked up; see `policies.lookup.drafter`."""
-        return drafting(self.drafter.chain_found) if hasattr(self.drafter, "chain_found") else None
+        return drafting(lambda: chain_found(self.drafter))
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -70,10 +70,7 @@ class Growth:
     def wish(self) -> Expansion | None:
         """The nodes int64 [B, W] to run the draft on next, in canonical order, and how many children each; None at the end."""
         tree = self.tree
-        if self._heard:
-            wish = self._heard.pop()
-        else:
-            wish = self.policy.expand(tree, self.cycle, self.state)
+        wish = self._heard.pop() if self._heard else self.policy.expand(tree, self.cycle, self.state)
         if wish is None:
             return None
         nodes, branching = canonical(tree, wish.nodes, wish.branching)
@@ -142,16 +139,22 @@ class Growth:
 def draft(policy: Policy, drafter: Drafter, cycle: Cycle, state: State) -> Draft:
     """Draft one cycle: let the policy expand until no row wants more, then let it select what to verify."""
     growth = Growth(policy, drafter.root(cycle), cycle, state)
-    tree, looks_up = growth.tree, hasattr(drafter, "chain_found")
+    tree = growth.tree
     while (wish := growth.wish()) is not None:
         growth.take(wish, drafter.expand(tree, wish.nodes, most_children(wish)))
-        if looks_up and tree.levels == 1 and tree.width == 2 and (chain := drafter.chain_found()) is not None:
+        if tree.levels == 1 and tree.width == 2 and (chain := chain_found(drafter)) is not None:
             growth.follow(chain)
     kept = policy.select(tree, cycle, state)
     if tree.ragged or not growth.everyone:
         kept = kept & tree.exists & cycle.active[:, None]
     kept = kept | _only_root(tree.width, tree.device)
     return Draft(tree, kept, growth.all_widths(), growth.looked_up, growth.missing)
+
+
+def chain_found(drafter: Drafter) -> Iterator[Only] | None:
+    """Behind the first level: what a drafter that looks up has found below the only node of it, if it has, and that is a chain."""
+    ask = getattr(drafter, "chain_found", None)
+    return None if ask is None else ask()
 
 
 @lru_cache(maxsize=64)

@@ -278,9 +278,9 @@ def _tables(content: dict[str, Any], source: str) -> dict[str, Any]:
     if DEFAULT_POLICY not in tables["overhead"]:
         raise UserError(f"it has no overhead of the policy {DEFAULT_POLICY}, which stands for the others: {_CURE}")
     for kind in _PER_POLICY:
-        default = tables[kind].get(DEFAULT_POLICY)
-        for name, part in content.get(kind, {}).items() if default else ():
-            tables[kind][name] = _grid(content, source, kind, _as_the_default(part, default), f" of {name}")
+        if (default := tables[kind].get(DEFAULT_POLICY)) is not None:
+            for name, part in content[kind].items():
+                tables[kind][name] = _grid(content, source, kind, _as_the_default(part, default), f" of {name}")
     if lacking := tables["draft"].keys() ^ tables["catch_up"].keys():
         raise UserError(f"its tables draft and catch_up disagree about the drafter {min(lacking)!r}: {_CURE}")
     return tables

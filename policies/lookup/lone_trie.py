@@ -54,14 +54,15 @@ class LoneTrie(NamedTuple):
 
     def _only(self, family: list[int], place: int) -> Only:
         """The same for one node with one child or none: most of what is looked up is a chain."""
-        entropies = self._entropy(family) if place >= 0 else -1.0
+        doubt = self._entropy(family) if place >= 0 else -1.0
         if not family:
-            return Only(NONE, -np.inf, entropies, NONE)
+            return Only(NONE, -np.inf, doubt, NONE)
         (node,) = family
-        return Only(self.token[node], log_of(self.share[node]), entropies, node)
+        return Only(self.token[node], log_of(self.share[node]), doubt, node)
 
     @property
     def is_chain(self) -> bool:
+        """Whether there is one node below the root, and below each at most one."""
         return max(map(len, self.below)) == 1
 
     def below_the_first(self) -> Iterator[Only]:
