@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from live import graphed, graphed_eagle
-from tests.live.pretended_graphs import WAITING, PretendedGraph
+from tests.live.pretended_graphs import WAITING, PretendedGraph, replaced, tensors_in
 
 DEVICE = torch.device("cuda", 0)
 _ROOT = f"{Path(__file__).parents[2]}/"
@@ -80,7 +80,7 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         if func is F.scaled_dot_product_attention and isinstance(args[0], OnDevice):
-            given, named = tree_map_only(OnDevice, lambda part: part.held, (args, kwargs))
+            given, named = replaced(args, _held), {name: _held(part) for name, part in kwargs.items()}
             with self._gpu.capturing or contextlib.nullcontext():
                 return _on_device(func(*given, **named))
         if func in (torch.tensor, torch.as_tensor, torch.asarray) and _is_gpu(kwargs.get("device")):
@@ -108,6 +108,16 @@ def _moved(values: Tensor, dtype: torch.dtype | None) -> Tensor:
 def _on_device(held: Tensor) -> OnDevice:
     with torch.inference_mode(False):  # ``held`` remembers in which mode it was made
         return OnDevice(held)
+
+
+def _held(part: Any) -> Any:
+    """The numbers of a tensor of the device; anything else as it is."""
+    return part.held if isinstance(part, OnDevice) else part
+
+
+def _placed(part: Any) -> Any:
+    """A tensor as one of the device; anything else as it is."""
+    return _on_device(part) if isinstance(part, Tensor) else part
 
 
 def _is_gpu(device: Any) -> bool:
@@ -139,32 +149,33 @@ class PretendedGpu(TorchDispatchMode):
         self.waits.clear()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs, name = dict(kwargs or {}), func.overloadpacket.__name__
-        tensors = [part for part in tree_flatten((args, kwargs))[0] if isinstance(part, Tensor)]
+        kwargs, device = kwargs or {}, (kwargs or {}).get("device")
+        tensors = tensors_in((*args, *kwargs.values()))
         on = [part for part in tensors if isinstance(part, OnDevice)]
+        if not on and not _is_gpu(device):
+            return func(*args, **(kwargs if device is None else kwargs | {"device": torch.device("cpu")}))
+        name = func.overloadpacket.__name__
         beside = [part for part in tensors if not isinstance(part, OnDevice) and part.dim()]
         indexed_here = "index" in name and on and not isinstance(args[0], OnDevice)
         if indexed_here or (on and beside and name not in _CROSSING):
             raise RuntimeError(f"Expected all tensors to be on the same device, but {name} was given cuda:0 and cpu")
-        device = kwargs.get("device")
-        here = (device is not None and not _is_gpu(device)) or not (on or _is_gpu(device))
+        here = device is not None and not _is_gpu(device)
         brought_home = name == "copy_" and not isinstance(args[0], OnDevice) and bool(on)
         if on and (name in WAITING or here or brought_home):
             self._count(self.waits)
         elif not here:
             self._count(self.operations)
-        if self.capturing is not None and (on or not here):
+        if self.capturing is not None:
             self._check_capture(name, beside, here)
+        given, named = replaced(args, _held), {key: replaced(part, _held) for key, part in kwargs.items()}
         if device is not None:
-            kwargs["device"] = torch.device("cpu")
-        inner = {id(part): part.held for part in on}
-        given, named = tree_map(lambda part: inner.get(id(part), part), (args, kwargs))
+            named["device"] = torch.device("cpu")
         with self.capturing if self.capturing is not None and not here else contextlib.nullcontext():
             result = func(*given, **named)
         if here or name == "_local_scalar_dense":
             return result
         same = {id(part.held): part for part in on}  # what an operation in place gives back is what it was given
-        return tree_map_only(Tensor, lambda part: same[id(part)] if id(part) in same else _on_device(part), result)
+        return replaced(result, lambda part: same[id(part)] if id(part) in same else _placed(part))
 
     def _check_capture(self, name: str, beside: list[Tensor], here: bool) -> None:
         if here or (beside and name in _CROSSING):

@@ -10,13 +10,14 @@ of the same memory is replayed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_map_only
 
 from live.graphed import updates_allowed
 
@@ -24,7 +25,26 @@ WAITING = {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equ
 """Operations whose result the host has to see before it goes on."""
 
 
-class _Outside(NamedTuple):
+def tensors_in(parts: Iterable[Any]) -> list[Tensor]:
+    """The tensors among an operation's arguments, lists and tuples of them included."""
+    found: list[Tensor] = []
+    for part in parts:
+        if isinstance(part, Tensor):
+            found.append(part)
+        elif isinstance(part, (list, tuple)):
+            found += tensors_in(part)
+    return found
+
+
+def replaced(part: Any, by: Callable[[Any], Any]) -> Any:
+    """What ``by`` makes of it; of lists and tuples of their parts. Torch's own trees know more and take ten times as long."""
+    if type(part) in (list, tuple):
+        return type(part)([replaced(inner, by) for inner in part])
+    return by(part)
+
+
+@dataclass(frozen=True)
+class _Outside:
     """Where a tensor stood that was not made in the capture; it is looked at and not held."""
 
     storage: StorageWeakRef
@@ -38,6 +58,10 @@ class _Outside(NamedTuple):
         return torch.empty(0, dtype=dtype).set_(storage, offset, size, stride)
 
 
+def _found(part: Any) -> Any:
+    return part.tensor() if isinstance(part, _Outside) else part
+
+
 class PretendedGraph(TorchDispatchMode):
     """What is called within is recorded; ``replays`` counts. ``sharing`` are the graphs of the same memory, this one among them."""
 
@@ -45,25 +69,25 @@ class PretendedGraph(TorchDispatchMode):
         super().__init__()
         self.replays, self._sharing = 0, sharing
         sharing.append(self)
-        self._steps: list[tuple[Callable, list[Any], Any, list[Tensor | None]]] = []
+        self._steps: list[tuple[Callable, tuple, dict[str, Any], list[Tensor | None]]] = []
         self._made: dict[int, torch.UntypedStorage] = {}
         self._kept: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        flat, shape = tree_flatten((args, kwargs or {}))
+        kwargs = kwargs or {}
         chosen = args[1] if name.startswith("index") and isinstance(args[1], (list, tuple)) else ()
         if name in WAITING or any(isinstance(part, Tensor) and part.dtype == torch.bool for part in chosen):
             raise AssertionError(f"{name} waits for the device during a capture")
-        given = [self._told_apart(part) if isinstance(part, Tensor) else part for part in flat]
-        before = {part.untyped_storage()._cdata for part in flat if isinstance(part, Tensor)}
-        result = func(*args, **(kwargs or {}))
+        given = replaced(args, self._told_apart), {key: replaced(part, self._told_apart) for key, part in kwargs.items()}
+        before = {part.untyped_storage()._cdata for part in tensors_in((*args, *kwargs.values()))}
+        result = func(*args, **kwargs)
         results = list(result) if isinstance(result, (tuple, list)) else [result]
         new = [isinstance(part, Tensor) and part.untyped_storage()._cdata not in before for part in results]
         for part, own in zip(results, new, strict=True):
             if own:
                 self._made[part.untyped_storage()._cdata] = part.untyped_storage()
-        self._steps.append((func, given, shape, [part if own else None for part, own in zip(results, new, strict=True)]))
+        self._steps.append((func, *given, [part if own else None for part, own in zip(results, new, strict=True)]))
         return result
 
     def keep(self, result: Any) -> None:
@@ -74,23 +98,25 @@ class PretendedGraph(TorchDispatchMode):
 
     def _spoil(self, which: Iterable[int]) -> None:
         """Make memory of the capture worthless: NaN in all floating dtypes, -1 in all signed ones."""
-        for key in which:
-            self._made[key].fill_(255)
+        with _disable_current_modes():
+            for key in which:
+                self._made[key].fill_(255)
 
     def replay(self) -> None:
         self.replays += 1
         for other in self._sharing:
             other._spoil(other._kept)  # what lies between is so already
         with updates_allowed(), _disable_current_modes(), torch._C.DisableTorchFunction():
-            for func, given, shape, left in self._steps:
-                args, kwargs = tree_unflatten([part.tensor() if isinstance(part, _Outside) else part for part in given], shape)
-                result = func(*args, **kwargs)
+            for func, args, kwargs, left in self._steps:
+                result = func(*replaced(args, _found), **{key: replaced(part, _found) for key, part in kwargs.items()})
                 for part, place in zip(result if isinstance(result, (tuple, list)) else (result,), left, strict=True):
                     if place is not None:
                         place.copy_(part)
             self._spoil(self._made.keys() - self._kept)
 
-    def _told_apart(self, part: Tensor) -> Tensor | _Outside:
+    def _told_apart(self, part: Any) -> Any:
+        if not isinstance(part, Tensor):
+            return part
         storage = part.untyped_storage()
         if storage._cdata in self._made:
             return part

@@ -32,31 +32,38 @@ def bits(value: Tensor) -> Tensor:
     return value.view(torch.int32) if value.dtype == torch.float32 else value
 
 
-def decision(draft: Draft, row: int, state: State) -> Decision:
-    tree, size = draft.tree, int(draft.tree.size[row])
-    assert not bool(tree.exists[row, size:].any()), "rows are packed"
-    columns = (tree.token, tree.parent, tree.depth, tree.rank, bits(tree.logprob), bits(tree.score))
-    widths = draft.widths[row].tolist()
-    while widths and widths[-1] == 0:
-        widths.pop()
+def decisions(draft: Draft, state: State) -> list[Decision]:
+    """What was decided in each row."""
+    tree, rows = draft.tree, range(draft.tree.rows)
+    size, exists = tree.size.tolist(), tree.exists.tolist()
+    columns = [bits(getattr(tree, name)).tolist() for name in ("token", "parent", "depth", "rank", "logprob", "score")]
+    expanded, kept, widths = tree.expanded.tolist(), draft.kept.tolist(), draft.widths.tolist()
     lasting = {name: value for name, value in state.items() if isinstance(value, Tensor)}  # not the scratch of the cycle
-    carried = {name: value[row] for name, value in lasting.items() if value.shape[:1] == (tree.rows,)}
-    return Decision(
-        nodes=tuple(zip(*(column[row, :size].tolist() for column in columns), strict=True)),
-        expanded=tuple(tree.expanded[row, :size].tolist()),
-        kept=tuple(draft.kept[row].nonzero()[:, 0].tolist()),
-        widths=tuple(widths),
-        state=tuple(
-            (name, _without_padding(bits(value).reshape(-1).tolist())) for name, value in sorted(carried.items())
-        ),
-    )
+    carried = {
+        name: bits(value).reshape(len(rows), -1).tolist()
+        for name, value in sorted(lasting.items())
+        if value.shape[:1] == (len(rows),)
+    }
+    assert not any(any(exists[row][size[row] :]) for row in rows), "rows are packed"
+    return [
+        Decision(
+            nodes=tuple(zip(*(column[row][: size[row]] for column in columns), strict=True)),
+            expanded=tuple(expanded[row][: size[row]]),
+            kept=tuple(node for node, keeps in enumerate(kept[row]) if keeps),
+            widths=_without_end(widths[row], 0),
+            state=tuple((name, _without_end(values[row], -1)) for name, values in carried.items()),
+        )
+        for row in rows
+    ]
 
 
-def _without_padding(values: list) -> tuple:
-    """A state that has a value per node (a static tree's places) is as wide as the widest row of the batch."""
-    while values and values[-1] == -1:
-        values.pop()
-    return tuple(values)
+def _without_end(values: list, padding: int) -> tuple:
+    """Without the padding behind them. A state that has a value per node (a static tree's places) is as wide as the widest row of
+    the batch."""
+    count = len(values)
+    while count and values[count - 1] == padding:
+        count -= 1
+    return tuple(values[:count])
 
 
 def decide(policy: Policy, drafter: Drafter, cycle: Cycle) -> list[Decision]:
@@ -65,7 +72,7 @@ def decide(policy: Policy, drafter: Drafter, cycle: Cycle) -> list[Decision]:
     state = fresh(policy, cycle)
     drafted = draft(policy, drafter, cycle, state)
     own = state if policy.scope in ("cycle", "sequence") else {}  # else the rows share it
-    return [decision(drafted, row, own) for row in range(drafted.tree.rows)]
+    return decisions(drafted, own)
 
 
 def priced(policy: Policy, cycle: Cycle) -> Cycle:
@@ -106,9 +113,9 @@ def decode(
         cycle = replace(cycle_at(sequences, position, active=active), number=numbers, group=groups)
         cycle = priced(policy, cycle)
         done = run_cycle(policy, drafter, verifier, cycle, state)
-        state = done.state
-        for row, sequence in enumerate(sequences):
+        state, decided = done.state, decisions(done.draft, done.state)
+        walked = zip(done.walk.accepted.tolist(), done.walk.bonus.tolist(), strict=True)
+        for row, (sequence, (accepted, bonus)) in enumerate(zip(sequences, walked, strict=True)):
             if active[row]:
-                accepted, bonus = int(done.walk.accepted[row]), int(done.walk.bonus[row])
-                steps[sequence].append(Step(position[row], decision(done.draft, row, state), accepted, bonus))
+                steps[sequence].append(Step(position[row], decided[row], accepted, bonus))
                 position[row] = min(position[row] + accepted + 1, lengths[sequence] - 1)

@@ -6,7 +6,9 @@ batch, and computable one node at a time by the brute-force builders (`children_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -79,14 +81,28 @@ class Language:
 
     def truth(self, key: int, length: int, surprise: int = 5, salt: int = 0) -> list[int]:
         """A text that the draft guesses fairly well: mostly its first choices, one token in ``surprise`` any other."""
-        text = [int(mix(key, salt) % np.uint64(VOCABULARY))]
-        for place in range(1, length):
-            tokens, _ = self.distribution(np.int64(key), np.int64(place - 1), np.int64(text[-1]))
-            tokens = tokens[tokens >= 0]
-            draw = mix(self.seed, key, place, salt, 77)
-            rank = draw % np.uint64(2) if draw % np.uint64(surprise) else draw % np.uint64(len(tokens))
-            text.append(int(tokens[int(rank) % len(tokens)]))
-        return text
+        return self.truths((key,), length, surprise, salt)[0]
+
+    def truths(self, keys: Sequence[int], length: int, surprise: int = 5, salt: int = 0) -> list[list[int]]:
+        """The texts of several keys."""
+        return [list(text) for text in _truths(self, tuple(keys), length, surprise, salt)]
+
+
+@lru_cache(maxsize=1024)
+def _truths(language: Language, keys: tuple[int, ...], length: int, surprise: int, salt: int) -> tuple[tuple[int, ...], ...]:
+    """Every policy meets the same texts."""
+    key, places = np.array(keys, dtype=np.int64)[:, None], np.arange(1, length)
+    behind, _ = language.distribution(key[:, :, None], places[:, None] - 1, np.arange(VOCABULARY))
+    draws, firsts = mix(language.seed, key, places, salt, 77).tolist(), mix(key, salt) % np.uint64(VOCABULARY)
+    texts = []
+    for first, choices, own in zip(firsts[:, 0].tolist(), behind.tolist(), draws, strict=True):
+        text = [first]
+        for tokens, draw in zip(choices, own, strict=True):
+            offered = [token for token in tokens[text[-1]] if token >= 0]
+            rank = draw % 2 if draw % surprise else draw % len(offered)
+            text.append(offered[rank % len(offered)])
+        texts.append(tuple(text))
+    return tuple(texts)
 
 
 class SyntheticDrafter:

@@ -32,7 +32,7 @@ few = hypothesis_settings(max_examples=5, deadline=None)
 
 
 def world(language: Language, **options) -> SyntheticDrafter:
-    return SyntheticDrafter(language, [language.truth(key, 3) for key in range(KEYS)], **options)
+    return SyntheticDrafter(language, language.truths(range(KEYS), 3), **options)
 
 
 def rows_of(chosen: list[int], seed: int) -> tuple[list[int], list[int]]:
