@@ -103,6 +103,7 @@ def about(recording: Recording, profile: Profile | None, drafter: str | None = N
         kind = profile.content.get("kind", "measured")
         facts["profile"] = {"source": profile.source.removeprefix("the profile "), "kind": kind, "machine": profile.machine}
         facts["profile"]["target"] = profile.content.get("target", {}).get("id")
+        facts["profile"]["looked_up"] = bool(profile.tables["looked_up"])
     rule = asked_of(recording, drafter).rule if drafter is not None else None
     if rule is not None and (frozen := load_rule(rule).frozen) is not None:
         facts["corpus"] = frozen.facts()
@@ -129,7 +130,9 @@ def says(facts: dict[str, Any], setting: Setting) -> list[str]:
     if profile is None:
         return lines
     if asked.rule is not None:
-        lines.append(f"the training-free drafter {asked.rule} is priced at nothing: looking up takes no forward pass")
+        known = "what looking takes prompt lookup: it runs no forward pass"
+        price = known if profile.get("looked_up") else "nothing: this profile has no times of looking up"
+        lines.append(f"the training-free drafter {asked.rule} is priced at {price}")
     if profile["kind"] == "analytic":
         lines.append(f"times are analytic (a roofline of {profile['machine']}), not measured")
     if profile["target"] and target and Path(profile["target"]).name.lower() != Path(target).name.lower():

@@ -77,10 +77,12 @@ def test_drafting_costs_nothing():
 def test_the_command(recording, tmp_path, capsys):
     from sim.contest import main
 
-    Profile(content()).save(tmp_path / "p.json")
     options = ["--policy", "chain(k=2)", "--drafter", "prompt_lookup(ngram=2)", "--profile", str(tmp_path / "p.json")]
-    main([str(recording.folder), *options, "--resamples", "100", "--json", str(tmp_path / "out.json")])
-    assert "prompt_lookup(ngram=2) is priced at nothing" in capsys.readouterr().out
+    timed = {"looked_up": {"eagle3": {"levels": [1, 4], "batch": [1], "ms": [[0.1], [0.2]]}}}
+    for tables, price in ((timed, "what looking takes prompt lookup"), ({}, "nothing: this profile has no times of looking")):
+        Profile(content(**tables)).save(tmp_path / "p.json")
+        main([str(recording.folder), *options, "--resamples", "100", "--json", str(tmp_path / "out.json")])
+        assert f"prompt_lookup(ngram=2) is priced at {price}" in capsys.readouterr().out
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert rows[-1]["drafter"] == "prompt_lookup(ngram=2)" and rows[-1]["coverage"] == 1.0
 
