@@ -17,7 +17,7 @@ from sim.finding import manifest_digest
 from sim.looked_up import asked_of, check_drafter
 from sim.setting import EXACT_KINDS, Setting
 from sim.streaming import let_go
-from traces.costs import Profile, check_profile, load_profile
+from traces.costs import DEFAULT_POLICY, Profile, check_profile, load_profile
 from traces.recording import Recording, open_recording
 
 _BLOCK = 1 << 18
@@ -103,7 +103,7 @@ def about(recording: Recording, profile: Profile | None, drafter: str | None = N
         kind = profile.content.get("kind", "measured")
         facts["profile"] = {"source": profile.source.removeprefix("the profile "), "kind": kind, "machine": profile.machine}
         facts["profile"]["target"] = profile.content.get("target", {}).get("id")
-        facts["profile"]["looked_up"] = bool(profile.tables["looked_up"])
+        facts["profile"]["looked_up"] = DEFAULT_POLICY in profile.tables["looked_up"]
     rule = asked_of(recording, drafter).rule if drafter is not None else None
     if rule is not None and (frozen := load_rule(rule).frozen) is not None:
         facts["corpus"] = frozen.facts()

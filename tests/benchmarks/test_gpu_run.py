@@ -270,7 +270,7 @@ def quick_halves(monkeypatch):
     linear = torch.nn.functional.linear
 
     def quick(input, weight, bias=None):
-        if input.dtype != torch.bfloat16:
+        if any(part.dtype != torch.bfloat16 for part in (input, weight, bias) if part is not None):
             return linear(input, weight, bias)
         return linear(input.float(), weight.float(), None if bias is None else bias.float()).to(torch.bfloat16)
 

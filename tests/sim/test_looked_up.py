@@ -78,9 +78,10 @@ def test_the_command(recording, tmp_path, capsys):
     from sim.contest import main
 
     options = ["--policy", "chain(k=2)", "--drafter", "prompt_lookup(ngram=2)", "--profile", str(tmp_path / "p.json")]
-    timed = {"looked_up": {"eagle3": {"levels": [1, 4], "batch": [1], "ms": [[0.1], [0.2]]}}}
-    for tables, price in ((timed, "what looking takes prompt lookup"), ({}, "nothing: this profile has no times of looking")):
-        Profile(content(**tables)).save(tmp_path / "p.json")
+    table = {"levels": [1, 4], "batch": [1], "ms": [[0.1], [0.2]]}
+    known, unknown = "what looking takes prompt lookup", "nothing: this profile has no times of looking"
+    for timed, price in (({"eagle3": table}, known), ({"svip": table}, unknown), ({}, unknown)):
+        Profile(content(looked_up=timed)).save(tmp_path / "p.json")
         main([str(recording.folder), *options, "--resamples", "100", "--json", str(tmp_path / "out.json")])
         assert f"prompt_lookup(ngram=2) is priced at {price}" in capsys.readouterr().out
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
