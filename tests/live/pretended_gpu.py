@@ -80,7 +80,7 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         if func is F.scaled_dot_product_attention and isinstance(args[0], OnDevice):
-            given, named = replaced(args, _held), {name: _held(part) for name, part in kwargs.items()}
+            given, named = replaced((args, kwargs), _held)
             with self._gpu.capturing or contextlib.nullcontext():
                 return _on_device(func(*given, **named))
         if func in (torch.tensor, torch.as_tensor, torch.asarray) and _is_gpu(kwargs.get("device")):
@@ -149,8 +149,8 @@ class PretendedGpu(TorchDispatchMode):
         self.waits.clear()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs, device = kwargs or {}, (kwargs or {}).get("device")
-        tensors = tensors_in((*args, *kwargs.values()))
+        kwargs = kwargs or {}
+        device, tensors = kwargs.get("device"), tensors_in((args, kwargs))
         on = [part for part in tensors if isinstance(part, OnDevice)]
         if not on and not _is_gpu(device):
             return func(*args, **(kwargs if device is None else kwargs | {"device": torch.device("cpu")}))
@@ -167,7 +167,7 @@ class PretendedGpu(TorchDispatchMode):
             self._count(self.operations)
         if self.capturing is not None:
             self._check_capture(name, beside, here)
-        given, named = replaced(args, _held), {key: replaced(part, _held) for key, part in kwargs.items()}
+        given, named = replaced((args, kwargs), _held)
         if device is not None:
             named["device"] = torch.device("cpu")
         with self.capturing if self.capturing is not None and not here else contextlib.nullcontext():

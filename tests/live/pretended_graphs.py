@@ -26,18 +26,21 @@ WAITING = {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equ
 
 
 def tensors_in(parts: Iterable[Any]) -> list[Tensor]:
-    """The tensors among an operation's arguments, lists and tuples of them included."""
+    """The tensors among an operation's arguments, lists, tuples and dictionaries of them included."""
     found: list[Tensor] = []
     for part in parts:
         if isinstance(part, Tensor):
             found.append(part)
-        elif isinstance(part, (list, tuple)):
-            found += tensors_in(part)
+        elif isinstance(part, (list, tuple, dict)):
+            found += tensors_in(part.values() if isinstance(part, dict) else part)
     return found
 
 
 def replaced(part: Any, by: Callable[[Any], Any]) -> Any:
-    """What ``by`` makes of it; of lists and tuples of their parts. Torch's own trees know more and take ten times as long."""
+    """What ``by`` makes of it; of lists, tuples and dictionaries of their parts. Torch's own trees know more and take ten times as
+    long."""
+    if type(part) is dict:
+        return {key: replaced(inner, by) for key, inner in part.items()}
     if type(part) in (list, tuple):
         return type(part)([replaced(inner, by) for inner in part])
     return by(part)
@@ -69,7 +72,7 @@ class PretendedGraph(TorchDispatchMode):
         super().__init__()
         self.replays, self._sharing = 0, sharing
         sharing.append(self)
-        self._steps: list[tuple[Callable, tuple, dict[str, Any], list[Tensor | None]]] = []
+        self._steps: list[tuple[Callable, tuple[tuple, dict[str, Any]], list[Tensor | None]]] = []
         self._made: dict[int, torch.UntypedStorage] = {}
         self._kept: set[int] = set()
 
@@ -79,15 +82,15 @@ class PretendedGraph(TorchDispatchMode):
         chosen = args[1] if name.startswith("index") and isinstance(args[1], (list, tuple)) else ()
         if name in WAITING or any(isinstance(part, Tensor) and part.dtype == torch.bool for part in chosen):
             raise AssertionError(f"{name} waits for the device during a capture")
-        given = replaced(args, self._told_apart), {key: replaced(part, self._told_apart) for key, part in kwargs.items()}
-        before = {part.untyped_storage()._cdata for part in tensors_in((*args, *kwargs.values()))}
+        given = replaced((args, kwargs), self._told_apart)
+        before = {part.untyped_storage()._cdata for part in tensors_in((args, kwargs))}
         result = func(*args, **kwargs)
         results = list(result) if isinstance(result, (tuple, list)) else [result]
         new = [isinstance(part, Tensor) and part.untyped_storage()._cdata not in before for part in results]
         for part, own in zip(results, new, strict=True):
             if own:
                 self._made[part.untyped_storage()._cdata] = part.untyped_storage()
-        self._steps.append((func, *given, [part if own else None for part, own in zip(results, new, strict=True)]))
+        self._steps.append((func, given, [part if own else None for part, own in zip(results, new, strict=True)]))
         return result
 
     def keep(self, result: Any) -> None:
@@ -107,8 +110,9 @@ class PretendedGraph(TorchDispatchMode):
         for other in self._sharing:
             other._spoil(other._kept)  # what lies between is so already
         with updates_allowed(), _disable_current_modes(), torch._C.DisableTorchFunction():
-            for func, args, kwargs, left in self._steps:
-                result = func(*replaced(args, _found), **{key: replaced(part, _found) for key, part in kwargs.items()})
+            for func, given, left in self._steps:
+                args, kwargs = replaced(given, _found)
+                result = func(*args, **kwargs)
                 for part, place in zip(result if isinstance(result, (tuple, list)) else (result,), left, strict=True):
                     if place is not None:
                         place.copy_(part)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from policies.contract import Policy
@@ -22,7 +22,7 @@ class World:
     verifier: SyntheticVerifier
 
 
-def anticipates(make: Callable[[World], Policy], seeds: Iterable[int] = (0, 2), rows: int = 8, length: int = 24) -> str:
+def anticipates(make: Callable[[World], Policy], seeds: range = range(3), rows: int = 8, length: int = 24) -> str:
     """Why the policy is a cheater; empty when no decision depended on the future.
 
     Each sequence is decoded under two truths that agree up to a place and differ in every token behind it. A cycle that
