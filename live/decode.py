@@ -275,6 +275,8 @@ class SpeculativeDecoder:
 class _RootOnly:
     """In place of a draft that has crashed: it knows the roots int64 [B] and is asked for nothing else."""
 
+    deepest = None
+
     def __init__(self, root: Tensor):
         self._root = root
 

@@ -31,6 +31,11 @@ class LiveDrafter:
     def __init__(self, network: DraftNetwork):
         self.network = network
 
+    @property
+    def deepest(self) -> int | None:
+        """Depth of the deepest nodes that the network drafts, if it has one."""
+        return self.network.deepest
+
     def prefill(self, prompt: Tensor, counts: Tensor, features: Tensor | None, root: Tensor) -> None:
         """Show the draft the prompts int64 [R, L] (counts int64 [R]), their features [R, L, F] and the first roots [R]. Features
         lie where the target left them, all else on the host."""

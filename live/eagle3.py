@@ -5,8 +5,8 @@ target's vocabulary, Vd the draft's. Cell i consumes a hidden h_i in R^H and the
 rotary position i, and predicts t_{i+2}. h_i is ``fuse`` of the target's three captured residual streams where they are
 known, and otherwise the output of the cell before. The caller brings the attention (over whatever cells it keeps):
 
-    query, key, value = head.project(hidden, tokens, positions)
-    output = head.finish(hidden, attention(query, key, value))
+    residual, query, key, value = head.project(hidden, tokens, positions)
+    output = head.finish(residual, attention(query, key, value))
     scores = head.logits(output)
 """
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from live.eagle3_config import Eagle3Config, captured_layers
 from live.eagle3_weights import check_tensors, official_tensors, read_tensors, variant
 from live.few_rows import quicken
+from live.rotary import Rotary
 from policies.errors import UserError
 
 __all__ = ["Eagle3Config", "Eagle3Head", "RMSNorm", "captured_layers"]
@@ -56,7 +57,7 @@ class _Attention(nn.Module):
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
 
-class _Mlp(nn.Module):
+class Mlp(nn.Module):
     def __init__(self, config: Eagle3Config):
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -71,7 +72,7 @@ class _MidLayer(nn.Module):
     def __init__(self, config: Eagle3Config):
         super().__init__()
         self.self_attn = _Attention(config)
-        self.mlp = _Mlp(config)
+        self.mlp = Mlp(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -113,7 +114,7 @@ class Eagle3Head(nn.Module):
         mapped = config.draft_vocab_size != config.vocab_size
         self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.int64) if mapped else None)
         self.register_buffer("t2d", torch.zeros(config.vocab_size, dtype=torch.bool) if mapped else None)
-        self._frequencies: tuple[Tensor, Tensor, float] | None = None
+        self.rotary = Rotary(config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings)
 
     @classmethod
     def from_pretrained(
@@ -182,78 +183,30 @@ class Eagle3Head(nn.Module):
             features = self.input_norm(features)
         return self.fc(features)
 
-    def project(self, hidden: Tensor, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries [B, T, heads, d], rotated keys and values [B, T, kv heads, d] of cells.
+    def project(self, hidden: Tensor, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What :meth:`finish` adds to [B, T, H], rotated queries [B, T, heads, d], rotated keys and values [B, T, kv heads, d].
 
         hidden [B, T, H]; tokens int64 [B, T], target ids; positions int64 [B, T].
         """
         layer, attention = self.midlayer, self.midlayer.self_attn
-        embedded = layer.input_layernorm(F.embedding(tokens, self.embed_tokens))
-        both = torch.cat([embedded, layer.hidden_norm(hidden)], dim=-1)
+        embedded, normed = layer.input_layernorm(F.embedding(tokens, self.embed_tokens)), layer.hidden_norm(hidden)
+        both = torch.cat([embedded, normed], dim=-1)
         query = attention.q_proj(both).unflatten(-1, (self.num_heads, self.head_dim))
         key = attention.k_proj(both).unflatten(-1, (self.num_kv_heads, self.head_dim))
         value = attention.v_proj(both).unflatten(-1, (self.num_kv_heads, self.head_dim))
         if self.config.qk_norm:
             query, key = attention.q_norm(query), attention.k_norm(key)
-        turn = self._turn(query, positions)
-        return self._rotate(query, *turn), self._rotate(key, *turn), value
+        return (normed if self.config.norm_before_residual else hidden, *self.rotary.turn(positions, query, key), value)
 
-    def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+    def finish(self, residual: Tensor, attended: Tensor) -> Tensor:
         """The cells' output, which is also what a child cell consumes.
 
-        hidden [B, T, H], the un-normed input of ``project``; attended [B, T, heads * d] -> [B, T, H].
+        residual [B, T, H], from :meth:`project`; attended [B, T, heads * d] -> [B, T, H].
         """
-        if self.config.norm_before_residual:
-            hidden = self.midlayer.hidden_norm(hidden)
-        hidden = hidden + self.midlayer.self_attn.o_proj(attended)
+        hidden = residual + self.midlayer.self_attn.o_proj(attended)
         hidden = hidden + self.midlayer.mlp(self.midlayer.post_attention_layernorm(hidden))
         return self.norm(hidden) if self.config.return_hidden_post_norm else hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the draft vocabulary from what :meth:`finish` gives, [B, T, H] -> [B, T, Vd]."""
         return self.lm_head(hidden if self.config.return_hidden_post_norm else self.norm(hidden))
-
-    def _turn(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines [B, T, 1, d] of the rotary angles at positions [B, T], in float32 for half precisions."""
-        frequencies, signs, scale = self._rotary(_wide(like))
-        angle = (positions[..., None] * frequencies)[:, :, None]
-        cos, sin = angle.cos(), angle.sin() * signs
-        return (cos, sin) if scale == 1 else (scale * cos, scale * sin)
-
-    def _rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotate-half rotary embedding of [B, T, n, d]: (low cos - high sin, high cos + low sin)."""
-        work = _wide(heads)
-        return torch.addcmul(work * cos, work.roll(self.head_dim // 2, -1), sin).to(heads.dtype)
-
-    def _rotary(self, work: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Frequencies [d] (each twice) in the dtype of ``work``, signs of the sines [d], and what both are scaled by; made once."""
-        if self._frequencies is None or (self._frequencies[0].dtype, self._frequencies[0].device) != (work.dtype, work.device):
-            config, half = self.config, self.head_dim // 2
-            if config.rope_scaling is None:
-                own = config.rope_theta ** -(torch.arange(half, device=work.device, dtype=work.dtype) / half), 1.0
-            else:
-                own = scaled_frequencies(config)
-            signs = torch.ones(self.head_dim, device=work.device, dtype=work.dtype)
-            signs[:half] = -1
-            self._frequencies = own[0].to(work.device, work.dtype).repeat(2), signs, own[1]
-        return self._frequencies
-
-
-def scaled_frequencies(config: Eagle3Config) -> tuple[Tensor, float]:
-    """Frequencies float32 [d/2] and attention factor of a scaled rotary embedding, by Hugging Face's own formulas."""
-    from transformers import LlamaConfig
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    like = LlamaConfig(
-        hidden_size=config.hidden_size,
-        num_attention_heads=config.num_attention_heads,
-        head_dim=config.head_dim,
-        max_position_embeddings=config.max_position_embeddings,
-        rope_parameters={**config.rope_scaling, "rope_theta": config.rope_theta},
-    )
-    return ROPE_INIT_FUNCTIONS[config.rope_scaling["rope_type"]](like, torch.device("cpu"))
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Half precisions as float32; float32 and float64 as they are."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

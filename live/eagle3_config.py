@@ -12,9 +12,11 @@ enters layer i, ``hidden_states[i]``, as in the official code and in vLLM. ``eag
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from policies.errors import UserError
 
@@ -96,18 +98,7 @@ class Eagle3Config:
 
         :raises UserError: when it describes no EAGLE-3 head, or a variant that this loader does not know, by name.
         """
-        if not path.is_file():
-            raise UserError(f"no {path.name} in {path.parent}: give the folder of an EAGLE-3 head")
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not JSON ({error}); fetch the head again") from None
-        try:
-            return _parse(cls, found)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} lacks {error}: it does not describe an EAGLE-3 head") from None
-        except _Unknown as error:
-            raise UserError(f"{path}: {error}; use a head without it") from None
+        return read_config(path, "an EAGLE-3 head", partial(_parse, cls))
 
     def to_json(self) -> dict[str, Any]:
         """The flat config.json that :meth:`from_file` reads back; variants stand in it only where the head has them."""
@@ -146,8 +137,30 @@ class Eagle3Config:
         return chosen, why
 
 
-class _Unknown(Exception):
+class Unknown(Exception):
     """A variant that this loader does not know."""
+
+
+Config = TypeVar("Config")
+
+
+def read_config(path: Path, what: str, parse: Callable[[dict[str, Any]], Config]) -> Config:
+    """What ``parse`` makes of a head's config.json. :param what: the kind of head, for messages.
+
+    :raises UserError: when there is none, it is no JSON, lacks something, or ``parse`` raises :class:`Unknown`.
+    """
+    if not path.is_file():
+        raise UserError(f"no {path.name} in {path.parent}: give the folder of {what}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON ({error}); fetch the head again") from None
+    try:
+        return parse(found)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} lacks {error}: it does not describe {what}") from None
+    except Unknown as error:
+        raise UserError(f"{path}: {error}; use a head without it") from None
 
 
 def _parse(cls: type[Eagle3Config], found: dict[str, Any]) -> Eagle3Config:
@@ -155,50 +168,59 @@ def _parse(cls: type[Eagle3Config], found: dict[str, Any]) -> Eagle3Config:
     extra = found.get("eagle_config") or {}
     kind = found.get("speculators_model_type", "eagle3")
     if kind != "eagle3":
-        raise _Unknown(f"it is a speculator of kind {kind!r}")
+        raise Unknown(f"it is a speculator of kind {kind!r}")
     body = nested or found  # sizes
     flags = {**body, **found, **extra}  # flags stand where their authors put them
-    _refuse(flags, body)
-    known = {name: body[name] for name in _SIZES if body.get(name) is not None}
+    _refuse(flags)
+    known = head_config(body)
     known |= {name: found[name] for name in ("draft_vocab_size", "target_hidden_size") if found.get(name) is not None}
-    known.setdefault("head_dim", body["hidden_size"] // body["num_attention_heads"])
-    known.setdefault("num_key_value_heads", body["num_attention_heads"])
     known.setdefault("draft_vocab_size", body["vocab_size"])
     known.setdefault("target_hidden_size", body["hidden_size"])
     known |= {name: True for name in _FLAGS if flags.get(name)}
     if nested is None and flags.get("norm_output") is False:
-        raise _Unknown("it sets norm_output to false, so it has no norm in front of its output layer")
+        raise Unknown("it sets norm_output to false, so it has no norm in front of its output layer")
     if nested is not None and flags.get("norm_output"):  # SpecForge gives this name to the norm before lm_head
         known["return_hidden_post_norm"] = True
     top, inner = found.get(_IDS), extra.get(_IDS)
     if ids := top or inner:
         known |= {_IDS: tuple(int(i) for i in ids), "ids_name_outputs": not top}
     layout = "speculators" if nested is not None else "eagle_config" if "eagle_config" in found else "official"
-    return cls(**known | _rotary(body), layout=layout)
+    return cls(**known | rotary_of(body), layout=layout)
 
 
-def _refuse(flags: dict[str, Any], body: dict[str, Any]) -> None:
-    for name, why in _REFUSED.items():
-        if flags.get(name):
-            raise _Unknown(f"it sets {name}: {why}, which this loader does not know")
-    for name, why in _REQUIRED.items():
-        if flags.get(name) is False:
-            raise _Unknown(f"it unsets {name}: {why}, which this loader does not know")
-    if flags.get("parallel_draft_step", 1) not in (None, 1):
-        raise _Unknown("it drafts in parallel (parallel_draft_step), which this loader does not know")
+def head_config(body: dict[str, Any]) -> dict[str, Any]:
+    """The sizes that stand in a configuration, and those that follow from them.
+
+    :raises Unknown: for an activation or attention that no loader here knows.
+    """
     if body.get("hidden_act", "silu") != "silu":
-        raise _Unknown(f"its activation is {body['hidden_act']!r}, this loader knows silu")
+        raise Unknown(f"its activation is {body['hidden_act']!r}, this loader knows silu")
     window = body.get("sliding_window") if body.get("use_sliding_window", True) else None
     if (window and window < body.get("max_position_embeddings", 2048)) or "sliding_attention" in (body.get("layer_types") or ()):
-        raise _Unknown("its attention has a sliding window, which this loader does not know")
+        raise Unknown("its attention has a sliding window, which this loader does not know")
+    known = {name: body[name] for name in _SIZES if body.get(name) is not None}
+    known.setdefault("head_dim", body["hidden_size"] // body["num_attention_heads"])
+    known.setdefault("num_key_value_heads", body["num_attention_heads"])
+    return known
 
 
-def _rotary(body: dict[str, Any]) -> dict[str, Any]:
+def _refuse(flags: dict[str, Any]) -> None:
+    for name, why in _REFUSED.items():
+        if flags.get(name):
+            raise Unknown(f"it sets {name}: {why}, which this loader does not know")
+    for name, why in _REQUIRED.items():
+        if flags.get(name) is False:
+            raise Unknown(f"it unsets {name}: {why}, which this loader does not know")
+    if flags.get("parallel_draft_step", 1) not in (None, 1):
+        raise Unknown("it drafts in parallel (parallel_draft_step), which this loader does not know")
+
+
+def rotary_of(body: dict[str, Any]) -> dict[str, Any]:
     """Base and scaling, from the old keys or the new one."""
     told = body.get("rope_parameters") or body.get("rope_scaling") or {}
     kind = told.get("rope_type", told.get("type")) or "default"
     base = body.get("rope_theta") or told.get("rope_theta") or 10000.0
     if kind not in _ROTARY or told.get("partial_rotary_factor", body.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise _Unknown(f"it has rotary embeddings of kind {kind!r} or partial ones; this loader knows whole {', '.join(_ROTARY)}")
+        raise Unknown(f"it has rotary embeddings of kind {kind!r} or partial ones; this loader knows whole {', '.join(_ROTARY)}")
     scaling = {name: value for name, value in told.items() if name not in ("type", "rope_theta")} | {"rope_type": kind}
     return {"rope_theta": float(base), "rope_scaling": None if kind == "default" else scaling}

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,8 +34,19 @@ _IGNORED = re.compile(r"(^|\.)rotary_emb\.inv_freq$|^verifier_(norm|lm_head)\.we
 """Known tensors that nothing depends on: a table that follows from the configuration, copies of the target's."""
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
+class Sized(Protocol):
+    """What the sizes of fused matrices follow from."""
+
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+
+
+def read_tensors(folder: Path, kind: str = "an EAGLE-3 head") -> dict[str, Tensor]:
     """All tensors of a folder's safetensors files, or of its pickled ones (read as data only), on the CPU.
+
+    :param kind: of head, for messages.
 
     :raises UserError: when there are none, or a file is damaged or holds more than tensors.
     """
@@ -43,7 +55,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
     files = weight_files(folder)
     if not files:
-        raise UserError(f"no weights (*.safetensors or pytorch_model*.bin) in {folder}: give the folder of an EAGLE-3 head")
+        raise UserError(f"no weights (*.safetensors or pytorch_model*.bin) in {folder}: give the folder of {kind}")
     found: dict[str, Tensor] = {}
     for file in files:
         try:
@@ -55,9 +67,26 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             told = str(error).strip().splitlines()[0][:150]
             raise UserError(f"{file} holds no plain tensors, or only a part of them ({told}); fetch the head again") from None
         if not isinstance(part, dict) or not all(isinstance(tensor, Tensor) for tensor in part.values()):
-            raise UserError(f"{file} is no table of tensors: give the weights of an EAGLE-3 head")
+            raise UserError(f"{file} is no table of tensors: give the weights of {kind}")
         found |= part
     return found
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """Names of the tensors in a folder's weight files, without reading the tensors; none of a damaged file."""
+    from safetensors import SafetensorError, safe_open
+
+    names: set[str] = set()
+    for file in weight_files(folder):
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt") as part:
+                    names |= set(part.keys())
+            else:
+                names |= set(torch.load(file, map_location="meta", weights_only=True))
+        except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError):
+            continue  # whoever loads it says what is wrong
+    return names
 
 
 def official_tensors(found: dict[str, Tensor], config: Eagle3Config) -> dict[str, Tensor]:
@@ -74,10 +103,7 @@ def official_tensors(found: dict[str, Tensor], config: Eagle3Config) -> dict[str
         named[name] = tensor
     if more := [name for name in named if re.match(r"(midlayer|layers)\.\d+\.", name)]:
         raise UserError(f"the head has more than one decoder layer ({more[0]}), which this loader does not know; use one with one")
-    heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    for kind in ("weight", "bias"):
-        _split(named, f"midlayer.self_attn.qkv_proj.{kind}", ("q", "k", "v"), (heads * size, groups * size, groups * size))
-        _split(named, f"midlayer.mlp.gate_up_proj.{kind}", ("gate", "up"), (config.intermediate_size,) * 2)
+    split_fused(named, "midlayer.", config)
     return named | _vocabulary(named, config)
 
 
@@ -95,7 +121,15 @@ def variant(config: Eagle3Config, names: Iterable[str]) -> Eagle3Config:
     )
 
 
-def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> None:
+def split_fused(named: dict[str, Tensor], layer: str, config: Sized) -> None:
+    """In place: q, k and v, gate and up of the layer with that prefix, apart where they were one."""
+    heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    for kind in ("weight", "bias"):
+        _split(named, f"{layer}self_attn.qkv_proj.{kind}", ("q", "k", "v"), (heads * size, groups * size, groups * size))
+        _split(named, f"{layer}mlp.gate_up_proj.{kind}", ("gate", "up"), (config.intermediate_size,) * 2)
+
+
+def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], what: str, kind: str = "an EAGLE-3 head") -> None:
     """:raises UserError: naming every tensor that is missing, unexpected or of another shape."""
     wrong = [f"missing {name}" for name in expected if name not in found]
     wrong += [f"unexpected {name}" for name in found if name not in expected]
@@ -105,7 +139,7 @@ def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], what: s
         if name in found and found[name].shape != tensor.shape
     ]
     if wrong:
-        raise UserError(f"{what} is no EAGLE-3 head that this loader knows: {'; '.join(wrong)}")
+        raise UserError(f"{what} is not {kind} that this loader knows: {'; '.join(wrong)}")
 
 
 def _split(named: dict[str, Tensor], fused: str, parts: tuple[str, ...], sizes: tuple[int, ...]) -> None:

@@ -1,8 +1,9 @@
-"""The EAGLE-3 head as a draft network: tree attention over a committed part of true features.
+"""An EAGLE head as a draft network: tree attention over a committed part of true features.
 
-Li et al. 2025, "EAGLE-3" (https://arxiv.org/abs/2503.01840). Cell i consumes the target's feature of place i and the token
-of place i + 1, at rotary position i; a drafted node consumes the head's own output of its parent instead of a feature.
-Those self-made features never survive a cycle: :meth:`advance` recomputes accepted places from the target's features.
+Li et al. 2025, "EAGLE-3" (https://arxiv.org/abs/2503.01840), and its forerunners, whose head is another (live/eagle1.py). Cell i
+consumes the target's feature of place i and the token of place i + 1, at rotary position i; a drafted node consumes the head's own
+output of its parent instead of a feature. Those self-made features never survive a cycle: :meth:`advance` recomputes accepted
+places from the target's features.
 
 Keys and values lie in one buffer, [R, kv heads, capacity, d]: the rows' committed cells from the left, and behind the longest
 row's the cells of this cycle's trees, where the next committed cells are written over them. The trees of one text (R = 1, the
@@ -17,18 +18,21 @@ from torch import Tensor
 
 from live.border import fetched, sent
 from live.distribution import Ranked, ranked
+from live.eagle1 import Eagle1Head
 from live.eagle3 import Eagle3Head
 from live.eagle_trees import SharedTrees, spread, with_room
 from live.network import Ancestry
 
 
 class EagleNetwork:
-    kind = "eagle3"
     needs_features = True
+    deepest = None
     entropies = True
 
-    def __init__(self, head: Eagle3Head, name: str = "eagle3"):
-        self.head, self.name = head, name
+    def __init__(self, head: Eagle3Head | Eagle1Head, name: str = "eagle3", features: slice = slice(None)):
+        """:param features: which of the captured numbers are the head's."""
+        self.head, self.name, self.features = head, name, features
+        self.kind = "eagle" if isinstance(head, Eagle1Head) else "eagle3"
         self.reset(1)
 
     def reset(self, rows: int) -> None:
@@ -51,7 +55,7 @@ class EagleNetwork:
         return [(self, name) for name in ("_caught_up", "_level", "_root_logits")]
 
     def beside(self) -> EagleNetwork:
-        return EagleNetwork(self.head, self.name)
+        return EagleNetwork(self.head, self.name, self.features)
 
     def join(self, other: EagleNetwork) -> None:
         def both(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -82,12 +86,11 @@ class EagleNetwork:
 
         :param positions: int64 [R, T]. :param place: where their keys and values go, see :meth:`_write`.
         """
-        hidden = self.head.fuse(features)
-        query, key, value = self.head.project(hidden, tokens, positions)
+        residual, query, key, value = self.head.project(self.head.fuse(features[..., self.features]), tokens, positions)
         self._write(key, value, place)
         if last is not None:
-            hidden, query, positions = _at(hidden, last), _at(query, last), positions.gather(1, last)
-        return self.head.finish(hidden, self._attend_committed(query, positions))
+            residual, query, positions = _at(residual, last), _at(query, last), positions.gather(1, last)
+        return self.head.finish(residual, self._attend_committed(query, positions))
 
     def _attend_committed(self, query: Tensor, positions: Tensor) -> Tensor:
         """Causal attention of committed cells [R, T, heads, d] at ``positions`` int64 [R, T] over their rows."""
@@ -128,9 +131,9 @@ class EagleNetwork:
         :param hidden: what they consume [B, W, H]. :param token: int64 [B, W]. :param position: int64 [B, W].
         :param sees: bool [B, W, S], tree cells that each attends to.
         """
-        query, key, value = self.head.project(hidden, token, position)
+        residual, query, key, value = self.head.project(hidden, token, position)
         self._write(key, value, self._longest + sees.shape[2] - token.shape[1])
-        output = self.head.finish(hidden, self._attend(query, sees))
+        output = self.head.finish(residual, self._attend(query, sees))
         return output, self.head.logits(output)
 
     def _grow_shared(self, parent: Tensor, token: Tensor, width: int) -> Ranked:

@@ -1,4 +1,4 @@
-"""Many EAGLE-3 trees over one text, grown side by side: the recorder's way.
+"""Many EAGLE trees over one text, grown side by side: the recorder's way.
 
 Every node is one place of a flat memory, whatever tree it is of, in the order of coming; the roots lie first. A node attends to
 the text up to its root, whose keys and values are read once for all trees, and to the nodes on the path down to it: nothing is
@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from live.distribution import IN_CACHE
+from live.eagle1 import Eagle1Head
 from live.eagle3 import Eagle3Head
 
 
 class SharedTrees:
     """B trees, and the committed cells of the one text they stand on."""
 
-    def __init__(self, head: Eagle3Head, key: Tensor, value: Tensor, source: Tensor, prefix: Tensor):
+    def __init__(self, head: Eagle3Head | Eagle1Head, key: Tensor, value: Tensor, source: Tensor, prefix: Tensor):
         """:param key: the text's keys [kv heads, cells, d]. :param value: its values. :param source: outputs of the roots' cells
         [B, H]. :param prefix: cells up to each root, its own included, int64 [B]."""
         self.head, self._text, self._prefix = head, (key, value), prefix
@@ -41,13 +42,13 @@ class SharedTrees:
         depth = self._depth[above] + 1
         prefix = self._prefix[real // token.shape[1]]
         hidden = self._hidden[above][None]
-        query, key, value = self.head.project(hidden, token.take(real)[None], (prefix + depth - 1)[None])
+        residual, query, key, value = self.head.project(hidden, token.take(real)[None], (prefix + depth - 1)[None])
         first, self._count = self._count, self._count + len(real)
         self._key = _kept(self._key, 1, first, key[0].transpose(0, 1))
         self._value = _kept(self._value, 1, first, value[0].transpose(0, 1))
         self._above, self._depth = _kept(self._above, 0, first, above), _kept(self._depth, 0, first, depth)
         own = torch.arange(first, self._count, device=real.device)
-        output = self.head.finish(hidden, self._attend(query[0], own, depth, prefix)[None])[0]
+        output = self.head.finish(residual, self._attend(query[0], own, depth, prefix)[None])[0]
         self._hidden = _kept(self._hidden, 0, first, output)
         self._place = torch.cat([self._place, spread(own, real, token.shape)], dim=1)
         return output, real

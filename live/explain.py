@@ -42,6 +42,10 @@ class TapedDrafter:
     drafter: Drafter
     answers: dict[Path, Answer] = field(default_factory=dict)
 
+    @property
+    def deepest(self) -> int | None:
+        return self.drafter.deepest
+
     def root(self, cycle: Cycle) -> Tensor:
         self.answers.clear()
         return self.drafter.root(cycle)
@@ -76,6 +80,7 @@ class EchoDrafter:
 
     root_token: int
     answers: dict[Path, Answer]
+    deepest: int | None
 
     def root(self, cycle: Cycle) -> Tensor:
         return torch.tensor([self.root_token])
@@ -103,7 +108,7 @@ def path_of(tree: DraftTree, node: int) -> Path:
 
 def same_decision(policy: Policy, cycle: Cycle, state: State, tape: TapedDrafter, kept: Kept, root: int) -> bool:
     """Whether the policy, asked again with the live run's numbers, keeps what the live run kept."""
-    again = draft(policy, EchoDrafter(root, tape.answers), cycle, policy.begin(cycle, state))
+    again = draft(policy, EchoDrafter(root, tape.answers, tape.deepest), cycle, policy.begin(cycle, state))
     return same_kept(pack(again.tree, again.kept), kept)
 
 

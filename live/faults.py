@@ -38,7 +38,7 @@ class GuardedDrafter:
     """A drafter whose crashes are told apart from everybody else's."""
 
     def __init__(self, drafter: Drafter):
-        self.drafter = drafter
+        self.drafter, self.deepest = drafter, drafter.deepest
 
     def root(self, cycle: Cycle) -> Tensor:
         return drafting(lambda: self.drafter.root(cycle))

@@ -1,4 +1,4 @@
-"""The EAGLE-3 head in fixed shapes, so that a GPU replays catch-ups and draft levels as CUDA graphs (see live/graphed.py).
+"""An EAGLE head in fixed shapes, so that a GPU replays catch-ups and draft levels as CUDA graphs (see live/graphed.py).
 
 For live decoding: one tree per row. A row's cells lie in one buffer [R, kv heads, capacity + SLOTS, d]: the committed ones from
 the left, and the cell of tree slot s at capacity + s. Attention looks at the whole buffer under a mask. Frontier widths and
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from live.border import fetched, sent
 from live.distribution import Ranked, ranked, ranked_in_one_piece
+from live.eagle1 import Eagle1Head
 from live.eagle3 import Eagle3Head
 from live.graphed import bucket_of, record, updates_allowed
 
@@ -34,12 +35,21 @@ CAUGHT_UP = (1, 2, 4, 6, 9, 16)
 class GraphedEagle:
     """A draft network (live/network.py) of fixed shapes, for ``capacity`` committed cells of each row. Rankings lie on the host."""
 
-    kind = "eagle3"
     needs_features = True
+    deepest = None
     entropies = True
 
-    def __init__(self, head: Eagle3Head, name: str = "eagle3", capacity: int = 2048, graphs: bool = True):
-        self.head, self.name = head, name
+    def __init__(
+        self,
+        head: Eagle3Head | Eagle1Head,
+        name: str = "eagle3",
+        capacity: int = 2048,
+        graphs: bool = True,
+        features: slice = slice(None),
+    ):
+        """:param features: which of the captured numbers are the head's."""
+        self.head, self.name, self.features = head, name, features
+        self.kind = "eagle" if isinstance(head, Eagle1Head) else "eagle3"
         self.capacity = -(-capacity // 64) * 64
         like = head.fc.weight
         self.dtype, self.device = like.dtype, like.device
@@ -68,7 +78,7 @@ class GraphedEagle:
         self._go_on_with(room.key[rows], room.value[rows], lengths)
 
     def beside(self) -> GraphedEagle:
-        return GraphedEagle(self.head, self.name, self.capacity, self.graphs)
+        return GraphedEagle(self.head, self.name, self.capacity, self.graphs, self.features)
 
     def join(self, other: GraphedEagle) -> None:
         ours, theirs, lengths = self._room, other._room, self._lengths + other._lengths
@@ -92,7 +102,8 @@ class GraphedEagle:
         np.maximum(fetched(tokens).numpy(), 0, out=numbers[:, :count])
         numbers[:, -2], numbers[:, -1] = self._lengths, new
         self._lengths = [length + more for length, more in zip(self._lengths, new, strict=True)]
-        features = F.pad(features, (0, 0, 0, spare))  # with zeros: NaN left by another text would pass through a mask
+        # padded with zeros: NaN left by another text would pass through a mask
+        features = F.pad(features[..., self.features], (0, 0, 0, spare))
         hidden, last = room.run(("advance", bucket), room.advance, torch.from_numpy(numbers), features, bucket is not None)
         return hidden[:, :count].clone() if everywhere else last
 
@@ -211,11 +222,10 @@ class _Room:
         head, count = self.owner.head, numbers.shape[1] - 2
         tokens, before, counts = numbers.split([count, 1, 1], 1)
         positions = before + torch.arange(count, device=numbers.device)
-        hidden = head.fuse(features)
-        query, key, value = head.project(hidden, tokens, positions)
+        residual, query, key, value = head.project(head.fuse(features), tokens, positions)
         self._write(key, value, positions)
         visible = self.place <= positions[:, :, None]  # tree cells lie behind all committed ones
-        output = head.finish(hidden, self._attend(query, visible))
+        output = head.finish(residual, self._attend(query, visible))
         return output, output.gather(1, (counts - 1)[:, :, None].expand(-1, 1, output.shape[2]))[:, 0]
 
     def open(self, numbers: Tensor, source: Tensor) -> Tensor:
@@ -238,10 +248,10 @@ class _Room:
         own = torch.arange(SLOTS, device=device) == slots[:, None]
         sees = self.sees.gather(1, parent[:, :, None].expand(-1, -1, SLOTS)) | own
         hidden = self.hidden.gather(1, parent[:, :, None].expand(-1, -1, self.hidden.shape[2]))
-        query, key, value = head.project(hidden, token, self.prefix[:, None] + depth - 1)
+        residual, query, key, value = head.project(hidden, token, self.prefix[:, None] + depth - 1)
         self._write(key, value, (self.owner.capacity + slots).expand_as(parent))
         committed = (self.place[: self.owner.capacity] < self.prefix[:, None])[:, None].expand(-1, count, -1)
-        output = head.finish(hidden, self._attend(query, torch.cat([committed, sees], dim=2)))
+        output = head.finish(residual, self._attend(query, torch.cat([committed, sees], dim=2)))
         self.depth[:, slots], self.sees[:, slots], self.hidden[:, slots] = depth, sees, output
         return head.logits(output)
 

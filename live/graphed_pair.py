@@ -1,4 +1,4 @@
-"""A pair whose target and EAGLE-3 heads run in fixed shapes: CUDA graphs on a GPU (live/graphed.py, live/graphed_eagle.py)."""
+"""A pair whose target and EAGLE heads run in fixed shapes: CUDA graphs on a GPU (live/graphed.py, live/graphed_eagle.py)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class GraphedPair(Pair):
 
 
 def graphed(pair: Pair, capacity: int = 2048, graphs: bool = True) -> GraphedPair:
-    """The same pair in fixed shapes; a draft language model stays as it is.
+    """The same pair in fixed shapes; a draft language model and Medusa heads stay as they are.
 
     :param capacity: slots per row, for the longest text with its tree and 128 more.
     :param graphs: replay CUDA graphs on a GPU; False: the same shapes, kernel by kernel.
     """
     networks = {
-        name: GraphedEagle(network.head, name, capacity, graphs) if isinstance(network, EagleNetwork) else network
+        name: GraphedEagle(network.head, name, capacity, graphs, network.features) if isinstance(network, EagleNetwork) else network
         for name, network in pair.networks.items()
     }
     made = GraphedPair(pair.model, pair.tokenizer, networks, pair.captured, pair.description)

@@ -22,6 +22,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 
 from live.batcher import Batcher, Request
 from live.decode import SpeculativeDecoder
+from live.heads import kind_of, load_head
 from live.hook_settings import end_tokens, refuse, sampling_of, unpadded
 from live.hub import parse_source, resolve
 from live.identity import check_same_tokenizer, tokenizer_hash
@@ -30,7 +31,7 @@ from live.loading import load_model, load_tokenizer
 from live.looking_up_first import Drafts, RuleFirst
 from live.model import CachedModel
 from live.network import DraftNetwork
-from live.pair import REFERENCE_DRAFTS, asked_of, is_eagle3, load_eagle3
+from live.pair import REFERENCE_DRAFTS, asked_of
 from policies.contract import Policy
 from policies.errors import UserError
 from policies.lookup.rule import load_rule
@@ -169,8 +170,8 @@ def _attach_network(
     source = parse_source(draft)
     shipped = source.name in REFERENCE_DRAFTS
     folder = resolve("reference", source.name.split("/")[1]) if shipped else resolve(source.name)
-    if is_eagle3(folder, source.revision):
-        network, layers = load_eagle3(folder, source, CachedModel(model))
+    if (kind := kind_of(folder, source.revision)) != "lm":
+        network, layers = load_head(kind, folder, source, CachedModel(model))
         target = CachedModel(model, layers_to_capture=layers)
         return target, network, target.context_limit
     target = CachedModel(model)

@@ -91,7 +91,7 @@ def fetch_config(source: str, revision: str | None = None) -> Path:
 
 
 def fetch_folder(source: str, revision: str | None = None) -> Path:
-    """Folder with configuration and weights of a small model, such as an EAGLE-3 head.
+    """Folder with configuration and weights of a small model, such as a draft head.
 
     :raises UserError: as :func:`fetch_config`.
     """
@@ -99,7 +99,7 @@ def fetch_folder(source: str, revision: str | None = None) -> Path:
         return Path(source)
     from huggingface_hub import snapshot_download
 
-    patterns = ["config.json", "*.safetensors", "pytorch_model*.bin"]
+    patterns = ["config.json", "*.safetensors", "pytorch_model*.bin", "medusa_lm_head*.pt"]
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
     except Exception as error:
@@ -108,7 +108,8 @@ def fetch_folder(source: str, revision: str | None = None) -> Path:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files a loader would read: safetensors when there are any, else pickled ones."""
-    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    pickled = (*folder.glob("pytorch_model*.bin"), *folder.glob("medusa_lm_head*.pt"))
+    return sorted(folder.glob("*.safetensors")) or sorted(pickled)
 
 
 def explain(source: str, error: Exception) -> str:

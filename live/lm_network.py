@@ -14,6 +14,7 @@ from live.network import Ancestry
 class LanguageModelNetwork:
     kind = "lm"
     needs_features = False
+    deepest = None
     entropies = True
 
     def __init__(self, model: CachedModel, name: str = "draft", vocabulary: int | None = None):

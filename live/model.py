@@ -42,8 +42,8 @@ class CachedModel:
 
     :param model: a decoder-only Hugging Face LM with full attention, in eval mode.
     :param rows: R, texts side by side.   :param capacity: slots per row to begin with (grows by doubling).
-    :param layers_to_capture: indices i as in ``hidden_states[i]``: the stream entering layer i (i = number of layers:
-        the stream leaving the last one, before the final norm).
+    :param layers_to_capture: indices i as in ``hidden_states[i]``: the stream entering layer i of n (i = n: the stream leaving
+        the last one, before the final norm; i = n + 1: behind that norm, what the output layer reads).
     :raises UserError: when tree attention cannot be exact for this architecture.
     """
 
@@ -56,12 +56,14 @@ class CachedModel:
         self.dtype = model.dtype
         self.device = model.get_input_embeddings().weight.device
         self.layers_to_capture = tuple(layers_to_capture)
-        if any(not 0 <= i <= self.config.num_hidden_layers for i in layers_to_capture):
+        if any(not 0 <= i <= self.config.num_hidden_layers + 1 for i in layers_to_capture):
             raise UserError(
                 f"cannot capture layers {self.layers_to_capture}: the model has layers 0 to "
                 f"{self.config.num_hidden_layers}; name layers within that range"
             )
-        self.streams = Streams(decoder_layers(model) if layers_to_capture else None, self.layers_to_capture)
+        layers = decoder_layers(model) if layers_to_capture else None
+        decoder = _decoder(model) if last_hidden(model) in layers_to_capture else None
+        self.streams = Streams(layers, self.layers_to_capture, decoder)
         self._head = model.get_output_embeddings()
         self._hidden = torch.finfo(self.dtype).min
         self._mask = torch.zeros(0, 1, 0, 0, dtype=self.dtype, device=self.device)
@@ -258,6 +260,19 @@ def _last(hidden: Tensor) -> Tensor:
 def _at(places: Tensor):
     """Chooser of one place per row, int64 [R]."""
     return lambda hidden: hidden.gather(1, places.to(hidden.device)[:, None, None].expand(-1, 1, hidden.shape[2]))
+
+
+def last_hidden(model: PreTrainedModel) -> int:
+    """The boundary behind the final norm: what the output layer reads, the last hidden state of ``model``."""
+    return model.config.get_text_config(decoder=True).num_hidden_layers + 1
+
+
+def _decoder(model: PreTrainedModel) -> nn.Module:
+    """The model without its output layer. Raises UserError when it is not known."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    if decoder is model:
+        raise UserError(f"{type(model).__name__} keeps its decoder in an unknown place: use a drafter that does not read behind it")
+    return decoder
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:

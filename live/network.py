@@ -21,6 +21,8 @@ class DraftNetwork(Protocol):
     name: str
     kind: str
     needs_features: bool
+    deepest: int | None
+    """Depth of the deepest nodes that it drafts; None: as deep as asked."""
     entropies: bool
     """Whether anybody wants to know the entropies; true again after each :meth:`reset`."""
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,9 @@ import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from live.eagle3 import Eagle3Head
-from live.eagle3_config import Eagle3Config
-from live.eagle_network import EagleNetwork
 from live.faults import holder_of
-from live.hub import Source, fetch_config, fetch_folder, parse_source, resolve
+from live.heads import kind_of, load_head
+from live.hub import parse_source, resolve
 from live.identity import check_same_tokenizer, tokenizer_hash, weights_hash
 from live.lm_network import LanguageModelNetwork
 from live.loading import load_model, load_target, load_tokenizer
@@ -142,12 +138,12 @@ def load_pair(
         name = Path(draft.name).name
         if name in networks:
             raise UserError(f"two drafters are named '{name}': give their folders different names")
-        if is_eagle3(folder, draft.revision):
-            networks[name], layers = load_eagle3(folder, draft, cached)
-            if captured not in ((), layers):
-                raise UserError("the EAGLE-3 heads want different target layers: record them in separate runs")
-            captured = layers
-            about.append({"name": name, "kind": "eagle3", "id": str(draft), "captured_layers": list(layers)})
+        if (kind := kind_of(folder, draft.revision)) != "lm":
+            networks[name], layers = load_head(kind, folder, draft, cached)
+            captured, networks[name].features = place_in(captured, layers, cached.config.hidden_size)
+            about.append({"name": name, "kind": kind, "id": str(draft), "captured_layers": list(layers)})
+            if (levels := networks[name].deepest) is not None:
+                about[-1]["levels"] = levels
         else:
             if extra := sorted(set(draft.options) - {"revision"}):
                 raise UserError(f"{draft.name} is a language model, which has no {extra[0]}: leave it out")
@@ -175,58 +171,19 @@ def load_pair(
     return Pair(model, tokenizer, networks, captured, description)
 
 
+def place_in(captured: tuple[int, ...], layers: tuple[int, ...], size: int) -> tuple[tuple[int, ...], slice]:
+    """Boundaries to capture for one head more, and where its own stand among the captured numbers, ``size`` for each boundary."""
+    for first in range(len(captured) - len(layers) + 1):
+        if captured[first : first + len(layers)] == layers:
+            break
+    else:
+        captured, first = captured + layers, len(captured)
+    return captured, slice(first * size, (first + len(layers)) * size)
+
+
 def asked_of(draft: str) -> DrafterName:
     """What is asked for where a model may be named: its source, a training-free rule, or both; a folder comes first."""
     return DrafterName(None, draft) if Path(draft).exists() else read_name(draft)
-
-
-def load_eagle3(folder: str, draft: Source, target: CachedModel) -> tuple[EagleNetwork, tuple[int, ...]]:
-    """The head in a folder or hub id, for a target, and the boundaries to capture there; says on stderr what was resolved.
-
-    A wrong layer id or residual fails silently, as bad acceptance: hence the line (and traces/selftest.py).
-    """
-    path = fetch_folder(folder, draft.revision)
-    config = Eagle3Config.from_file(path / "config.json")
-    if (flag := draft.options.get("norm_before_residual")) is not None:
-        config = replace(config, norm_before_residual=bool(flag))
-    if (asked := draft.options.get("layers")) is not None:
-        if not isinstance(asked, (list, tuple)) or not all(type(i) is int for i in asked) or len(asked) != config.streams:
-            raise UserError(f"layers of '{draft}' must be {config.streams} whole numbers, such as layers=[2, 16, 29]")
-        # a list of boundaries, whatever convention its numbers might suggest
-        layers, why = tuple(asked), "as asked"
-        if min(layers) < 0 or max(layers) > target.config.num_hidden_layers:
-            raise UserError(f"'{draft}' names layers beyond the target's {target.config.num_hidden_layers}; name boundaries within")
-    else:
-        layers, why = config.boundaries(target.config.num_hidden_layers)
-    if config.target_hidden_size != target.config.hidden_size:
-        raise UserError(
-            f"{draft.name} reads features of {config.target_hidden_size} numbers, the target's have {target.config.hidden_size}: "
-            "give the target that this head was trained for"
-        )
-    embeddings = target.model.get_input_embeddings().weight.detach()
-    head = Eagle3Head.from_pretrained(path, embeddings, target.dtype, config)
-    name = Path(draft.name).name
-    residual = "normed" if config.norm_before_residual else "un-normed"
-    scaling = f" scaled ({config.rope_scaling['rope_type']})" if config.rope_scaling else ""
-    print(
-        f"{name}: EAGLE-3 head, {config.layout} layout; reads what enters layers {', '.join(map(str, layers))} ({why}); "
-        f"{residual} residual; rotary base {config.rope_theta:g}{scaling}",
-        file=sys.stderr,
-    )
-    return EagleNetwork(head, name), layers
-
-
-def is_eagle3(folder: str, revision: str | None = None) -> bool:
-    """Whether a folder or hub id holds an EAGLE-3 head (by its configuration)."""
-    path = fetch_config(folder, revision)
-    if not path.is_file():
-        return False
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): copy the drafter again") from None
-    told = str(config.get("architectures")) + str(config.get("speculators_model_type"))
-    return "draft_vocab_size" in config or "eagle_config" in config or "eagle3" in told.lower()
 
 
 def device_name(device: str | torch.device) -> str:

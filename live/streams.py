@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -13,16 +13,18 @@ from torch.utils.hooks import RemovableHandle
 
 
 class Streams:
-    """Hooks that keep what enters some decoder layers; the layer behind the last: what leaves that one, before the final norm.
+    """Hooks that keep what enters some decoder layers; n, behind the last of n: what leaves that one, before the final norm; and
+    n + 1: what leaves the decoder, behind it.
 
     They look on inside ``with``, which is put around a forward pass, and nothing stays on the model. Whoever runs many passes puts
     :meth:`hanging` around them all: hanging the hooks up and taking them off again takes as long as much of what else is done for a
     pass. There they hang, but do not look on when somebody else runs the model.
     """
 
-    def __init__(self, layers: nn.ModuleList | None, wanted: tuple[int, ...]):
-        """:param layers: the model's decoder layers; None if none is wanted. :param wanted: may name a layer twice."""
-        self._layers, self._wanted, self._hung, self._looking = layers, wanted, 0, False
+    def __init__(self, layers: nn.ModuleList | None, wanted: tuple[int, ...], decoder: nn.Module | None = None):
+        """:param layers: the model's decoder layers; None if none is wanted. :param wanted: may name a layer twice.
+        :param decoder: the model without its output layer."""
+        self._layers, self._wanted, self._decoder, self._hung, self._looking = layers, wanted, decoder, 0, False
         self._found: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -72,10 +74,10 @@ class Streams:
             if self._looking:
                 self._found[layer] = args[0] if args else kwargs["hidden_states"]
 
-        def leaving(_: nn.Module, args: tuple, result: Tensor | tuple) -> None:
+        def leaving(_: nn.Module, args: tuple, result: Tensor | Sequence[Tensor]) -> None:
             if self._looking:
-                self._found[layer] = result[0] if isinstance(result, tuple) else result
+                self._found[layer] = result if isinstance(result, Tensor) else result[0]
 
         if layer < len(self._layers):
             return self._layers[layer].register_forward_pre_hook(entering, with_kwargs=True)
-        return self._layers[-1].register_forward_hook(leaving)
+        return (self._layers[-1] if layer == len(self._layers) else self._decoder).register_forward_hook(leaving)

@@ -70,7 +70,7 @@ class Cycle:
     position        int64   [B]  place of the root among the generated tokens, 0 = the token that prefill gave
     context_length  int64   [B]  tokens before the root (prompt and generated)
     room            int64   [B]  tokens that still count after the root, up to the token limit
-    reach           int64   [B]  deepest node that fits in the context of target and draft
+    reach           int64   [B]  deepest node that fits in the context of target and draft, and that the draft can draft
     root_told       () -> (``root_entropy``, ``root_logprob``), worked out when a policy looks at them
     group           int64   [B]  rows with the same number decode together as one serving batch
     sampling        how the target's tokens are chosen, its fields tensors [B]
@@ -88,6 +88,10 @@ class Cycle:
     group: Tensor
     sampling: Sampling = Sampling()
     cost: Cost | None = None
+
+    def up_to(self, deepest: int | None) -> Cycle:
+        """The same for a drafter that drafts nodes of depth 1 .. ``deepest`` only; None: as deep as asked."""
+        return self if deepest is None else dataclasses.replace(self, reach=self.reach.clamp(max=deepest))
 
     @property
     def root_entropy(self) -> Tensor:

@@ -23,6 +23,9 @@ class Drafter(Protocol):
     One that looks up whole chains may have a method ``chain_found`` as well (`policies.lookup.drafter`).
     """
 
+    deepest: int | None
+    """Depth of the deepest nodes that it drafts; None: as deep as asked."""
+
     def root(self, cycle: Cycle) -> Tensor:
         """Start a cycle at the rows' positions; the root tokens int64 [B]."""
 
@@ -138,6 +141,7 @@ class Growth:
 
 def draft(policy: Policy, drafter: Drafter, cycle: Cycle, state: State) -> Draft:
     """Draft one cycle: let the policy expand until no row wants more, then let it select what to verify."""
+    cycle = cycle.up_to(drafter.deepest)
     growth = Growth(policy, drafter.root(cycle), cycle, state)
     tree = growth.tree
     while (wish := growth.wish()) is not None:

@@ -97,11 +97,13 @@ class RecordedDrafter:
 
     def __init__(self, recording: Recording, name: str | None, text: RecordedText):
         """:param name: of the recorded drafter; None is the recording's first. Raises UserError when there is none such."""
-        forest = recording.forest(recording.drafters[0] if name is None else name)
+        name = recording.drafters[0] if name is None else name
+        forest = recording.forest(name)
         self.text = text
         self.root_row = tensor(forest.root)
         self.table = ChildTable(tensor(forest.child_token), tensor(forest.child_logprob), tensor(forest.entropy))
         self.child_row = tensor(forest.child_row).reshape(-1)
+        self.deepest = recording.deepest(name)
 
     def root(self, cycle: Cycle) -> Tensor:
         at = self.text.at(cycle)
@@ -135,7 +137,7 @@ class ListeningDrafter:
     """A recorded drafter that remembers how unsure it was behind each node, whatever the policy asked to see."""
 
     def __init__(self, drafter: RecordedDrafter):
-        self.drafter = drafter
+        self.drafter, self.deepest = drafter, drafter.deepest
         self.heard: list[tuple[Tensor, Tensor]] = []
 
     def root(self, cycle: Cycle) -> Tensor:

@@ -95,7 +95,7 @@ class _Along:
     """
 
     def __init__(self, drafter: Drafter, cycle: Cycle, text: RecordedText):
-        self.drafter, self.cycle, self.text = drafter, cycle, text
+        self.drafter, self.cycle, self.text, self.deepest = drafter, cycle, text, drafter.deepest
         self.score: list[Tensor] = []
         self.own: list[Tensor] = []
         self.size: list[Tensor] = []

@@ -68,7 +68,7 @@ def write_tiny_pair(folder: Path) -> TinyPair:
         (folder / f"{domain}.jsonl").write_text("\n".join(lines) + "\n")
     tokenizer = train_tokenizer()
     target = random_target(len(tokenizer))
-    texts = _texts(target, tokenizer)
+    texts = said_texts(target, tokenizer)
     target.generation_config.eos_token_id = [tokenizer.eos_token_id, _end_token(texts)]
     draft = copy.deepcopy(target)
     torch.manual_seed(2)
@@ -117,7 +117,7 @@ def random_target(vocabulary: int):
 
 
 @torch.no_grad()
-def _texts(target, tokenizer) -> list[torch.Tensor]:
+def said_texts(target, tokenizer) -> list[torch.Tensor]:
     """Greedy texts of the prompts, each with its prompt in front, 40 tokens without any end: int64 [T] each."""
     from live.pair import encode_prompt
 

@@ -271,7 +271,7 @@ def run_cover(
         root_told=lambda: (nothing, nothing),
         group=torch.arange(len(position), device=position.device),
         sampling=sampling.by_row(position),
-    )
+    ).up_to(forest.deepest)
     root = forest.token[:, 0]
     growths = [Growth(policy, root, cycle, policy.begin(cycle, policy.init(len(position), position))) for policy in cover]
     while asked := [(growth, wish) for growth in growths if (wish := growth.wish()) is not None]:

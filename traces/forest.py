@@ -26,7 +26,7 @@ class ForestDrafter:
 
     def __init__(self, network: DraftNetwork, source: Tensor, root: Tensor, context_length: Tensor, fanout: int):
         """:param source: what ``network.advance`` returned for these positions [B, X]. :param fanout: children kept, K."""
-        self.network = network
+        self.network, self.deepest = network, network.deepest
         trees, device = len(root), root.device
         found = network.open(source, context_length, fanout)
         self.fanout = fanout = found.index.shape[1]

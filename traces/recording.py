@@ -188,6 +188,10 @@ class Recording:
         tables = [pq.read_table(self.folder / mf.shard_file("sequences", plan.index)) for plan in self.plans]
         return pa.concat_tables(tables).to_pylist()
 
+    def deepest(self, drafter: str) -> int | None:
+        """Depth of the deepest nodes that a recorded drafter drafts; None: as deep as asked."""
+        return next((entry.get("levels") for entry in self.manifest["drafters"] if entry["name"] == drafter), None)
+
     def forest(self, drafter: str) -> Forest:
         """The forest of one drafter. Raises UserError when it was not recorded."""
         if drafter not in self.drafters:

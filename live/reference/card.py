@@ -1,4 +1,4 @@
-"""Model cards: README.md of target, head and draft LM, written from what training and evaluation measured."""
+"""Model cards: README.md of target, heads and draft LM, written from what training and evaluation measured."""
 
 from __future__ import annotations
 
@@ -41,11 +41,16 @@ TITLES = {
         "Reference draft LM",
         "A very small Llama with the reference target's tokenizer, for decoding with a separate draft model.",
     ),
+    "medusa": (
+        "Reference Medusa heads",
+        "Medusa heads for the reference target, in vLLM's tensor layout: residual blocks alone, behind which the target's own "
+        "output layer follows.",
+    ),
 }
 
 
 def write_cards(out: Path, tau: dict[str, Any] | None = None) -> None:
-    """README.md into the folders target, eagle3 and draft of `out`; `tau` is {domain: acceptance length} or None."""
+    """README.md into the folders target, eagle3, draft and medusa of `out`; `tau` is {domain: acceptance length} or None."""
     for name in TITLES:
         folder = out / name
         if not (folder / "training.json").is_file():
@@ -60,8 +65,9 @@ def card(name: str, training: dict[str, Any], held_out: dict[str, Any] | None, t
     """One card as Markdown."""
     title, purpose = TITLES[name]
     parts = [f"---\nlicense: apache-2.0\nlanguage: en\n---\n# {title}\n\n{purpose}\n", DATA, training_section(training)]
-    if held_out and name == "eagle3":
-        parts.append(proxy_section(held_out))
+    if held_out and name in ("eagle3", "medusa"):
+        by_step = "by self-fed step (the first column is fed true features)"
+        parts.append(proxy_section(held_out, by_step if name == "eagle3" else "by head, the nearest first"))
     elif held_out:
         parts.append(loss_section(held_out))
     if name == "eagle3":
@@ -107,8 +113,8 @@ def loss_section(held_out: dict[str, Any]) -> str:
     )
 
 
-def proxy_section(found: dict[str, Any]) -> str:
-    """Acceptance per self-fed step."""
+def proxy_section(found: dict[str, Any], columns: str) -> str:
+    """Acceptance per self-fed step or head; ``columns`` says what follows one another."""
     rows = [
         f"| {domain} | {' '.join(f'{v:.2f}' for v in part['top1'])} | {' '.join(f'{v:.2f}' for v in part['top10'])} |"
         for domain, part in found.items()
@@ -116,8 +122,8 @@ def proxy_section(found: dict[str, Any]) -> str:
     return "\n".join(
         [
             "## Agreement with the target\n",
-            "On the target's own greedy answers to held-out prompts, by self-fed step (the first column "
-            "is fed true features): how often the best draft is the target's token; how often the ten best hold it.\n",
+            f"On the target's own greedy answers to held-out prompts, {columns}: how often the best draft is the target's token; "
+            "how often the ten best hold it.\n",
             "| domain | best draft | ten best |",
             "|---|---|---|",
             *rows,

@@ -7,22 +7,18 @@ up to i-s and, for j = 1..s, to the step-j key of cell i-s+j: exactly what a dra
 
 from __future__ import annotations
 
-import json
-import time
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from live.eagle3 import Eagle3Config, Eagle3Head, captured_layers
-from live.reference.checkpoint import load_state, mixed_precision, prepare_device, replace_folder, save_state
-from live.reference.optim import Optimiser, schedule
+from live.reference.checkpoint import prepare_device
+from live.reference.head_training import Batch, Recipe, Score, batches, train
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import Tensor
@@ -32,61 +28,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class HeadRecipe:
-    """The head's shape and training; a step sees about `batch_tokens` tokens of documents cut at `length`."""
+class HeadRecipe(Recipe):
+    """The head's shape besides its training."""
 
     intermediate: int = 1024
     draft_vocab: int = 4096
-    tokens: int = 2_000_000
-    batch_tokens: int = 4096
-    length: int = 256
     test_steps: int = 5
-    step_decay: float = 0.8
-    muon_lr: float = 0.01
-    adam_lr: float = 1e-3
-    decay: float = 0.9
-    own_share: float = 0.75
-    seed: int = 4
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps."""
-        return self.tokens // self.batch_tokens
-
-
-class Batch(NamedTuple):
-    """Documents side by side: tokens int64 [B, T], zero-padded; scored bool [B, T], the response tokens."""
-
-    tokens: Tensor
-    scored: Tensor
-
-
-def batches(sources: list[tuple[float, dict[str, Documents]]], recipe: HeadRecipe, first: int) -> Iterator[Batch]:
-    """Endless batches from (share, documents by domain) sources, every domain equally often, by seed and step."""
-    step = first
-    while True:
-        rng = np.random.default_rng([recipe.seed, step])
-        rows, size = [], 0
-        while size < recipe.batch_tokens:
-            share = np.array([share for share, _ in sources])
-            documents = sources[rng.choice(len(sources), p=share / share.sum())][1]
-            source = documents[list(documents)[rng.integers(len(documents))]]
-            index = rng.integers(len(source))
-            begin, answer = int(source.starts[index]), int(source.responses[index])
-            end = min(int(source.starts[index + 1]), begin + recipe.length)
-            if end - answer < 8:
-                continue
-            rows.append((source.tokens[begin:end], answer - begin))
-            size += end - begin
-        rows.sort(key=lambda row: len(row[0]))
-        for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):  # two pieces of similar lengths: little padding
-            tokens = np.zeros((len(part), max(len(t) for t, _ in part)), dtype=np.int64)
-            scored = np.zeros(tokens.shape, dtype=bool)
-            for at, (text, answer) in enumerate(part):
-                tokens[at, : len(text)] = text
-                scored[at, answer : len(text)] = True
-            yield Batch(torch.from_numpy(tokens), torch.from_numpy(scored))
-        step += 1
 
 
 def draft_ids(documents: list[dict[str, Documents]], size: int, vocab: int) -> Tensor:
@@ -127,7 +74,7 @@ def unroll(head: Eagle3Head, features: Tensor, tokens: Tensor, steps: int) -> li
     for step in range(steps):
         if step:
             hidden = F.pad(outputs[-1], (0, 0, 1, 0))[:, :-1]
-        query, key, value = head.project(hidden, after, positions)
+        residual, query, key, value = head.project(hidden, after, positions)
         query = query.transpose(1, 2)  # [B, heads, n, d]
         keys.append(key.transpose(1, 2).repeat_interleave(groups, dim=1))
         values.append(value.transpose(1, 2).repeat_interleave(groups, dim=1))
@@ -141,16 +88,8 @@ def unroll(head: Eagle3Head, features: Tensor, tokens: Tensor, steps: int) -> li
         attended = weight[..., :cells] @ values[0]
         for j, moved in enumerate(near):
             attended = attended + weight[..., cells + j, None] * moved
-        outputs.append(head.finish(hidden, attended.transpose(1, 2).flatten(2)))
+        outputs.append(head.finish(residual, attended.transpose(1, 2).flatten(2)))
     return outputs
-
-
-class Score(NamedTuple):
-    """Per test step: loss in nats; how often the best draft is the target's argmax; how often the ten best hold it."""
-
-    loss: list[Tensor]
-    top1: list[float]
-    top10: list[float]
 
 
 def score(head: Eagle3Head, target: LlamaForCausalLM, batch: Batch, steps: int, count: bool = False) -> Score:
@@ -225,69 +164,13 @@ def train_head(
 ) -> Path:
     """Train to the end of the recipe; snapshots land in `out`/eagle3, the state to resume from beside it."""
     device = prepare_device()
-    folder, state_path = out / "eagle3", out / "eagle3.state.pt"
     target = target.to(device).eval().requires_grad_(False)
     if device.type == "cpu":
         target.set_attn_implementation("eager")  # faster than the fused kernel at these lengths
     ids = draft_ids([documents for _, documents in sources], recipe.draft_vocab, target.config.vocab_size)
     head = new_head(target, recipe, ids, next(batches(sources, recipe, 0)).tokens.to(device)).to(device)
-    optimiser = Optimiser(head, recipe.muon_lr, recipe.adam_lr)
-    step, spent, history = 0, 0.0, []
-    state = load_state(state_path) if resume else None
-    if state is not None:
-        head.load_state_dict(state["head"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, spent, history = state["step"], state["seconds"], state["history"]
-    stream = batches(sources, recipe, step)
-    weights = torch.tensor([recipe.step_decay**i for i in range(recipe.test_steps)])
-    weights = (weights / weights.sum()).tolist()
-    began, saved, window = time.monotonic() - spent, time.monotonic(), []
 
-    def snapshot() -> None:
-        seconds = time.monotonic() - began
-        save_state(
-            state_path,
-            {
-                "head": head.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "step": step,
-                "seconds": seconds,
-                "history": history,
-            },
-        )
-        new = folder.with_name("eagle3.partial")
-        head.save_pretrained(new)
-        record = {
-            "recipe": asdict(recipe),
-            "steps": step,
-            "tokens": step * recipe.batch_tokens,
-            "seconds": round(seconds),
-            "parameters": sum(p.numel() for p in head.parameters()),
-            "device": str(device),
-            "torch": torch.__version__,
-            "history": history,
-        }
-        (new / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-        replace_folder(new, folder)
+    def scored(batch: Batch, count: bool) -> Score:
+        return score(head, target, batch, recipe.test_steps, count)
 
-    with tqdm(total=recipe.steps, initial=step, desc="train eagle3", unit="step", smoothing=0.05) as bar:
-        while step < recipe.steps:
-            for _ in range(2):
-                batch = Batch(*(part.to(device) for part in next(stream)))
-                with mixed_precision(device):
-                    found = score(head, target, batch, recipe.test_steps, count=step % 10 == 9)
-                    loss = sum(w * part for w, part in zip(weights, found.loss, strict=True)) / 2
-                loss.backward()
-                window.append([float(part.detach()) for part in found.loss])
-            optimiser.step(schedule(step, recipe.steps, warmup=15, decay=recipe.decay))
-            step += 1
-            bar.update()
-            if step % 10 == 0 or step == recipe.steps:
-                means = [round(sum(part) / len(window), 3) for part in zip(*window, strict=True)]
-                window.clear()
-                history.append([step, *means])
-                bar.set_postfix(nats=f"{means[0]:.2f}..{means[-1]:.2f}", top1=" ".join(f"{100 * v:.0f}" for v in found.top1))
-            if time.monotonic() - saved > snapshot_every or step == recipe.steps:
-                snapshot()
-                saved = time.monotonic()
-    return folder
+    return train("eagle3", head, recipe, sources, out, resume, scored, recipe.test_steps, snapshot_every)

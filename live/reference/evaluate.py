@@ -13,7 +13,11 @@ from live.reference.corpus import DOMAINS, encode_rows, read_rows
 from policies.errors import UserError, run_command
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from live.reference.head_training import Batch, Score
 
 WINDOW, STRIDE = 512, 256
 
@@ -59,16 +63,30 @@ def held_out_loss(
     return found
 
 
+def scorer(folder: Path, target: LlamaForCausalLM, steps: int = 6) -> Callable[[Batch], Score]:
+    """How a head in a folder is scored: an EAGLE-3 head over so many self-fed steps, or Medusa heads."""
+    from live.eagle3 import Eagle3Head
+    from live.heads import kind_of
+    from live.medusa import MedusaHeads
+    from live.reference import eagle3_training, medusa_training
+
+    embeddings = target.get_input_embeddings().weight
+    if kind_of(str(folder)) == "medusa":
+        heads = MedusaHeads.from_pretrained(folder, embeddings, target.lm_head)
+        return lambda batch: medusa_training.score(heads, target, batch, batch.tokens.numel(), count=True)
+    head = Eagle3Head.from_pretrained(folder, embeddings)
+    return lambda batch: eagle3_training.score(head, target, batch, steps, count=True)
+
+
 def acceptance_proxy(
-    folder: Path,
+    score: Callable[[Batch], Score],
     target: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     corpus: Path,
     prompts: int,
-    steps: int = 6,
     new_tokens: int = 128,
 ) -> dict[str, Any]:
-    """On the target's own greedy text to held-out prompts, per domain and training-time test step:
+    """On the target's own greedy text to held-out prompts, per domain and self-fed step or head:
 
     top1: the share of cells whose best draft is the target's token; top10: whose ten best hold it;
     chain: 1 + the expected number of drafts accepted in a row when each step's shares were independent of the others'.
@@ -76,11 +94,9 @@ def acceptance_proxy(
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    from live.eagle3 import Eagle3Head
-    from live.reference.eagle3_training import Batch, score
+    from live.reference.head_training import Batch
     from live.reference.own_text import answer, loop_onset
 
-    head = Eagle3Head.from_pretrained(folder, target.get_input_embeddings().weight)
     result: dict[str, Any] = {}
     with torch.no_grad():
         for domain in DOMAINS:
@@ -93,9 +109,8 @@ def acceptance_proxy(
             scored = torch.zeros(tokens.shape, dtype=torch.bool)
             for row, (prompt, text) in enumerate(texts):
                 scored[row, len(prompt) : len(prompt) + len(text)] = True
-            parts = [
-                score(head, target, Batch(t, s), steps, count=True) for t, s in zip(tokens.split(10), scored.split(10), strict=True)
-            ]
+            parts = [score(Batch(t, s)) for t, s in zip(tokens.split(10), scored.split(10), strict=True)]
+            steps = len(parts[0].top1)
             top1, top10 = (
                 [round(sum(getattr(p, name)[i] for p in parts) / len(parts), 3) for i in range(steps)] for name in ("top1", "top10")
             )
@@ -118,7 +133,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--models", type=Path, default=Path(__file__).parent, help="folder that holds target, eagle3 and draft")
     line.add_argument("--rows", type=int, default=100, help="held-out rows per domain (default 100)")
     line.add_argument("--draft", action="store_true", help="evaluate the draft LM instead of the target")
-    line.add_argument("--head", action="store_true", help="look at the EAGLE-3 head's acceptance instead")
+    line.add_argument("--head", choices=("eagle3", "medusa"), help="look at this head's acceptance instead")
     line.add_argument("--prompts", type=int, default=40, help="held-out prompts per domain for --head (default 40)")
     line.add_argument("--json", type=Path, help="also write the result here")
     return line
@@ -139,7 +154,9 @@ def main(arguments: list[str] | None = None) -> int:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     if options.head:
-        result: dict[str, Any] = acceptance_proxy(options.models / "eagle3", model, tokenizer, options.corpus, options.prompts)
+        result: dict[str, Any] = acceptance_proxy(
+            scorer(options.models / options.head, model), model, tokenizer, options.corpus, options.prompts
+        )
     else:
         result = held_out_loss(model, tokenizer, options.corpus, options.rows)
     for domain, numbers in result.items():

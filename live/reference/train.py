@@ -1,7 +1,7 @@
 """Train the reference pair: tokenizer, target, EAGLE-3 head and draft LM, one command, resumable.
 
 Stages, each needing the ones before: tokenizer; target; own (the target answers training prompts); eagle3; draft;
-evaluate (held-out losses); card (README.md of each model). `all` runs them in this order.
+medusa; evaluate (held-out losses); card (README.md of each model). `all` runs them in this order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from policies.errors import UserError, run_command
 if TYPE_CHECKING:
     from live.reference.corpus import Documents
 
-STAGES = ("tokenizer", "target", "own", "eagle3", "draft", "evaluate", "card")
+STAGES = ("tokenizer", "target", "own", "eagle3", "draft", "medusa", "evaluate", "card")
 #: Share of the draft LM's training tokens that the target wrote itself.
 DRAFT_OWN_SHARE = 0.4
 
@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--target-tokens", type=int, help="training tokens of the target, in one stretch")
     line.add_argument("--head-tokens", type=int, help="training tokens of the EAGLE-3 head")
     line.add_argument("--draft-tokens", type=int, help="training tokens of the draft LM")
+    line.add_argument("--medusa-tokens", type=int, help="training tokens of the Medusa heads")
     line.add_argument(
         "--own-prompts", type=int, default=500, help="training prompts per domain that the target answers (default 500)"
     )
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the stages asked for."""
     options = parser().parse_args(arguments)
     stages = STAGES if options.stage == "all" else (options.stage,)
-    for name in ("target_tokens", "head_tokens", "draft_tokens", "own_prompts", "threads"):
+    for name in ("target_tokens", "head_tokens", "draft_tokens", "medusa_tokens", "own_prompts", "threads"):
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')} is {value}: give a positive number")
@@ -120,12 +121,21 @@ def run_draft(options: argparse.Namespace) -> None:
     train(recipe, documents, shares, tokenizer_of(options), options.out, options.resume, options.compile)
 
 
+def run_medusa(options: argparse.Namespace) -> None:
+    """Train the Medusa heads on the target's own answers and on the corpus."""
+    from live.reference.medusa_training import MedusaRecipe, train_medusa
+
+    recipe = MedusaRecipe(tokens=options.medusa_tokens or MedusaRecipe.tokens)
+    sources = [(recipe.own_share, own_documents(options)), (1 - recipe.own_share, corpus_documents(options))]
+    train_medusa(target_of(options), recipe, sources, options.out, options.resume)
+
+
 def run_evaluate(options: argparse.Namespace) -> None:
-    """Held-out losses of target and draft LM, and the head's acceptance at a glance, as JSON beside the models."""
+    """Held-out losses of target and draft LM, and the heads' acceptance at a glance, as JSON beside the models."""
     from live.reference import evaluate
 
     shared = ["--corpus", str(options.corpus), "--models", str(options.out)]
-    for flags, name in (([], "target"), (["--draft"], "draft"), (["--head"], "eagle3")):
+    for flags, name in (([], "target"), (["--draft"], "draft"), (["--head", "eagle3"], "eagle3"), (["--head", "medusa"], "medusa")):
         print(f"{name}:")
         evaluate.main([*shared, *flags, "--json", str(options.out / f"{name}.heldout.json")])
 
@@ -182,6 +192,7 @@ STAGE_COMMANDS = {
     "own": run_own,
     "eagle3": run_eagle3,
     "draft": run_draft,
+    "medusa": run_medusa,
     "evaluate": run_evaluate,
     "card": run_card,
 }

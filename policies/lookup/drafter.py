@@ -25,6 +25,8 @@ class LookupDrafter:
     the proposal as it is, entropies of the proposal renormalised.
     """
 
+    deepest = None
+
     def __init__(self, rule: Rule, past: Callable[[Cycle], Past]):
         """:param past: what the rows of a cycle have committed."""
         self.rule, self._past_of = rule, past

@@ -31,6 +31,7 @@ class LookupFirst:
 
     def __init__(self, lookup: LookupDrafter, network: Drafter):
         self.lookup, self.network = lookup, network
+        self.deepest = network.deepest  # whoever answers: the cycle is one before it is known who does
 
     def __copy__(self) -> LookupFirst:
         """A drafter remembers its cycle: a copy has two of its own."""

@@ -184,10 +184,9 @@ def test_the_head_at_full_width(shipped64):
     wide[..., :256] = features.unflatten(-1, (3, 256))
     outputs = []
     for head, seen in ((small, features), (large, wide.flatten(-2))):
-        hidden = head.fuse(seen)
-        query, key, value = head.project(hidden, TEXT, torch.arange(TEXT.shape[1])[None])
+        residual, query, key, value = head.project(head.fuse(seen), TEXT, torch.arange(TEXT.shape[1])[None])
         shared = head.num_heads // head.num_kv_heads
         spread = [part.transpose(1, 2) for part in (query, key.repeat_interleave(shared, 2), value.repeat_interleave(shared, 2))]
         attended = torch.nn.functional.scaled_dot_product_attention(*spread, is_causal=True).transpose(1, 2).flatten(2)
-        outputs.append(head.logits(head.finish(hidden, attended)))
+        outputs.append(head.logits(head.finish(residual, attended)))
     assert difference(*outputs) < 1e-5

@@ -12,13 +12,13 @@ def head_cells(head: Eagle3Head, hidden: Tensor, tokens: Tensor) -> Tensor:
     """Outputs [B, n, H] of cells 0 .. n-1 under full causal attention, from hidden [B, n, H] and tokens [B, n]."""
     count = tokens.shape[1]
     positions = torch.arange(count).expand_as(tokens)
-    query, key, value = head.project(hidden, tokens, positions)
+    residual, query, key, value = head.project(hidden, tokens, positions)
     shared = head.num_heads // head.num_kv_heads
     key, value = (part.repeat_interleave(shared, dim=2) for part in (key, value))
     scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / head.head_dim**0.5
     future = torch.ones(count, count, dtype=torch.bool).triu(1)
     weight = torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1)
-    return head.finish(hidden, torch.einsum("bhqk,bkhd->bqhd", weight, value).flatten(2))
+    return head.finish(residual, torch.einsum("bhqk,bkhd->bqhd", weight, value).flatten(2))
 
 
 @torch.no_grad()

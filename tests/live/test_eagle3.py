@@ -94,8 +94,8 @@ def test_no_float32_inside_float64(head):
     """The float64 result is the textbook formula's to float64 rounding."""
     wide = head.double()
     hidden, tokens = torch.randn(1, 3, 32, dtype=torch.float64), torch.tensor([[1, 2, 3]])
-    query, key, value = wide.project(hidden, tokens, torch.tensor([[0, 5, 9]]))
-    assert {query.dtype, key.dtype, value.dtype} == {torch.float64}
+    found = wide.project(hidden, tokens, torch.tensor([[0, 5, 9]]))
+    assert {part.dtype for part in found} == {torch.float64}
     scaled = wide.midlayer.hidden_norm(hidden)
     exact = hidden / (hidden.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     assert torch.allclose(scaled, exact, rtol=1e-14, atol=1e-15)
@@ -106,7 +106,7 @@ def test_rotary_positions_are_relative(head):
     hidden, tokens = torch.randn(1, 4, 32, dtype=torch.float64), torch.tensor([[1, 2, 3, 4]])
     scores = []
     for shift in (0, 37):
-        query, key, _ = wide.project(hidden, tokens, torch.arange(4)[None] + shift)
+        _, query, key, _ = wide.project(hidden, tokens, torch.arange(4)[None] + shift)
         scores.append(torch.einsum("bqhd,bkhd->bhqk", query, key.repeat_interleave(2, 2)))
     assert torch.allclose(*scores, rtol=1e-9, atol=1e-10)
 
@@ -121,10 +121,10 @@ def test_training_time_test_is_what_drafting_computes(head):
 
     def last_output(cells: list[tuple[torch.Tensor, int]]) -> torch.Tensor:
         hidden, positions = torch.stack([h for h, _ in cells])[None], torch.arange(len(cells))[None]
-        query, key, value = wide.project(hidden, torch.tensor([[t for _, t in cells]]), positions)
+        residual, query, key, value = wide.project(hidden, torch.tensor([[t for _, t in cells]]), positions)
         key, value = key.repeat_interleave(2, 2), value.repeat_interleave(2, 2)
         attended = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True)
-        return wide.finish(hidden, attended.transpose(1, 2).flatten(2))[0, -1]
+        return wide.finish(residual, attended.transpose(1, 2).flatten(2))[0, -1]
 
     for root in range(length - 1):
         cells = [(fused[i], int(tokens[0, i + 1])) for i in range(root + 1)]

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from live.eagle3 import Eagle3Head, captured_layers, scaled_frequencies
+from live.eagle3 import Eagle3Head, captured_layers
 from live.eagle3_config import Eagle3Config
 from live.eagle_network import EagleNetwork
 from policies.errors import UserError
@@ -133,8 +133,8 @@ def test_rotary_base_is_the_heads_own(tmp_path):
     wavelength = 2 * torch.pi / base  # Llama 3.1: long waves are stretched, in between a blend
     smooth = ((64 / wavelength - 1.0) / (4.0 - 1.0)).clamp(0, 1)
     want = (1 - smooth) * base / 8 + smooth * base
-    assert torch.allclose(scaled_frequencies(head.config)[0].double(), want, rtol=1e-5)
-    assert torch.allclose(drafted_logprob(head), expected(tensors, frequencies=scaled_frequencies(head.config)[0]), atol=1e-6)
+    assert torch.allclose(head.rotary.scaled()[0].double(), want, rtol=1e-5)
+    assert torch.allclose(drafted_logprob(head), expected(tensors, frequencies=head.rotary.scaled()[0]), atol=1e-6)
 
 
 @pytest.mark.parametrize(

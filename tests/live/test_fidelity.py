@@ -301,6 +301,8 @@ def test_largest_difference():
 class Fixed:
     """A drafter of one row that always proposes the same."""
 
+    deepest = None
+
     def root(self, cycle):
         return torch.tensor([3])
 

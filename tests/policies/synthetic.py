@@ -108,6 +108,8 @@ def _truths(language: Language, keys: tuple[int, ...], length: int, surprise: in
 class SyntheticDrafter:
     """The language as a drafter. ``wide`` gives more children than asked, as a recording may. Handles mean nothing."""
 
+    deepest = None
+
     def __init__(self, language: Language, texts: list[list[int]], keys: list[int] | None = None, wide: bool = False):
         self.language, self.wide = language, wide
         self.keys = torch.tensor(list(range(len(texts))) if keys is None else keys)

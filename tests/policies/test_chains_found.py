@@ -32,7 +32,7 @@ class LevelByLevel:
     """A drafter that is asked at every level."""
 
     def __init__(self, drafter):
-        self.drafter = drafter
+        self.drafter, self.deepest = drafter, drafter.deepest
 
     def root(self, cycle):
         return self.drafter.root(cycle)

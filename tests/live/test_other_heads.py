@@ -1,0 +1,407 @@
+"""EAGLE-1 and Medusa heads: against their formulas, in every layout, and in the one loop with everybody else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+from live.decode import SpeculativeDecoder
+from live.fidelity import check_policy
+from live.graphed_pair import graphed
+from live.heads import kind_of
+from live.medusa_network import MedusaNetwork
+from live.model import CachedModel, last_hidden
+from live.pair import Pair, load_pair, place_in
+from policies.contract import Sampling
+from policies.errors import UserError
+from policies.registry import load_policy
+from sim.replay import replay
+from tests.live.pretended_gpu import pretended_gpu
+from tests.live.test_networks import CONTEXTS, WIDTH, Grown, close, grow, rows, shared
+from tests.tiny_heads import HEADS, write_tiny_heads
+from tests.tiny_pair import TinyPair
+from traces.recording import Recording, open_recording
+
+PROMPTS = [[5, 17, 40, 3, 77], [90, 12, 12, 61, 8, 30, 2], [4, 4, 9]]
+NAMES = ("eagle1", "medusa")
+POLICIES = (
+    "eagle3(total_tokens=12, depth=3, top_k=4)",
+    "eagle3(total_tokens=30, depth=8, top_k=8)",
+    "chain(k=9)",
+    "static(tree=medusa)",
+    "dyspec(nodes=12, depth=8)",
+    "opt_tree(threshold=0.02)",
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_pair: TinyPair) -> dict[str, str]:
+    return dict(zip(NAMES, map(str, write_tiny_heads(tiny_pair)), strict=True))
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_pair: TinyPair, folders) -> Pair:
+    """The tiny target with three kinds of heads, which read different streams of it, in float64."""
+    return load_pair(tiny_pair.target, [tiny_pair.eagle3, *folders.values()], "float64")
+
+
+@pytest.fixture(scope="module")
+def recorded(tiny_pair: TinyPair, folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Greedy and sampled texts of it, recorded in one recording."""
+    from traces.record import main
+
+    out = tmp_path_factory.mktemp("heads") / "trace"
+    drafts = [word for folder in (tiny_pair.eagle3, *folders.values()) for word in ("--draft", folder)]
+    groups = ["--temperature", "0", "--temperature", "1", "--top-p", "0.95", "--seed", "4", "--limit", "2", "--top-m", "8"]
+    size = ["--batch", "2", "--max-new-tokens", "24", "--dtype", "float64"]
+    main(["--target", tiny_pair.target, *drafts, "--prompts", *tiny_pair.prompts, *size, *groups, "--out", str(out)])
+    return out
+
+
+@pytest.fixture(scope="module")
+def material(pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
+    """A random text int64 [1, 14], all captured features of it, and tokens for the trees of test_networks [4, 7]."""
+    draw = torch.Generator().manual_seed(0)
+    text = torch.randint(4, 150, (1, 14), generator=draw)
+    return text, pair.target().prefill(text, logits="none").captured, torch.randint(4, 150, (4, 7), generator=draw)
+
+
+@torch.no_grad()
+def last_states(pair: Pair, text: Tensor) -> Tensor:
+    """The target's last hidden states [T, H] as Hugging Face gives them."""
+    return pair.model(input_ids=text, output_hidden_states=True).hidden_states[-1][0]
+
+
+# ---- what they compute -----------------------------------------------------------------------------------------------
+
+
+class Witness:
+    """The EAGLE-1 head from Hugging Face's own Llama layer without its first norm; every cell in every pass, no cache."""
+
+    def __init__(self, folder: str, pair: Pair):
+        tensors = {name: tensor.double() for name, tensor in load_file(f"{folder}/model.safetensors").items()}
+        config = LlamaConfig(
+            hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6,
+            max_position_embeddings=2048, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        )  # fmt: skip
+        config._attn_implementation = "sdpa"
+        self.layer = LlamaDecoderLayer(config, 0).double().eval()
+        self.layer.input_layernorm = nn.Identity()
+        own = {name.removeprefix("layers.0."): tensor for name, tensor in tensors.items() if name.startswith("layers.0.")}
+        assert set(own) == set(self.layer.state_dict())
+        self.layer.load_state_dict(own)
+        self.rotary = LlamaRotaryEmbedding(config)
+        self.weight, self.bias = tensors["fc.weight"], tensors["fc.bias"]
+        self.embeddings, self.output = pair.model.get_input_embeddings().weight, pair.model.lm_head
+
+    def cells(self, features: Tensor, tokens: Tensor) -> Tensor:
+        stream = torch.cat([self.embeddings[tokens], features], -1) @ self.weight.T + self.bias
+        turn = self.rotary(stream[None], torch.arange(len(tokens))[None])
+        found = self.layer(stream[None], position_embeddings=tuple(part.double() for part in turn))
+        return (found[0] if isinstance(found, tuple) else found).reshape(len(tokens), -1)
+
+    @torch.no_grad()
+    def logprob(self, features: Tensor, text: Tensor, path: list[int]) -> Tensor:
+        """log q [V] behind a path; ``text`` int64 [c + 1] ends with the root, ``features`` [c, H] stand before its tokens."""
+        tokens = text[1:]
+        for token in path:
+            features = torch.cat([features, self.cells(features, tokens)[-1:]])
+            tokens = torch.cat([tokens, torch.tensor([token])])
+        return torch.log_softmax(self.output(self.cells(features, tokens)[-1]), -1)
+
+
+def medusa_logprob(folder: str, pair: Pair, features: Tensor, path: list[int]) -> Tensor:
+    """log q [V] behind any path of that length, by the formula."""
+    tensors = {name: tensor.double() for name, tensor in load_file(f"{folder}/model.safetensors").items()}
+    stem, hidden = f"blocks.{len(path)}.layers.0", features[-1]
+    inner = tensors[f"{stem}.weight"] @ hidden + tensors[f"{stem}.bias"]
+    with torch.no_grad():
+        return torch.log_softmax(pair.model.lm_head(hidden + inner * torch.sigmoid(inner)), -1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shared_text_rows_and_formula_agree(pair, folders, material, name):
+    text, features, tokens = material
+    network, states = pair.networks[name], last_states(pair, text)
+    with torch.inference_mode():
+        together = grow(network, shared(network, text, features), CONTEXTS, tokens)
+        alone = grow(network, rows(network, text, features, CONTEXTS), CONTEXTS, tokens)
+    assert close(together, alone)
+    witness = Witness(folders[name], pair) if name == "eagle1" else None
+    for tree, context in enumerate(CONTEXTS.tolist()):
+        for node, path in enumerate(together.paths[tree]):
+            if witness is not None:
+                dense = witness.logprob(states[:context], text[0, : context + 1], path)
+            else:
+                dense = medusa_logprob(folders[name], pair, states[:context], path)
+            best = dense.float().sort(descending=True, stable=True)
+            assert together.index[tree, node].tolist() == best.indices[:WIDTH].tolist()
+            assert torch.allclose(together.logprob[tree, node], best.values[:WIDTH], atol=2e-5)
+            assert torch.allclose(together.entropy[tree, node], -(dense.exp() * dense).sum().float(), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_disturbs_nobody_and_rows_leave(pair, material, name):
+    text, features, tokens = material
+    network, stay = pair.networks[name], torch.tensor([3, 1])
+    with torch.inference_mode():
+        whole = grow(network, rows(network, text, features, CONTEXTS), CONTEXTS, tokens)
+        holed = grow(network, rows(network, text, features, CONTEXTS), CONTEXTS, tokens, padded=(1, 2))
+        source = rows(network, text, features, CONTEXTS)
+        network.gather_rows(stay)
+        left = grow(network, source[stay], CONTEXTS[stay], tokens[stay])
+    keep = [node for node in range(8) if node != 3]
+    assert close(Grown(*(part[:, keep] for part in holed[:3]), holed.paths), Grown(*(part[:, keep] for part in whole[:3]), []))
+    assert close(left, whole, stay)
+
+
+def test_the_last_hidden_state_is_captured_for_every_family():
+    from tests.live.tiny import FAMILIES, build
+
+    text = torch.randint(4, 90, (1, 9), generator=torch.Generator().manual_seed(1))
+    for family in FAMILIES:
+        model = build(family, torch.float64)
+        captured = CachedModel(model, layers_to_capture=(last_hidden(model), 1)).prefill(text).captured
+        with torch.no_grad():
+            wanted = model(input_ids=text, output_hidden_states=True).hidden_states
+        assert torch.allclose(captured, torch.cat([wanted[-1], wanted[1]], -1), atol=1e-10), family
+
+
+def test_heads_share_one_pass_of_the_target(pair):
+    """Each finds its own streams among all that are captured; two heads that read the same ones share them."""
+    assert pair.captured == (2, 3, 3, 7)
+    assert [pair.networks[name].features for name in ("eagle3", *NAMES)] == [slice(0, 96), slice(96, 128), slice(96, 128)]
+    assert place_in((2, 3, 5), (3, 5), 4) == ((2, 3, 5), slice(4, 12))
+    assert place_in((2, 3, 5), (5, 7), 4) == ((2, 3, 5, 5, 7), slice(12, 20))
+
+
+# ---- in the loop -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_float64_is_the_proof(recorded, pair, name, temperature):
+    recording = open_recording(recorded)
+    for spec in POLICIES:
+        report = check_policy(recording, pair, load_policy(spec), name, 24, temperature)
+        assert report.identical == report.cycles >= 24 and not report.notes, spec
+        assert report.largest < 1e-5
+
+
+@pytest.mark.parametrize("first", ["prompt_lookup(ngram=2, least=1)", "suffix"])
+def test_a_rule_before_heads(recorded, pair, first):
+    for spec in POLICIES[1:3]:
+        report = check_policy(open_recording(recorded), pair, load_policy(spec), f"{first}+medusa", 24)
+        assert report.identical == report.cycles >= 24 and not report.notes
+
+
+def test_no_tree_is_deeper_than_there_are_heads(recorded, pair):
+    recording = open_recording(recorded)
+    assert (recording.deepest("medusa"), recording.deepest("eagle1")) == (HEADS, None)
+    log = replay(recording, load_policy("chain(k=9)"), "medusa")
+    assert log.coverage == 1 and int(log.levels.max()) == HEADS and int(log.kept.max()) == HEADS
+    assert int(log.accepted.max()) > 1, "the heads have learned nothing, and the test says little"
+    before = replay(recording, load_policy("chain(k=9)"), "prompt_lookup(ngram=2, least=1)+medusa")
+    assert int(before.kept.max()) == HEADS and int(before.looked_up.sum()) > 0
+    decoder = SpeculativeDecoder(pair.target(), pair.draft("medusa"), load_policy("chain(k=9)"))
+    kept = []
+    done = decoder.generate(PROMPTS[:1], 24, on_step=lambda step: kept.append(int(step.done.draft.kept.sum()) - 1))
+    assert max(kept) == HEADS and done.draft_error is None
+    network = MedusaNetwork(pair.networks["medusa"].heads)
+    network.open(torch.zeros(1, 32, dtype=torch.float64), torch.tensor([4]), 2)
+    with torch.inference_mode(), pytest.raises(ValueError, match="4 Medusa heads"):
+        for slot in range(HEADS):
+            network.grow(torch.tensor([[slot]]), torch.tensor([[5]]), 2)
+
+
+def test_batches_and_graphs_decode_the_same(pair):
+    """Texts that end one after the other, in fixed shapes as well; and a head of either kind beside none."""
+    for name in NAMES:
+        said = []
+        for one in (pair, graphed(pair, 128)):
+            decoder = SpeculativeDecoder(one.target(), one.draft(name), load_policy(POLICIES[1]), one.end_tokens)
+            done = decoder.generate(PROMPTS, [9, 24, 16], sampling=Sampling(temperature=0.7, seed=2))
+            assert done.draft_error is None
+            said.append((done.tokens, done.cycles))
+        assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_on_a_pretended_gpu(tiny_pair, folders, pair, name):
+    decoded = []
+    with pretended_gpu():
+        there = load_pair(tiny_pair.target, [folders[name]], "float64", "cuda")
+        for one in (pair, there, graphed(there, 128)):
+            decoder = SpeculativeDecoder(one.target(), one.draft(name), load_policy(POLICIES[0]), one.end_tokens)
+            done = decoder.generate(PROMPTS, [6, 9, 4])
+            assert done.draft_error is None
+            decoded.append((done.tokens, done.cycles))
+    assert decoded[0] == decoded[1] == decoded[2]
+
+
+def test_what_is_missing_is_drafted_later(tiny_pair, folders, tmp_path, capsys):
+    from traces.record import main
+
+    out = tmp_path / "trace"
+    drafts = ["--draft", folders["medusa"], "--draft", folders["eagle1"], "--cover", "chain(k=2)"]
+    size = ["--limit", "1", "--max-new-tokens", "12", "--dtype", "float64", "--top-m", "4"]
+    main(["--target", tiny_pair.target, *drafts, "--prompts", *tiny_pair.prompts, *size, "--out", str(out)])
+    wide = load_policy(POLICIES[1])
+    assert all(replay(open_recording(out), wide, name).coverage < 1 for name in NAMES)
+    main(["--fill", str(out), "--policy", POLICIES[1]])
+    assert all(replay(open_recording(out), wide, name).coverage == 1 for name in NAMES)
+    whole = load_pair(tiny_pair.target, list(folders.values()), "float64")
+    assert all(_identical(open_recording(out), whole, name) for name in NAMES)
+
+
+def _identical(recording: Recording, pair: Pair, name: str) -> bool:
+    report = check_policy(recording, pair, load_policy(POLICIES[1]), name, 8)
+    return report.identical == report.cycles
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def written(folder: Path, config: dict, tensors: dict[str, Tensor], file: str = "model.safetensors") -> str:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    if file.endswith("safetensors"):
+        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, folder / file)
+    else:
+        torch.save(tensors, folder / file)
+    return str(folder)
+
+
+def first_answers(tiny_pair: TinyPair, folder: str, target: str | None = None) -> Tensor:
+    """Log-probabilities of a few children behind a text."""
+    pair = load_pair(target or tiny_pair.target, [folder], "float32")
+    (network,) = pair.networks.values()
+    network.reset(1)
+    text = torch.arange(20, 29)[None]
+    features = pair.target().prefill(text, logits="none").captured
+    with torch.inference_mode():
+        source = network.advance(text[:, 1:], features[:, :-1], torch.tensor([8]))
+        first = network.open(source, torch.tensor([8]), 6)
+        second = network.grow(torch.zeros(1, 6, dtype=torch.int64), first.index, 6)
+    return torch.cat([first.index, first.logprob, second.index[0], second.logprob[0]])
+
+
+def test_kinds(tiny_pair, folders, tmp_path):
+    kinds = {tiny_pair.target: "lm", tiny_pair.draft: "lm", tiny_pair.eagle3: "eagle3"} | dict(
+        zip(folders.values(), ("eagle", "medusa"), strict=True)
+    )
+    assert {folder: kind_of(folder) for folder in kinds} == kinds
+    from transformers import LlamaForCausalLM
+
+    one_layer = tmp_path / "one"
+    config = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    LlamaForCausalLM(config).save_pretrained(one_layer)
+    assert kind_of(str(one_layer)) == "lm"
+
+
+def test_what_was_resolved_is_said_and_recorded(pair, tiny_pair, folders, capsys):
+    load_pair(tiny_pair.target, list(folders.values()), "float32")
+    told = capsys.readouterr().err
+    assert "eagle1: EAGLE-1 head; reads the last hidden state; rotary base 10000" in told
+    assert "medusa: 4 Medusa heads; read the last hidden state, the target's own output layer" in told
+    about = {entry["name"]: entry for entry in pair.description["drafters"]}
+    assert [(about[name]["kind"], about[name]["captured_layers"]) for name in NAMES] == [("eagle", [7]), ("medusa", [7])]
+    assert about["medusa"]["levels"] == HEADS and "levels" not in about["eagle1"]
+
+
+def test_layouts_of_medusa(tiny_pair, folders, tmp_path):
+    """The authors' file with its prefix and without, whose configuration miscounts; vLLM's; a shortened vocabulary."""
+    own = load_file(f"{folders['medusa']}/model.safetensors")
+    matrix = load_file(f"{tiny_pair.target}/model.safetensors")["lm_head.weight"]
+    ours = first_answers(tiny_pair, folders["medusa"])
+    for prefix in ("", "medusa_head."):
+        official = {f"{prefix}{head}.1.weight": matrix for head in range(HEADS)}
+        for head in range(HEADS):
+            for kind in ("weight", "bias"):
+                official[f"{prefix}{head}.0.linear.{kind}"] = own[f"blocks.{head}.layers.0.{kind}"]
+        told = {"medusa_num_heads": 2, "medusa_num_layers": 1}
+        folder = written(tmp_path / f"official{len(prefix)}", told, official, "medusa_lm_head.pt")
+        assert kind_of(folder) == "medusa" and torch.equal(first_answers(tiny_pair, folder), ours)
+    vllm = own | {f"lm_heads.{head}.weight": matrix for head in range(HEADS)}
+    assert torch.equal(first_answers(tiny_pair, written(tmp_path / "vllm", {"model_type": "medusa"}, vllm)), ours)
+    shared_one = own | {"lm_head.weight": matrix}
+    told = {"model_type": "medusa", "original_lm_head": True}
+    assert torch.equal(first_answers(tiny_pair, written(tmp_path / "one", told, shared_one)), ours)
+    kept = torch.arange(len(matrix) - 1, 9, -1)
+    short = {name: tensor[kept] if name.startswith("lm_heads") else tensor for name, tensor in vllm.items()}
+    whole = first_answers(tiny_pair, written(tmp_path / "short", told, vllm | {"token_map": kept}))
+    assert torch.equal(first_answers(tiny_pair, written(tmp_path / "shorter", told, short | {"token_map": kept})), whole)
+    assert int(whole[0].min()) >= 10 and whole[1].exp().sum() <= 1.0001
+
+
+def test_layouts_of_eagle1(tiny_pair, folders, tmp_path):
+    """With the target's embeddings beside, fused and pickled; an output layer of its own counts."""
+    own = load_file(f"{folders['eagle1']}/model.safetensors")
+    told = json.loads(Path(folders["eagle1"], "config.json").read_text())
+    target = load_file(f"{tiny_pair.target}/model.safetensors")
+    ours = first_answers(tiny_pair, folders["eagle1"])
+    stem = "layers.0.self_attn."
+    fused = {name: tensor for name, tensor in own.items() if not name.startswith((f"{stem}q", f"{stem}k", f"{stem}v"))}
+    fused[f"{stem}qkv_proj.weight"] = torch.cat([own[f"{stem}{part}_proj.weight"] for part in "qkv"])
+    fused["embed_tokens.weight"] = target["model.embed_tokens.weight"]
+    folder = written(tmp_path / "fused", told, fused, "pytorch_model.bin")
+    assert kind_of(folder) == "eagle" and torch.equal(first_answers(tiny_pair, folder), ours)
+    sglang = told | {"architectures": ["LlamaForCausalLMEagle"]}
+    prefixed = {f"model.{name}": tensor for name, tensor in own.items()}
+    assert torch.equal(first_answers(tiny_pair, written(tmp_path / "sglang", sglang, prefixed)), ours)
+    other = written(tmp_path / "output", told, own | {"lm_head.weight": 2 * target["lm_head.weight"]})
+    assert not torch.equal(first_answers(tiny_pair, other), ours)
+    biased = own | {f"{stem}{part}_proj.bias": torch.zeros(len(own[f"{stem}{part}_proj.weight"])) for part in "qkv"}
+    assert torch.equal(first_answers(tiny_pair, written(tmp_path / "biased", told, biased)), ours)
+
+
+def test_files_that_do_not_fit_are_one_sentence(tiny_pair, folders, tmp_path):
+    eagle = load_file(f"{folders['eagle1']}/model.safetensors")
+    told = json.loads(Path(folders["eagle1"], "config.json").read_text())
+    medusa = load_file(f"{folders['medusa']}/model.safetensors")
+    kind = {"model_type": "medusa"}
+    less = {name: tensor for name, tensor in eagle.items() if "down_proj" not in name}
+    cases = {
+        "missing layers.0.mlp.down_proj.weight": (told, less),
+        "embeds 99 tokens": (told | {"vocab_size": 99}, eagle),
+        "2 layers": (told | {"num_hidden_layers": 2, "architectures": ["LlamaForCausalLMEagle"]}, eagle),
+        "speculators' layout": ({"speculators_model_type": "eagle", "transformer_layer_config": told}, eagle),
+        "activation is 'gelu'": (told | {"hidden_act": "gelu"}, eagle),
+        "hold no residual blocks": (kind, {"token_map": torch.arange(3)}),
+        "missing blocks.1.layers.0.bias": (kind, {name: t for name, t in medusa.items() if name != "blocks.1.layers.0.bias"}),
+        "hidden states of 16 numbers": (kind, {name: t[:16, :16] if t.dim() == 2 else t[:16] for name, t in medusa.items()}),
+        "no token_map says which": (kind, medusa | {f"lm_heads.{head}.weight": torch.zeros(20, 32) for head in range(HEADS)}),
+        "4 heads and 3 matrices": (kind, medusa | {f"lm_heads.{head}.weight": torch.zeros(160, 32) for head in range(3)}),
+        "points outside": (kind, medusa | {"lm_heads.0.weight": torch.zeros(3, 32), "token_map": torch.tensor([1, 2, 999])}),
+        "scales its logits": (kind | {"logit_scale": 2.0}, medusa),
+    }
+    for number, (said, (config, tensors)) in enumerate(cases.items()):
+        folder = written(tmp_path / str(number), config, tensors)
+        with pytest.raises(UserError, match=said):
+            load_pair(tiny_pair.target, [folder])
+    for name in NAMES:
+        with pytest.raises(UserError, match="has no layers: leave it out"):
+            load_pair(tiny_pair.target, [f"{folders[name]}(layers=[1])"])
+
+
+def test_a_target_that_changes_its_logits_is_refused(folders, tmp_path):
+    """Its output layer does not give what it says; heads with matrices of their own do not care."""
+    from live.heads import load_head
+    from live.hub import parse_source
+    from tests.live.tiny import build
+
+    target = CachedModel(build("gemma2", torch.float32, vocab_size=160))
+    for name, kind in zip(NAMES, ("eagle", "medusa"), strict=True):
+        with pytest.raises(UserError, match="output layer"):
+            load_head(kind, folders[name], parse_source(folders[name]), target)
+    own = load_file(f"{folders['medusa']}/model.safetensors")
+    own |= {f"lm_heads.{head}.weight": torch.zeros(160, 32) for head in range(HEADS)}
+    folder = written(tmp_path / "own", {"model_type": "medusa"}, own)
+    assert isinstance(load_head("medusa", folder, parse_source(folder), target).network, MedusaNetwork)
