@@ -31,7 +31,7 @@ from live.loading import load_model, load_tokenizer
 from live.looking_up_first import Drafts, RuleFirst
 from live.model import CachedModel
 from live.network import DraftNetwork
-from live.pair import REFERENCE_DRAFTS, asked_of
+from live.pair import SHIPPED_DRAFTS, asked_of
 from policies.contract import Policy
 from policies.errors import UserError
 from policies.lookup.rule import load_rule
@@ -168,7 +168,7 @@ def _attach_network(
 ) -> tuple[CachedModel, DraftNetwork, int]:
     """:func:`attach` for a network."""
     source = parse_source(draft)
-    shipped = source.name in REFERENCE_DRAFTS
+    shipped = source.name in SHIPPED_DRAFTS
     folder = resolve("reference", source.name.split("/")[1]) if shipped else resolve(source.name)
     if (kind := kind_of(folder, source.revision)) != "lm":
         network, layers = load_head(kind, folder, source, CachedModel(model))

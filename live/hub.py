@@ -56,7 +56,7 @@ def parse_source(text: str, **defaults: Any) -> Source:
 
 
 def resolve(name: str | Path, part: str = "target") -> str:
-    """Folder or hub id for ``name``; "reference" is the shipped pair's ``part`` (target, draft or eagle3).
+    """Folder or hub id for ``name``; "reference" is the shipped pair's ``part`` (target, draft, eagle3 or medusa).
 
     :raises UserError: when the shipped part or a folder given as a path is not there.
     """

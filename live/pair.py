@@ -25,6 +25,8 @@ from policies.lookup.name import DrafterName, read_name
 from policies.lookup.rule import load_rule
 
 REFERENCE_DRAFTS = ("reference/eagle3", "reference/draft")
+SHIPPED_DRAFTS = (*REFERENCE_DRAFTS, "reference/medusa")
+"""All that are shipped; the first two are loaded where none is named."""
 
 
 @dataclass
@@ -134,7 +136,7 @@ def load_pair(
     about: list[dict[str, Any]] = []
     limit = cached.context_limit
     for draft in map(parse_source, drafts):
-        folder = resolve("reference", draft.name.split("/")[1]) if draft.name in REFERENCE_DRAFTS else resolve(draft.name)
+        folder = resolve("reference", draft.name.split("/")[1]) if draft.name in SHIPPED_DRAFTS else resolve(draft.name)
         name = Path(draft.name).name
         if name in networks:
             raise UserError(f"two drafters are named '{name}': give their folders different names")

@@ -12,7 +12,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,17 +152,22 @@ def exported(
     :param drafter, target: entries of the recording's manifest.   :param rates: share of cycles that accept at least d nodes,
         d = 1, 2, ...   :param tiers: by the largest number of requests at once.
     """
-    eagle, models = drafter.get("kind") == "eagle3", (str(target.get("id", "TARGET")), str(drafter.get("id", "DRAFT")))
+    kind, models = drafter.get("kind", "lm"), (str(target.get("id", "TARGET")), str(drafter.get("id", "DRAFT")))
+    if shape.chain and "levels" in drafter:  # Medusa: no chain is longer than there are heads
+        shape = replace(shape, chain=min(shape.chain, drafter["levels"]))
     return [
-        _sglang(shape, eagle, models, tiers),
-        _vllm(shape, eagle, models, rates, tiers),
-        _tensorrt(shape, eagle, models, tiers),
-        _transformers(shape, eagle, models, tiers),
+        _sglang(shape, kind, models, tiers),
+        _vllm(shape, kind, models, rates, tiers),
+        _tensorrt(shape, kind, models, tiers),
+        _transformers(shape, kind, models, tiers),
     ]
 
 
-def _sglang(shape: Shape, eagle: bool, models: tuple[str, str], tiers: dict[int, Shape]) -> Export:
+def _sglang(shape: Shape, kind: str, models: tuple[str, str], tiers: dict[int, Shape]) -> Export:
     export = Export("sglang")
+    if kind == "medusa":
+        export.cannot.append("SGLang has no Medusa heads")
+        return export
     if shape.other:
         export.cannot.append(f"{shape.policy}: SGLang's options hold chains and EAGLE's dynamic tree, one for all cycles")
         return export
@@ -171,7 +176,7 @@ def _sglang(shape: Shape, eagle: bool, models: tuple[str, str], tiers: dict[int,
         export.command = f"python -m sglang.launch_server --model-path {models[0]}"
         return export
     export.options = {
-        "speculative-algorithm": "EAGLE3" if eagle else "STANDALONE",
+        "speculative-algorithm": {"eagle3": "EAGLE3", "eagle": "EAGLE"}.get(kind, "STANDALONE"),
         "speculative-draft-model-path": models[1],
         "speculative-num-steps": steps,
         "speculative-eagle-topk": top_k,
@@ -194,7 +199,7 @@ def _sglang(shape: Shape, eagle: bool, models: tuple[str, str], tiers: dict[int,
     return export
 
 
-def _vllm(shape: Shape, eagle: bool, models: tuple[str, str], rates: list[float], tiers: dict[int, Shape]) -> Export:
+def _vllm(shape: Shape, kind: str, models: tuple[str, str], rates: list[float], tiers: dict[int, Shape]) -> Export:
     export = Export("vllm")
     length = shape.chain if shape.chain is not None else len(rates) if shape.other else shape.tree[0]
     if shape.chain is None:
@@ -203,7 +208,8 @@ def _vllm(shape: Shape, eagle: bool, models: tuple[str, str], rates: list[float]
     if not length:
         export.command = f"vllm serve {models[0]}"
         return export
-    export.options = {"method": "eagle3" if eagle else "draft_model", "model": models[1], "num_speculative_tokens": length}
+    method = kind if kind in ("eagle3", "eagle", "medusa") else "draft_model"
+    export.options = {"method": method, "model": models[1], "num_speculative_tokens": length}
     if tiers:
         table, first = [], 1
         for upto, one in tiers.items():
@@ -225,7 +231,7 @@ def _vllm(shape: Shape, eagle: bool, models: tuple[str, str], rates: list[float]
     return export
 
 
-def _tensorrt(shape: Shape, eagle: bool, models: tuple[str, str], tiers: dict[int, Shape]) -> Export:
+def _tensorrt(shape: Shape, kind: str, models: tuple[str, str], tiers: dict[int, Shape]) -> Export:
     export = Export("tensorrt-llm")
     if shape.other:
         export.cannot.append(f"{shape.policy}: TensorRT-LLM's options hold chains and EAGLE's dynamic tree, one per batch size")
@@ -233,6 +239,10 @@ def _tensorrt(shape: Shape, eagle: bool, models: tuple[str, str], tiers: dict[in
     if shape.chain == 0:
         export.command = "leave speculative_config out"
         return export
+    if kind in ("eagle", "medusa"):
+        export.cannot.append(f"its PyTorch backend has no {'EAGLE-1' if kind == 'eagle' else 'Medusa'} heads")
+        return export
+    eagle = kind == "eagle3"
     name = "Eagle3DecodingConfig" if eagle else "DraftTargetDecodingConfig"
     export.options = {"max_draft_len": shape.chain or shape.tree[0], "speculative_model": models[1]}
     if shape.tree and eagle:
@@ -253,10 +263,11 @@ def _tensorrt(shape: Shape, eagle: bool, models: tuple[str, str], tiers: dict[in
     return export
 
 
-def _transformers(shape: Shape, eagle: bool, models: tuple[str, str], tiers: dict[int, Shape]) -> Export:
+def _transformers(shape: Shape, kind: str, models: tuple[str, str], tiers: dict[int, Shape]) -> Export:
     export = Export("transformers")
-    if eagle:
-        export.cannot.append("generate knows no EAGLE heads: only a draft language model can be its assistant")
+    if kind != "lm":
+        heads = "Medusa" if kind == "medusa" else "EAGLE"
+        export.cannot.append(f"generate knows no {heads} heads: only a draft language model can be its assistant")
         return export
     if shape.chain is None:
         export.cannot.append(f"{shape.policy} is no chain of one length; generate drafts chains only")

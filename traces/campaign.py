@@ -205,8 +205,10 @@ class Campaign:
         return groups
 
     def _loops(self, target: CachedModel, text: Tensor, batch: int) -> list[Callable[[], Measured]]:
-        """Short decodings with the first drafter, and with rules: the loop's overhead, by policy and draft levels."""
-        network, limit = next(iter(self.pair.networks.values())), self.pair.context_limit
+        """Short decodings with the first drafter that drafts as deep as asked, and with rules: the loop's overhead, by policy and
+        draft levels."""
+        networks, limit = list(self.pair.networks.values()), self.pair.context_limit
+        network = next((one for one in networks if one.deepest is None), networks[0])
         context = self.shapes.contexts[len(self.shapes.contexts) // 2]
 
         def job(policy: str, specs: tuple[str, ...]) -> Measured:

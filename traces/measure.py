@@ -194,8 +194,11 @@ class DraftStage:
     def level(self, width: int) -> list[float]:
         """ms of some successive draft forwards over ``width`` nodes each, with ``width`` children (a chain for 1)."""
         spent = []
+        below = LEVELS_TIMED if self.drafter.deepest is None else min(LEVELS_TIMED, self.drafter.deepest - 1)
+        if not below:
+            return [0.0]  # the root's children come with the catch-up, and there are no others
         tree = self._start(width)
-        for _ in range(LEVELS_TIMED):
+        for _ in range(below):
             nodes = tree.frontier(width)
             children, ms = self.watch.time(self.drafter.expand, tree, nodes, width)
             tree.append(nodes, children)

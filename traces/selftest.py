@@ -21,6 +21,8 @@ ENOUGH = 32
 _CURES = {
     "eagle3": "check the layers printed at loading (one off is common; --draft 'HEAD(layers=[...])' overrides), "
     "norm_before_residual, and that it was trained for this very target",
+    "eagle": "check that it was trained for this very target (EAGLE-1 heads end in the target's own output layer)",
+    "medusa": "check that they were trained for this very target, and that they are counted from the nearest",
     "lm": "check that it was trained with this tokenizer and loads without warnings",
 }
 

@@ -405,3 +405,39 @@ def test_a_target_that_changes_its_logits_is_refused(folders, tmp_path):
     own |= {f"lm_heads.{head}.weight": torch.zeros(160, 32) for head in range(HEADS)}
     folder = written(tmp_path / "own", {"model_type": "medusa"}, own)
     assert isinstance(load_head("medusa", folder, parse_source(folder), target).network, MedusaNetwork)
+
+
+# ---- in the commands -------------------------------------------------------------------------------------------------
+
+
+def test_a_profile_and_what_is_priced_by_it(tiny_pair, folders, recorded, tmp_path, capsys):
+    """No level below the heads is timed; the loops are those of a drafter that drafts as deep as asked, if there is one."""
+    from sim.contest import main as replayed
+    from traces.profile import main
+
+    out = tmp_path / "profile.json"
+    drafts = [word for folder in (folders["medusa"], tiny_pair.eagle3) for word in ("--draft", folder)]
+    sizes = ["--tokens", "1", "8", "16", "--contexts", "16", "60", "--widths", "1", "4", "--repeats", "1", "--policy", "eagle3"]
+    main(["--target", tiny_pair.target, *drafts, "--dtype", "float64", *sizes, "--batches", "1", "--out", str(out)])
+    content = json.loads(out.read_text())
+    assert set(content["draft"]) == {"medusa", "eagle3"} and max(content["overhead"]["eagle3"]["levels"]) > HEADS
+    capsys.readouterr()
+    replayed([str(recorded), "--drafter", "medusa", "--profile", str(out), "--policy", POLICIES[0], "--temperature", "0"])
+    assert "ms/token" in capsys.readouterr().out
+    with pytest.raises(UserError, match="nothing while that is verified"):
+        replayed([str(recorded), "--drafter", "medusa", "--profile", str(out), "--policy", POLICIES[0], "--execution", "pipelined"])
+
+
+def test_inside_generate(tiny_pair, folders):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import live
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_pair.target, dtype=torch.float64).eval()
+    inputs = AutoTokenizer.from_pretrained(tiny_pair.target)("what is 2 plus 3", return_tensors="pt")
+    plain = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+    for name in NAMES:
+        ours = model.generate(
+            **inputs, max_new_tokens=24, do_sample=False, custom_generate=live.speculate(draft=folders[name], policy=POLICIES[0])
+        )
+        assert torch.equal(ours, plain)

@@ -41,6 +41,16 @@ def test_a_chain_of_a_draft_model():
     assert json.loads(found["vllm"].command.split("--speculative-config ")[1].strip("'"))["num_speculative_tokens"] == 3
 
 
+def test_heads_of_other_kinds():
+    medusa = exports("chain(k=9)", {"kind": "medusa", "id": "org/heads", "levels": 4}, (0.6, 0.3))
+    served = json.loads(medusa["vllm"].command.split("--speculative-config ")[1].strip("'"))
+    assert (served["method"], served["num_speculative_tokens"]) == ("medusa", 4)  # no more than there are heads
+    assert all(not medusa[one].options and "Medusa" in medusa[one].cannot[0] for one in ("sglang", "tensorrt-llm", "transformers"))
+    eagle = exports("eagle3(total_tokens=24, depth=3, top_k=8)", {"kind": "eagle", "id": "org/head"})
+    assert eagle["sglang"].options["speculative-algorithm"] == "EAGLE" and eagle["vllm"].options["method"] == "eagle"
+    assert all(not eagle[one].options and "EAGLE" in eagle[one].cannot[0] for one in ("tensorrt-llm", "transformers"))
+
+
 def test_tiers_by_batch():
     found = exports("chain(k=5)", LM, _4="chain(k=5)", _16="chain(k=2)", _64="autoregressive")
     assert found["vllm"].options["num_speculative_tokens_per_batch_size"] == [[1, 4, 5], [5, 16, 2], [17, 64, 0]]
