@@ -56,9 +56,9 @@ def speculate(
     callables. What it does not take, it refuses by name. Beyond ``generate``: each row of a batch ends where a criterion says so,
     whether or not there is an end token.
 
-    :param draft: folder or hub id of an EAGLE-3 head or a draft LM, with its options as in live/hub.py ("reference/eagle3" and
-        "reference/draft" are the shipped ones), a training-free drafter, ``suffix(depth=8)``, or one that is asked first,
-        ``suffix+reference/eagle3``.
+    :param draft: folder or hub id of a draft head or a draft LM, with its options as in live/hub.py ("reference/eagle3",
+        "reference/draft" and "reference/medusa" are the shipped ones), a training-free drafter, ``suffix(depth=8)``, or one that is
+        asked first, ``suffix+reference/eagle3``.
     :param policy: name, name with parameters, JSON file, FILE.py:CLASS, or the object.
     :param seed: of sampled texts; drawn from torch's generator by default, so that ``torch.manual_seed`` rules.
     :param tokenizer: the target's, for stop strings and to compare with a draft LM's or a corpus's (default: the one beside the

@@ -117,7 +117,7 @@ def load_pair(
         drafts = []
     elif not drafts:
         if source.name != "reference":
-            raise UserError("name at least one drafter with --draft (a folder or hub id of an EAGLE-3 head or a draft model)")
+            raise UserError("name at least one drafter with --draft (a folder or hub id of a draft head or a draft model)")
         drafts = list(REFERENCE_DRAFTS)
     for draft in drafts:
         if (asked := asked_of(draft)).rule is not None:

@@ -174,6 +174,7 @@ def _sizes(summary: dict[str, Any]) -> list[str]:
 
 def _describe(model: dict[str, Any]) -> str:
     parts = [str(model[key]) for key in ("kind", "id") if model.get(key)]
+    parts += [f"{model['levels']} levels"] if model.get("levels") else []
     parts += [f"weights {model['weights_sha256'][:12]}"] if model.get("weights_sha256") else []
     return ", ".join(parts) or "not described"
 

@@ -1,4 +1,4 @@
-"""Train the reference pair: tokenizer, target, EAGLE-3 head and draft LM, one command, resumable.
+"""Train the reference pair: tokenizer, target, EAGLE-3 head, draft LM and Medusa heads, one command, resumable.
 
 Stages, each needing the ones before: tokenizer; target; own (the target answers training prompts); eagle3; draft;
 medusa; evaluate (held-out losses); card (README.md of each model). `all` runs them in this order.
