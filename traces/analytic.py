@@ -10,7 +10,7 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from policies.errors import UserError, run_command
 
@@ -37,7 +37,8 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--model", metavar="NAME|FILE", help="llama-3.1-8b, vicuna-13b, llama-3.3-70b, or a config.json")
     parse.add_argument(
         "--draft", metavar="NAME[=FILE]", action="append", default=[],
-        help="drafter's name as in the recording; with a config.json a language model, else an EAGLE-3 head (default: eagle3)",
+        help="drafter's name as in the recording: alone an EAGLE-3 head, NAME=eagle an EAGLE-1 head, NAME=medusa Medusa heads, "
+        "NAME=config.json a language model (default: eagle3)",
     )  # fmt: skip
     parse.add_argument("--devices", type=int, metavar="N", help="devices that share the target (default: as few as hold it)")
     parse.add_argument("--out", type=Path, metavar="FILE", help="where the profile goes (JSON)")
@@ -77,12 +78,12 @@ def analytic_profile(
 
     :param hardware: a shipped name, or a JSON file with bandwidth_gb_s, bf16_tflop_s, memory_gb and perhaps all_reduce_us.
     :param model: a shipped name, or a Hugging Face config.json.
-    :param drafts: drafters by name; each an EAGLE-3 head (""), or a language model's config.json.
+    :param drafts: drafters by name; each an EAGLE-3 head (""), "eagle", "medusa", or a language model's config.json.
     :param devices: that divide the target among them; the draft stays on one.
     :raises UserError: when one of the files cannot be used.
     """
     from traces.costs import FORMAT, VERSION, Profile
-    from traces.roofline import Machine, eagle3_shape, target_shape
+    from traces.roofline import Machine, target_shape
 
     gpu, about = _hardware(hardware), _model(model)
     config, target = about["config"], target_shape(about["config"])
@@ -91,13 +92,8 @@ def analytic_profile(
     many = Machine(*numbers, devices=count, all_reduce_us=float(gpu.get("all_reduce_us", 10.0)))
     one = Machine(*numbers)
     drafts = {"eagle3": ""} if drafts is None else drafts
-    shapes, fusions, drafters = {}, {}, []
-    for name, file in drafts.items():
-        described = _model(file) if file else None
-        shapes[name] = target_shape(described["config"]) if described else eagle3_shape(config, about["draft_vocab_size"])
-        fusions[name] = 0 if described else 3 * config["hidden_size"] ** 2
-        kind = {"kind": "lm", "id": described["id"]} if described else {"kind": "eagle3", "id": f"EAGLE-3 head of {about['id']}"}
-        drafters.append({"name": name, **kind})
+    passes = {name: _draft_pass(about, what) for name, what in drafts.items()}
+    drafters = [{"name": name, "kind": part.kind, "id": part.id} for name, part in passes.items()]
     loop = (0.0, LOOP_MS, LOOP_MS)
     content: dict[str, Any] = {
         "format": FORMAT,
@@ -125,21 +121,49 @@ def analytic_profile(
             "batch": BATCHES,
             "ms": [[_rounded(many.pass_ms(target, 1, c, b)) for b in BATCHES] for c in CONTEXTS],
         },
-        "draft": {name: _table(one, shape, "width", WIDTHS) for name, shape in shapes.items()},
-        "catch_up": {name: _catch_up(one, shape, fusions[name]) for name, shape in shapes.items()},
+        "draft": {name: _table(one, part.shape, "width", WIDTHS, part.per_place) for name, part in passes.items()},
+        "catch_up": {name: _table(one, part.caught_up, "tokens", CAUGHT, part.per_place) for name, part in passes.items()},
         "overhead": {"eagle3": {"levels": [0, 1, 32], "batch": BATCHES, "ms": [[ms] * len(BATCHES) for ms in loop]}},
     }
     return Profile(content, f"the analytic profile of {hardware} and {model}")
 
 
-def _table(machine: Machine, shape: Shape, axis: str, points: list[int]) -> dict[str, Any]:
-    ms = [[[_rounded(machine.pass_ms(shape, n, c, b)) for b in BATCHES] for c in CONTEXTS] for n in points]
+class _DraftPass(NamedTuple):
+    """A drafter's forward passes.
+
+    shape, caught_up   of a level; of a pass over accepted tokens (at least the root), which fuses the target's features
+    per_place          whether a pass takes in each node or token; Medusa heads see the last place alone, whatever the width
+    """
+
+    kind: str
+    id: str
+    shape: Shape
+    caught_up: Shape
+    per_place: bool = True
+
+
+def _draft_pass(about: dict[str, Any], what: str) -> _DraftPass:
+    """:param about: the target. :param what: as in ``drafts`` of :func:`analytic_profile`."""
+    from traces.roofline import eagle1_shape, eagle3_shape, medusa_shape, target_shape
+
+    config = about["config"]
+    if what == "eagle":
+        return _DraftPass("eagle", f"EAGLE-1 head of {about['id']}", eagle1_shape(config), eagle1_shape(config))
+    if what == "medusa":
+        return _DraftPass("medusa", f"Medusa heads of {about['id']}", medusa_shape(config), medusa_shape(config), per_place=False)
+    if what:
+        described = _model(what)
+        shape = target_shape(described["config"])
+        return _DraftPass("lm", described["id"], shape, shape)
+    shape = eagle3_shape(config, about["draft_vocab_size"])
+    fusing = replace(shape, parameters=shape.parameters + 3 * config["hidden_size"] ** 2)
+    return _DraftPass("eagle3", f"EAGLE-3 head of {about['id']}", shape, fusing)
+
+
+def _table(machine: Machine, shape: Shape, axis: str, points: list[int], per_place: bool = True) -> dict[str, Any]:
+    passed = [n if per_place else 1 for n in points]
+    ms = [[[_rounded(machine.pass_ms(shape, n, c, b)) for b in BATCHES] for c in CONTEXTS] for n in passed]
     return {axis: points, "context": CONTEXTS, "batch": BATCHES, "ms": ms}
-
-
-def _catch_up(machine: Machine, shape: Shape, fusion: int) -> dict[str, Any]:
-    """A pass over the accepted tokens, with the fusion of the target's features; at least the root is passed."""
-    return _table(machine, replace(shape, parameters=shape.parameters + fusion), "tokens", CAUGHT)
 
 
 def _rounded(ms: float) -> float:

@@ -68,6 +68,22 @@ def eagle3_shape(config: dict[str, Any], draft_vocabulary: int) -> Shape:
     return Shape(1, layer + hidden * draft_vocabulary, 2 * keys, 2 * queries, layer + hidden * draft_vocabulary)
 
 
+def eagle1_shape(config: dict[str, Any]) -> Shape:
+    """Shape of an EAGLE-1 head for the target (arXiv 2401.15077): a matrix over token and feature, one layer, the target's output
+    head."""
+    hidden = config["hidden_size"]
+    queries, keys = _widths(config)
+    layer = 2 * hidden**2 + 2 * hidden * queries + 2 * hidden * keys + 3 * hidden * config["intermediate_size"]
+    return Shape(1, layer + hidden * config["vocab_size"], 2 * keys, 2 * queries, layer)
+
+
+def medusa_shape(config: dict[str, Any]) -> Shape:
+    """Shape of one Medusa head for the target (arXiv 2401.10774): one residual block and a matrix over the vocabulary. It attends
+    to nothing."""
+    head = config["hidden_size"] ** 2 + config["hidden_size"] * config["vocab_size"]
+    return Shape(0, head, 0, 0, head)
+
+
 def _widths(config: dict[str, Any]) -> tuple[int, int]:
     """Widths of queries and of keys."""
     heads = config["num_attention_heads"]

@@ -10,7 +10,7 @@ import pytest
 from policies.errors import UserError
 from traces.analytic import FOLDER, SHIPPED, analytic_profile, main
 from traces.costs import check_profile, load_profile
-from traces.roofline import Machine, eagle3_shape, target_shape
+from traces.roofline import Machine, eagle1_shape, eagle3_shape, medusa_shape, target_shape
 
 MODELS = json.loads((FOLDER / "sources" / "models.json").read_text())
 
@@ -26,6 +26,27 @@ def test_an_eagle3_head_by_hand():
               "num_key_value_heads": 2, "vocab_size": 50}  # fmt: skip
     shape = eagle3_shape(config, 30)  # keys are 4 wide: q 16 x 8, k and v 16 x 4, o 8 x 8, three of 8 x 20, head 8 x 30
     assert shape.parameters == 128 + 2 * 64 + 64 + 480 + 240 and shape.cache == 8 and shape.layers == 1
+
+
+def test_other_heads_by_hand():
+    config = {"hidden_size": 8, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "vocab_size": 50}  # fmt: skip
+    eagle = eagle1_shape(config)  # fc 16 x 8, q and o 8 x 8, k and v 8 x 4, three of 8 x 20, the target's head 8 x 50
+    assert eagle.parameters == 128 + 2 * 64 + 2 * 32 + 480 + 400 and eagle.cache == 8 and eagle.layers == 1
+    medusa = medusa_shape(config)  # a block 8 x 8, a matrix 8 x 50
+    assert medusa.parameters == 64 + 400 and medusa.cache == medusa.layers == 0
+
+
+def test_drafters_of_each_kind(tmp_path: Path, capsys):
+    """A level of Medusa heads costs the same whatever its width and context; the manifest's kinds are named."""
+    out = tmp_path / "p.json"
+    drafts = ["--draft", "eagle3", "--draft", "old=eagle", "--draft", "heads=medusa"]
+    main(["--hardware", "l4", "--model", "llama-3.1-8b", *drafts, "--out", str(out)])
+    profile = load_profile(out)
+    assert [drafter["kind"] for drafter in profile.content["drafters"]] == ["eagle3", "eagle", "medusa"]
+    one = profile.cost("heads")
+    assert float(one.draft_ms(1, 0, 4)) == float(one.draft_ms(32, 2048, 4)) == float(one.catch_up_ms(16, 512, 4))
+    assert float(profile.cost("old").draft_ms(32, 2048, 64)) > 1.5 * float(profile.cost("old").draft_ms(1, 0, 1))
 
 
 def test_both_sides_of_the_roofline():
