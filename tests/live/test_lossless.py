@@ -57,7 +57,7 @@ class TableTarget:
 class TableDraft:
     """A draft that agrees with the target in part."""
 
-    name, kind, needs_features = "table", "lm", False
+    name, kind, needs_features, deepest = "table", "lm", False, None
     logits = table(0) + 0.5 * table(1)
 
     def reset(self, rows):

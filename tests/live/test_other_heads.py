@@ -441,3 +441,15 @@ def test_inside_generate(tiny_pair, folders):
             **inputs, max_new_tokens=24, do_sample=False, custom_generate=live.speculate(draft=folders[name], policy=POLICIES[0])
         )
         assert torch.equal(ours, plain)
+
+
+def test_a_sweep_beyond_the_heads_is_what_replay_gives(recorded):
+    """One drafting per position for all depths, of which some are more than there are heads."""
+    from sim.family import replay_family
+
+    recording = open_recording(recorded)
+    policies = [load_policy(f"eagle3(total_tokens={size}, depth={depth}, top_k=4)") for size in (6, 20) for depth in (2, 4, 6)]
+    for policy, found in zip(policies, replay_family(recording, policies, "medusa"), strict=True):
+        alone = replay(recording, policy, "medusa")
+        for column in ("position", "accepted", "kept", "levels", "missing"):
+            assert torch.equal(getattr(found, column), getattr(alone, column)), (policy.spec(), column)

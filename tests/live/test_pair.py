@@ -112,9 +112,9 @@ def test_what_was_resolved_is_said(tiny_pair, tmp_path, capsys):
     assert "layers 1, 3, 6 (as asked); normed residual" in told
     assert pair.captured == (1, 3, 6) and pair.networks["eagle3"].head.config.norm_before_residual
     assert pair.description["drafters"][0]["captured_layers"] == [1, 3, 6]
-    with pytest.raises(UserError, match="different target layers"):
-        other = shutil.copytree(tiny_pair.eagle3, tmp_path / "second")
-        load_pair(tiny_pair.target, [tiny_pair.eagle3, f"{other}(layers=[1, 3, 6])"])
+    other = shutil.copytree(tiny_pair.eagle3, tmp_path / "second")
+    both = load_pair(tiny_pair.target, [tiny_pair.eagle3, f"{other}(layers=[1, 3, 6])"])  # each finds its own among all streams
+    assert both.captured == (2, 3, 3, 1, 3, 6) and both.networks["second"].features == slice(96, 192)
 
 
 @pytest.mark.parametrize(
