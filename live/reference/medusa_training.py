@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 class MedusaRecipe(Recipe):
     """How many heads of how many blocks, and places of a batch that each learns from."""
 
+    tokens: int = 1_500_000
     muon_lr: float = 0.04
     heads: int = 4
     blocks: int = 2
