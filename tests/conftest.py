@@ -27,6 +27,14 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
 
 
 @pytest.fixture(scope="session")
+def tiny_heads(tiny_pair: TinyPair) -> dict[str, str]:
+    """Folders of other heads for the pair's target: "eagle1" and "medusa"."""
+    from tests.tiny_heads import NAMES, write_tiny_heads
+
+    return dict(zip(NAMES, map(str, write_tiny_heads(tiny_pair)), strict=True))
+
+
+@pytest.fixture(scope="session")
 def tiny_recording(tiny_pair: TinyPair, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny pair recorded in float64. Read it; copy it before you change it."""
     return _record(tiny_pair, tmp_path_factory.mktemp("trace64") / "trace", "float64")

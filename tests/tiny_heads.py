@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from tests.tiny_pair import TinyPair, said_texts
 
+NAMES = ("eagle1", "medusa")
 HEADS = 4
 _STEPS = 80
 
 
-def write_tiny_heads(pair: TinyPair) -> tuple[Path, Path]:
+def write_tiny_heads(pair: TinyPair) -> tuple[Path, ...]:
     """Folders "eagle1" and "medusa" beside the pair's; the same numbers every time."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -35,7 +36,7 @@ def write_tiny_heads(pair: TinyPair) -> tuple[Path, Path]:
     _learn(eagle1, lambda: [(eagle1.logits(head_cells(eagle1, last[:, :-1], texts[:, 1:])), wanted[:, 1:])])
     medusa = MedusaHeads(MedusaShape(HEADS, 1, size, True, vocabulary, 0, False), target.lm_head)
     _learn(medusa, lambda: [(medusa.logits(k, last[:, : -1 - k]), wanted[:, 1 + k :]) for k in range(HEADS)])
-    folders = pair.folder / "eagle1", pair.folder / "medusa"
+    folders = tuple(pair.folder / name for name in NAMES)
     for head, folder in zip((eagle1, medusa), folders, strict=True):
         head.save_pretrained(folder, torch.float32)
     return folders

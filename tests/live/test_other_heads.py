@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
@@ -15,7 +15,6 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 from live.decode import SpeculativeDecoder
 from live.fidelity import check_policy
 from live.graphed_pair import graphed
-from live.heads import kind_of
 from live.medusa_network import MedusaNetwork
 from live.model import CachedModel, last_hidden
 from live.pair import Pair, load_pair, place_in
@@ -25,12 +24,11 @@ from policies.registry import load_policy
 from sim.replay import replay
 from tests.live.pretended_gpu import pretended_gpu
 from tests.live.test_networks import CONTEXTS, WIDTH, Grown, close, grow, rows, shared
-from tests.tiny_heads import HEADS, write_tiny_heads
+from tests.tiny_heads import HEADS, NAMES
 from tests.tiny_pair import TinyPair
 from traces.recording import Recording, open_recording
 
 PROMPTS = [[5, 17, 40, 3, 77], [90, 12, 12, 61, 8, 30, 2], [4, 4, 9]]
-NAMES = ("eagle1", "medusa")
 POLICIES = (
     "eagle3(total_tokens=12, depth=3, top_k=4)",
     "eagle3(total_tokens=30, depth=8, top_k=8)",
@@ -42,23 +40,18 @@ POLICIES = (
 
 
 @pytest.fixture(scope="module")
-def folders(tiny_pair: TinyPair) -> dict[str, str]:
-    return dict(zip(NAMES, map(str, write_tiny_heads(tiny_pair)), strict=True))
-
-
-@pytest.fixture(scope="module")
-def pair(tiny_pair: TinyPair, folders) -> Pair:
+def pair(tiny_pair: TinyPair, tiny_heads) -> Pair:
     """The tiny target with three kinds of heads, which read different streams of it, in float64."""
-    return load_pair(tiny_pair.target, [tiny_pair.eagle3, *folders.values()], "float64")
+    return load_pair(tiny_pair.target, [tiny_pair.eagle3, *tiny_heads.values()], "float64")
 
 
 @pytest.fixture(scope="module")
-def recorded(tiny_pair: TinyPair, folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recorded(tiny_pair: TinyPair, tiny_heads, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Greedy and sampled texts of it, recorded in one recording."""
     from traces.record import main
 
     out = tmp_path_factory.mktemp("heads") / "trace"
-    drafts = [word for folder in (tiny_pair.eagle3, *folders.values()) for word in ("--draft", folder)]
+    drafts = [word for folder in (tiny_pair.eagle3, *tiny_heads.values()) for word in ("--draft", folder)]
     groups = ["--temperature", "0", "--temperature", "1", "--top-p", "0.95", "--seed", "4", "--limit", "2", "--top-m", "8"]
     size = ["--batch", "2", "--max-new-tokens", "24", "--dtype", "float64"]
     main(["--target", tiny_pair.target, *drafts, "--prompts", *tiny_pair.prompts, *size, *groups, "--out", str(out)])
@@ -127,20 +120,20 @@ def medusa_logprob(folder: str, pair: Pair, features: Tensor, path: list[int]) -
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_shared_text_rows_and_formula_agree(pair, folders, material, name):
+def test_shared_text_rows_and_formula_agree(pair, tiny_heads, material, name):
     text, features, tokens = material
     network, states = pair.networks[name], last_states(pair, text)
     with torch.inference_mode():
         together = grow(network, shared(network, text, features), CONTEXTS, tokens)
         alone = grow(network, rows(network, text, features, CONTEXTS), CONTEXTS, tokens)
     assert close(together, alone)
-    witness = Witness(folders[name], pair) if name == "eagle1" else None
+    witness = Witness(tiny_heads[name], pair) if name == "eagle1" else None
     for tree, context in enumerate(CONTEXTS.tolist()):
         for node, path in enumerate(together.paths[tree]):
             if witness is not None:
                 dense = witness.logprob(states[:context], text[0, : context + 1], path)
             else:
-                dense = medusa_logprob(folders[name], pair, states[:context], path)
+                dense = medusa_logprob(tiny_heads[name], pair, states[:context], path)
             best = dense.float().sort(descending=True, stable=True)
             assert together.index[tree, node].tolist() == best.indices[:WIDTH].tolist()
             assert torch.allclose(together.logprob[tree, node], best.values[:WIDTH], atol=2e-5)
@@ -234,10 +227,10 @@ def test_batches_and_graphs_decode_the_same(pair):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_on_a_pretended_gpu(tiny_pair, folders, pair, name):
+def test_on_a_pretended_gpu(tiny_pair, tiny_heads, pair, name):
     decoded = []
     with pretended_gpu():
-        there = load_pair(tiny_pair.target, [folders[name]], "float64", "cuda")
+        there = load_pair(tiny_pair.target, [tiny_heads[name]], "float64", "cuda")
         for one in (pair, there, graphed(there, 128)):
             decoder = SpeculativeDecoder(one.target(), one.draft(name), load_policy(POLICIES[0]), one.end_tokens)
             done = decoder.generate(PROMPTS, [6, 9, 4])
@@ -246,18 +239,18 @@ def test_on_a_pretended_gpu(tiny_pair, folders, pair, name):
     assert decoded[0] == decoded[1] == decoded[2]
 
 
-def test_what_is_missing_is_drafted_later(tiny_pair, folders, tmp_path, capsys):
+def test_what_is_missing_is_drafted_later(tiny_pair, tiny_heads, tmp_path, capsys):
     from traces.record import main
 
     out = tmp_path / "trace"
-    drafts = ["--draft", folders["medusa"], "--draft", folders["eagle1"], "--cover", "chain(k=2)"]
+    drafts = ["--draft", tiny_heads["medusa"], "--draft", tiny_heads["eagle1"], "--cover", "chain(k=2)"]
     size = ["--limit", "1", "--max-new-tokens", "12", "--dtype", "float64", "--top-m", "4"]
     main(["--target", tiny_pair.target, *drafts, "--prompts", *tiny_pair.prompts, *size, "--out", str(out)])
     wide = load_policy(POLICIES[1])
     assert all(replay(open_recording(out), wide, name).coverage < 1 for name in NAMES)
     main(["--fill", str(out), "--policy", POLICIES[1]])
     assert all(replay(open_recording(out), wide, name).coverage == 1 for name in NAMES)
-    whole = load_pair(tiny_pair.target, list(folders.values()), "float64")
+    whole = load_pair(tiny_pair.target, list(tiny_heads.values()), "float64")
     assert all(_identical(open_recording(out), whole, name) for name in NAMES)
 
 
@@ -266,48 +259,8 @@ def _identical(recording: Recording, pair: Pair, name: str) -> bool:
     return report.identical == report.cycles
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
-
-
-def written(folder: Path, config: dict, tensors: dict[str, Tensor], file: str = "model.safetensors") -> str:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    if file.endswith("safetensors"):
-        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, folder / file)
-    else:
-        torch.save(tensors, folder / file)
-    return str(folder)
-
-
-def first_answers(tiny_pair: TinyPair, folder: str, target: str | None = None) -> Tensor:
-    """Log-probabilities of a few children behind a text."""
-    pair = load_pair(target or tiny_pair.target, [folder], "float32")
-    (network,) = pair.networks.values()
-    network.reset(1)
-    text = torch.arange(20, 29)[None]
-    features = pair.target().prefill(text, logits="none").captured
-    with torch.inference_mode():
-        source = network.advance(text[:, 1:], features[:, :-1], torch.tensor([8]))
-        first = network.open(source, torch.tensor([8]), 6)
-        second = network.grow(torch.zeros(1, 6, dtype=torch.int64), first.index, 6)
-    return torch.cat([first.index, first.logprob, second.index[0], second.logprob[0]])
-
-
-def test_kinds(tiny_pair, folders, tmp_path):
-    kinds = {tiny_pair.target: "lm", tiny_pair.draft: "lm", tiny_pair.eagle3: "eagle3"} | dict(
-        zip(folders.values(), ("eagle", "medusa"), strict=True)
-    )
-    assert {folder: kind_of(folder) for folder in kinds} == kinds
-    from transformers import LlamaForCausalLM
-
-    one_layer = tmp_path / "one"
-    config = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    LlamaForCausalLM(config).save_pretrained(one_layer)
-    assert kind_of(str(one_layer)) == "lm"
-
-
-def test_what_was_resolved_is_said_and_recorded(pair, tiny_pair, folders, capsys):
-    load_pair(tiny_pair.target, list(folders.values()), "float32")
+def test_what_was_resolved_is_said_and_recorded(pair, tiny_pair, tiny_heads, capsys):
+    load_pair(tiny_pair.target, list(tiny_heads.values()), "float32")
     told = capsys.readouterr().err
     assert "eagle1: EAGLE-1 head; reads the last hidden state; rotary base 10000" in told
     assert "medusa: 4 Medusa heads; read the last hidden state, the target's own output layer" in told
@@ -316,107 +269,16 @@ def test_what_was_resolved_is_said_and_recorded(pair, tiny_pair, folders, capsys
     assert about["medusa"]["levels"] == HEADS and "levels" not in about["eagle1"]
 
 
-def test_layouts_of_medusa(tiny_pair, folders, tmp_path):
-    """The authors' file with its prefix and without, whose configuration miscounts; vLLM's; a shortened vocabulary."""
-    own = load_file(f"{folders['medusa']}/model.safetensors")
-    matrix = load_file(f"{tiny_pair.target}/model.safetensors")["lm_head.weight"]
-    ours = first_answers(tiny_pair, folders["medusa"])
-    for prefix in ("", "medusa_head."):
-        official = {f"{prefix}{head}.1.weight": matrix for head in range(HEADS)}
-        for head in range(HEADS):
-            for kind in ("weight", "bias"):
-                official[f"{prefix}{head}.0.linear.{kind}"] = own[f"blocks.{head}.layers.0.{kind}"]
-        told = {"medusa_num_heads": 2, "medusa_num_layers": 1}
-        folder = written(tmp_path / f"official{len(prefix)}", told, official, "medusa_lm_head.pt")
-        assert kind_of(folder) == "medusa" and torch.equal(first_answers(tiny_pair, folder), ours)
-    vllm = own | {f"lm_heads.{head}.weight": matrix for head in range(HEADS)}
-    assert torch.equal(first_answers(tiny_pair, written(tmp_path / "vllm", {"model_type": "medusa"}, vllm)), ours)
-    shared_one = own | {"lm_head.weight": matrix}
-    told = {"model_type": "medusa", "original_lm_head": True}
-    assert torch.equal(first_answers(tiny_pair, written(tmp_path / "one", told, shared_one)), ours)
-    kept = torch.arange(len(matrix) - 1, 9, -1)
-    short = {name: tensor[kept] if name.startswith("lm_heads") else tensor for name, tensor in vllm.items()}
-    whole = first_answers(tiny_pair, written(tmp_path / "short", told, vllm | {"token_map": kept}))
-    assert torch.equal(first_answers(tiny_pair, written(tmp_path / "shorter", told, short | {"token_map": kept})), whole)
-    assert int(whole[0].min()) >= 10 and whole[1].exp().sum() <= 1.0001
-
-
-def test_layouts_of_eagle1(tiny_pair, folders, tmp_path):
-    """With the target's embeddings beside, fused and pickled; an output layer of its own counts."""
-    own = load_file(f"{folders['eagle1']}/model.safetensors")
-    told = json.loads(Path(folders["eagle1"], "config.json").read_text())
-    target = load_file(f"{tiny_pair.target}/model.safetensors")
-    ours = first_answers(tiny_pair, folders["eagle1"])
-    stem = "layers.0.self_attn."
-    fused = {name: tensor for name, tensor in own.items() if not name.startswith((f"{stem}q", f"{stem}k", f"{stem}v"))}
-    fused[f"{stem}qkv_proj.weight"] = torch.cat([own[f"{stem}{part}_proj.weight"] for part in "qkv"])
-    fused["embed_tokens.weight"] = target["model.embed_tokens.weight"]
-    folder = written(tmp_path / "fused", told, fused, "pytorch_model.bin")
-    assert kind_of(folder) == "eagle" and torch.equal(first_answers(tiny_pair, folder), ours)
-    sglang = told | {"architectures": ["LlamaForCausalLMEagle"]}
-    prefixed = {f"model.{name}": tensor for name, tensor in own.items()}
-    assert torch.equal(first_answers(tiny_pair, written(tmp_path / "sglang", sglang, prefixed)), ours)
-    other = written(tmp_path / "output", told, own | {"lm_head.weight": 2 * target["lm_head.weight"]})
-    assert not torch.equal(first_answers(tiny_pair, other), ours)
-    biased = own | {f"{stem}{part}_proj.bias": torch.zeros(len(own[f"{stem}{part}_proj.weight"])) for part in "qkv"}
-    assert torch.equal(first_answers(tiny_pair, written(tmp_path / "biased", told, biased)), ours)
-
-
-def test_files_that_do_not_fit_are_one_sentence(tiny_pair, folders, tmp_path):
-    eagle = load_file(f"{folders['eagle1']}/model.safetensors")
-    told = json.loads(Path(folders["eagle1"], "config.json").read_text())
-    medusa = load_file(f"{folders['medusa']}/model.safetensors")
-    kind = {"model_type": "medusa"}
-    less = {name: tensor for name, tensor in eagle.items() if "down_proj" not in name}
-    cases = {
-        "missing layers.0.mlp.down_proj.weight": (told, less),
-        "embeds 99 tokens": (told | {"vocab_size": 99}, eagle),
-        "2 layers": (told | {"num_hidden_layers": 2, "architectures": ["LlamaForCausalLMEagle"]}, eagle),
-        "speculators' layout": ({"speculators_model_type": "eagle", "transformer_layer_config": told}, eagle),
-        "activation is 'gelu'": (told | {"hidden_act": "gelu"}, eagle),
-        "hold no residual blocks": (kind, {"token_map": torch.arange(3)}),
-        "missing blocks.1.layers.0.bias": (kind, {name: t for name, t in medusa.items() if name != "blocks.1.layers.0.bias"}),
-        "hidden states of 16 numbers": (kind, {name: t[:16, :16] if t.dim() == 2 else t[:16] for name, t in medusa.items()}),
-        "no token_map says which": (kind, medusa | {f"lm_heads.{head}.weight": torch.zeros(20, 32) for head in range(HEADS)}),
-        "4 heads and 3 matrices": (kind, medusa | {f"lm_heads.{head}.weight": torch.zeros(160, 32) for head in range(3)}),
-        "points outside": (kind, medusa | {"lm_heads.0.weight": torch.zeros(3, 32), "token_map": torch.tensor([1, 2, 999])}),
-        "scales its logits": (kind | {"logit_scale": 2.0}, medusa),
-    }
-    for number, (said, (config, tensors)) in enumerate(cases.items()):
-        folder = written(tmp_path / str(number), config, tensors)
-        with pytest.raises(UserError, match=said):
-            load_pair(tiny_pair.target, [folder])
-    for name in NAMES:
-        with pytest.raises(UserError, match="has no layers: leave it out"):
-            load_pair(tiny_pair.target, [f"{folders[name]}(layers=[1])"])
-
-
-def test_a_target_that_changes_its_logits_is_refused(folders, tmp_path):
-    """Its output layer does not give what it says; heads with matrices of their own do not care."""
-    from live.heads import load_head
-    from live.hub import parse_source
-    from tests.live.tiny import build
-
-    target = CachedModel(build("gemma2", torch.float32, vocab_size=160))
-    for name, kind in zip(NAMES, ("eagle", "medusa"), strict=True):
-        with pytest.raises(UserError, match="output layer"):
-            load_head(kind, folders[name], parse_source(folders[name]), target)
-    own = load_file(f"{folders['medusa']}/model.safetensors")
-    own |= {f"lm_heads.{head}.weight": torch.zeros(160, 32) for head in range(HEADS)}
-    folder = written(tmp_path / "own", {"model_type": "medusa"}, own)
-    assert isinstance(load_head("medusa", folder, parse_source(folder), target).network, MedusaNetwork)
-
-
 # ---- in the commands -------------------------------------------------------------------------------------------------
 
 
-def test_a_profile_and_what_is_priced_by_it(tiny_pair, folders, recorded, tmp_path, capsys):
+def test_a_profile_and_what_is_priced_by_it(tiny_pair, tiny_heads, recorded, tmp_path, capsys):
     """No level below the heads is timed; the loops are those of a drafter that drafts as deep as asked, if there is one."""
     from sim.contest import main as replayed
     from traces.profile import main
 
     out = tmp_path / "profile.json"
-    drafts = [word for folder in (folders["medusa"], tiny_pair.eagle3) for word in ("--draft", folder)]
+    drafts = [word for folder in (tiny_heads["medusa"], tiny_pair.eagle3) for word in ("--draft", folder)]
     sizes = ["--tokens", "1", "8", "16", "--contexts", "16", "60", "--widths", "1", "4", "--repeats", "1", "--policy", "eagle3"]
     main(["--target", tiny_pair.target, *drafts, "--dtype", "float64", *sizes, "--batches", "1", "--out", str(out)])
     content = json.loads(out.read_text())
@@ -428,7 +290,7 @@ def test_a_profile_and_what_is_priced_by_it(tiny_pair, folders, recorded, tmp_pa
         replayed([str(recorded), "--drafter", "medusa", "--profile", str(out), "--policy", POLICIES[0], "--execution", "pipelined"])
 
 
-def test_inside_generate(tiny_pair, folders):
+def test_inside_generate(tiny_pair, tiny_heads):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     import live
@@ -438,7 +300,7 @@ def test_inside_generate(tiny_pair, folders):
     plain = model.generate(**inputs, max_new_tokens=24, do_sample=False)
     for name in NAMES:
         ours = model.generate(
-            **inputs, max_new_tokens=24, do_sample=False, custom_generate=live.speculate(draft=folders[name], policy=POLICIES[0])
+            **inputs, max_new_tokens=24, do_sample=False, custom_generate=live.speculate(draft=tiny_heads[name], policy=POLICIES[0])
         )
         assert torch.equal(ours, plain)
 
@@ -453,3 +315,16 @@ def test_a_sweep_beyond_the_heads_is_what_replay_gives(recorded):
         alone = replay(recording, policy, "medusa")
         for column in ("position", "accepted", "kept", "levels", "missing"):
             assert torch.equal(getattr(found, column), getattr(alone, column)), (policy.spec(), column)
+
+
+def test_the_shipped_heads_draft():
+    """Greedy text is the target's own, and of two drafted tokens a cycle some are accepted."""
+    from live.decoding_plain import plain_decode
+    from live.pair import encode_prompt
+
+    shipped = load_pair("reference", ["reference/medusa"], "float32")
+    prompt = encode_prompt(shipped.tokenizer, [{"role": "user", "content": "Tell me a story about a small dog."}])
+    decoder = SpeculativeDecoder(shipped.target(), shipped.draft("medusa"), load_policy("chain(k=2)"), shipped.end_tokens)
+    done = decoder.generate([prompt], 40)
+    assert done.tokens == plain_decode(shipped.plain(), [prompt], 40, shipped.end_tokens)
+    assert (len(done.tokens[0]) - 1) / done.cycles[0] > 1.3
