@@ -34,6 +34,10 @@ _IGNORED = re.compile(r"(^|\.)rotary_emb\.inv_freq$|^verifier_(norm|lm_head)\.we
 """Known tensors that nothing depends on: a table that follows from the configuration, copies of the target's."""
 
 
+_NAMED = 12
+"""Tensors that a message names, at most."""
+
+
 class Sized(Protocol):
     """What the sizes of fused matrices follow from."""
 
@@ -43,15 +47,13 @@ class Sized(Protocol):
     head_dim: int
 
 
-def read_tensors(folder: Path, kind: str = "an EAGLE-3 head") -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors files, or of its pickled ones (read as data only), on the CPU.
+def read_tensors(folder: Path, kind: str = "an EAGLE-3 head", prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a folder's safetensors files, or of its pickled ones (read as data only), on the CPU.
 
-    :param kind: of head, for messages.
-
+    :param kind: of head, for messages.   :param prefix: of the names that are wanted; only those are read.
     :raises UserError: when there are none, or a file is damaged or holds more than tensors.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     files = weight_files(folder)
     if not files:
@@ -60,7 +62,8 @@ def read_tensors(folder: Path, kind: str = "an EAGLE-3 head") -> dict[str, Tenso
     for file in files:
         try:
             if file.suffix == ".safetensors":
-                part = load_file(file)
+                with safe_open(file, "pt") as held:
+                    part = {name: held.get_tensor(name) for name in held.keys() if name.startswith(prefix)}
             else:
                 part = torch.load(file, map_location="cpu", weights_only=True)
         except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
@@ -68,7 +71,7 @@ def read_tensors(folder: Path, kind: str = "an EAGLE-3 head") -> dict[str, Tenso
             raise UserError(f"{file} holds no plain tensors, or only a part of them ({told}); fetch the head again") from None
         if not isinstance(part, dict) or not all(isinstance(tensor, Tensor) for tensor in part.values()):
             raise UserError(f"{file} is no table of tensors: give the weights of {kind}")
-        found |= part
+        found |= {name: tensor for name, tensor in part.items() if name.startswith(prefix)}
     return found
 
 
@@ -139,7 +142,8 @@ def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], what: s
         if name in found and found[name].shape != tensor.shape
     ]
     if wrong:
-        raise UserError(f"{what} is not {kind} that this loader knows: {'; '.join(wrong)}")
+        more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        raise UserError(f"{what} is not {kind} that this loader knows: {'; '.join(wrong[:_NAMED])}{more}")
 
 
 def _split(named: dict[str, Tensor], fused: str, parts: tuple[str, ...], sizes: tuple[int, ...]) -> None:

@@ -5,7 +5,8 @@ the final norm) gives token t_{i+1} by the target's own output layer, and head k
 blocks x + silu(W x), then a matrix over the vocabulary. A head knows the place, not what was drafted before it: all nodes of a
 depth have the same children, and no tree is deeper than there are heads.
 
-Layouts: the authors' ``medusa_lm_head.pt`` (``0.0.linear.weight``: head, block) and vLLM's (``blocks.0.layers.0.weight``,
+Layouts: the authors' ``medusa_lm_head.pt`` (``0.0.linear.weight``: head, block), the same inside a model's own files behind
+``medusa_head.`` (their version 1.0, whose target lies in the same folder), and vLLM's (``blocks.0.layers.0.weight``,
 ``lm_heads.0.weight``, with ``token_map`` where the vocabulary is shortened). Heads without matrices of their own (vLLM's
 ``original_lm_head``) share the one that is there, or the target's.
 """
@@ -23,11 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from live.eagle3_config import read_config
-from live.eagle3_weights import check_tensors, read_tensors
+from live.eagle3_weights import check_tensors, read_tensors, tensor_names
 from live.few_rows import quicken
 from policies.errors import UserError
 
 _WHAT = "a set of Medusa heads"
+_INSIDE = "medusa_head."
 _RENAMED = (
     (r"^(medusa_heads?\.)+", ""),
     (r"^(\d+)\.(\d+)\.linear\.", r"blocks.\1.layers.\2."),
@@ -106,7 +108,8 @@ class MedusaHeads(nn.Module):
         """
         folder, (vocabulary, hidden_size) = Path(folder), embed_tokens.shape
         told = read_config(folder / "config.json", _WHAT, dict)
-        tensors = _named(read_tensors(folder, _WHAT))
+        merged = any(name.startswith(_INSIDE) for name in tensor_names(folder))
+        tensors = _named(read_tensors(folder, _WHAT, _INSIDE if merged else ""))
         if told.get("original_lm_head") and "lm_head.weight" in tensors:
             tensors["lm_heads.0.weight"] = tensors.pop("lm_head.weight")
         if "token_map" in tensors:

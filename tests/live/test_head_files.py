@@ -71,6 +71,8 @@ def test_layouts_of_medusa(tiny_pair, tiny_heads, tmp_path):
         told = {"medusa_num_heads": 2, "medusa_num_layers": 1}
         folder = written(tmp_path / f"official{len(prefix)}", told, official, "medusa_lm_head.pt")
         assert kind_of(folder) == "medusa" and torch.equal(first_answers(tiny_pair, folder), ours)
+    inside = {name: tensor for name, tensor in official.items()} | load_file(f"{tiny_pair.target}/model.safetensors")
+    assert torch.equal(first_answers(tiny_pair, written(tmp_path / "inside", told, inside)), ours)
     vllm = own | {f"lm_heads.{head}.weight": matrix for head in range(HEADS)}
     assert torch.equal(first_answers(tiny_pair, written(tmp_path / "vllm", {"model_type": "medusa"}, vllm)), ours)
     shared_one = own | {"lm_head.weight": matrix}
