@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from live.eagle3 import Mlp, RMSNorm
+from live.eagle3 import Eagle3Head, Mlp, RMSNorm
 from live.eagle3_config import Unknown, head_config, read_config, rotary_of
 from live.eagle3_weights import check_tensors, read_tensors, split_fused
 from live.few_rows import quicken
@@ -188,3 +188,7 @@ class Eagle1Head(nn.Module):
         """Scores over the target's vocabulary from what :meth:`finish` gives, [B, T, H] -> [B, T, V]."""
         output_layer = self.lm_head if self.config.own_output else self._targets[0]
         return output_layer(hidden).to(hidden.device)  # a target on several devices has its own on the last
+
+
+EagleHead = Eagle3Head | Eagle1Head
+"""Either head: networks use them alike."""

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from live.border import fetched, sent
 from live.distribution import Ranked, ranked
-from live.eagle1 import Eagle1Head
-from live.eagle3 import Eagle3Head
+from live.eagle1 import Eagle1Head, EagleHead
 from live.eagle_trees import SharedTrees, spread, with_room
 from live.network import Ancestry
 
@@ -29,7 +28,7 @@ class EagleNetwork:
     deepest = None
     entropies = True
 
-    def __init__(self, head: Eagle3Head | Eagle1Head, name: str = "eagle3", features: slice = slice(None)):
+    def __init__(self, head: EagleHead, name: str = "eagle3", features: slice = slice(None)):
         """:param features: which of the captured numbers are the head's."""
         self.head, self.name, self.features = head, name, features
         self.kind = "eagle" if isinstance(head, Eagle1Head) else "eagle3"

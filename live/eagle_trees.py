@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from live.distribution import IN_CACHE
-from live.eagle1 import Eagle1Head
-from live.eagle3 import Eagle3Head
+from live.eagle1 import EagleHead
 
 
 class SharedTrees:
     """B trees, and the committed cells of the one text they stand on."""
 
-    def __init__(self, head: Eagle3Head | Eagle1Head, key: Tensor, value: Tensor, source: Tensor, prefix: Tensor):
+    def __init__(self, head: EagleHead, key: Tensor, value: Tensor, source: Tensor, prefix: Tensor):
         """:param key: the text's keys [kv heads, cells, d]. :param value: its values. :param source: outputs of the roots' cells
         [B, H]. :param prefix: cells up to each root, its own included, int64 [B]."""
         self.head, self._text, self._prefix = head, (key, value), prefix

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from live.border import fetched, sent
 from live.distribution import Ranked, ranked, ranked_in_one_piece
-from live.eagle1 import Eagle1Head
-from live.eagle3 import Eagle3Head
+from live.eagle1 import Eagle1Head, EagleHead
 from live.graphed import bucket_of, record, updates_allowed
 
 SLOTS = 256
@@ -41,7 +40,7 @@ class GraphedEagle:
 
     def __init__(
         self,
-        head: Eagle3Head | Eagle1Head,
+        head: EagleHead,
         name: str = "eagle3",
         capacity: int = 2048,
         graphs: bool = True,

@@ -208,7 +208,11 @@ def test_no_tree_is_deeper_than_there_are_heads(recorded, pair):
     done = decoder.generate(PROMPTS[:1], 24, on_step=lambda step: kept.append(int(step.done.draft.kept.sum()) - 1))
     assert max(kept) == HEADS and done.draft_error is None
     network = MedusaNetwork(pair.networks["medusa"].heads)
-    network.open(torch.zeros(1, 32, dtype=torch.float64), torch.tensor([4]), 2)
+    with torch.inference_mode():
+        network.open(torch.zeros(1, 32, dtype=torch.float64), torch.tensor([4]), 2)
+        narrow, wide = (network.grow(torch.tensor([[0]]), torch.tensor([[5]]), width) for width in (1, 3))  # each what it asked for
+        assert narrow.index.shape[2] == 1 and wide.index.shape[2] == 3 and narrow.index[0, 0, 0] == wide.index[0, 0, 0]
+        network.open(torch.zeros(1, 32, dtype=torch.float64), torch.tensor([4]), 2)
     with torch.inference_mode(), pytest.raises(ValueError, match="4 Medusa heads"):
         for slot in range(HEADS):
             network.grow(torch.tensor([[slot]]), torch.tensor([[5]]), 2)
