@@ -19,25 +19,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from live.eagle3 import Eagle3Head, Mlp, RMSNorm
-from live.eagle3_config import Unknown, head_config, read_config, rotary_of
-from live.eagle3_weights import check_tensors, read_tensors, split_fused
+from live.eagle3 import Eagle3Head, Mlp, RMSNorm, projected, register_embeddings
 from live.few_rows import quicken
+from live.head_files import Unknown, check_tensors, read_config, read_tensors, rotary_of, sizes_of, split_fused
 from live.rotary import Rotary
-from policies.errors import UserError
 
 _WHAT = "an EAGLE-1 head"
-_IGNORED = re.compile(r"(^|\.)rotary_emb\.inv_freq$|^embed_tokens\.weight$")
-"""A table that follows from the configuration, and a copy of the target's embeddings, which training leaves as they are."""
+_IGNORED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
+"""A table that follows from the configuration."""
 
 
 @dataclass(frozen=True)
 class Eagle1Config:
-    """Shape of a head; the names of the official config.json, which is a Llama's with one layer.
+    """Shape of a head; the names of the official config.json, a Llama's with one layer (vLLM's script puts it in ``model``).
 
     bias   whether ``fc`` has a bias; :meth:`Eagle1Head.from_tensors` goes by what is there
     qkv_bias   the same of the attention's matrices (heads for Qwen2)
     own_output   the checkpoint brings an output layer, which official ones do not
+    own_embeddings   its token embeddings are others than the target's, of which official ones bring a copy
     """
 
     hidden_size: int
@@ -53,6 +52,7 @@ class Eagle1Config:
     bias: bool = True
     qkv_bias: bool = False
     own_output: bool = False
+    own_embeddings: bool = False
 
     @classmethod
     def from_file(cls, path: Path) -> Eagle1Config:
@@ -61,11 +61,12 @@ class Eagle1Config:
 
     @classmethod
     def _parsed(cls, found: dict[str, Any]) -> Eagle1Config:
+        found = found.get("model") or found
         if "transformer_layer_config" in found:
             raise Unknown("it is an EAGLE-1 head in speculators' layout, which this loader does not know")
         if found.get("num_hidden_layers", 1) != 1:
             raise Unknown(f"it has {found['num_hidden_layers']} layers, this loader knows heads of one")
-        known = head_config(found) | rotary_of(found)
+        known = sizes_of(found) | rotary_of(found)
         return cls(**{field.name: known[field.name] for field in fields(cls) if field.name in known})
 
 
@@ -90,24 +91,19 @@ class _Layer(nn.Module):
 class Eagle1Head(nn.Module):
     """The head; parameters bear the official names, embeddings and output layer are the target's and not saved."""
 
-    embed_tokens: Tensor  # [V, H]
+    embed_tokens: Tensor  # [V, H], the target's, or the head's own
     d2t = None
     """The draft's vocabulary is the target's."""
 
     def __init__(self, config: Eagle1Config, embed_tokens: Tensor, output_layer: nn.Module):
         """:param embed_tokens: the target's [V, H].   :param output_layer: the target's, from [..., H] to logits [..., V]."""
         super().__init__()
-        if tuple(embed_tokens.shape) != (config.vocab_size, config.hidden_size):
-            raise UserError(
-                f"the head embeds {config.vocab_size} tokens in {config.hidden_size} numbers, the target's is "
-                f"{list(embed_tokens.shape)}: give the target that this head was trained for"
-            )
+        register_embeddings(self, config, embed_tokens)
         self.config = config
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim, self.hidden_size = config.head_dim, config.hidden_size
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.bias)
         self.layers = nn.ModuleList([_Layer(config)])
-        self.register_buffer("embed_tokens", embed_tokens.detach(), persistent=False)
         if config.own_output:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._targets = (output_layer,)  # in a tuple, so that it is no part of the head
@@ -139,8 +135,12 @@ class Eagle1Head(nn.Module):
         named = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
         named = {name: tensor for name, tensor in named.items() if not _IGNORED.search(name)}
         split_fused(named, "layers.0.", config)
+        table = named.pop("embed_tokens.weight", None)
+        if table is not None and not _same(table, embed_tokens, dtype):
+            named["embed_tokens"] = table
         biased = {"bias": "fc.bias" in named, "qkv_bias": "layers.0.self_attn.q_proj.bias" in named}
-        config = replace(config, own_output="lm_head.weight" in named, **biased)
+        own = {"own_output": "lm_head.weight" in named, "own_embeddings": "embed_tokens" in named}
+        config = replace(config, **biased, **own)
         with torch.device("meta"):  # shapes only: the tensors that are there take their places
             head = cls(config, embed_tokens, output_layer)
         check_tensors(named, head.state_dict(), what, _WHAT)
@@ -154,6 +154,8 @@ class Eagle1Head(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.to(dtype).detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        if "embed_tokens" in tensors:
+            tensors["embed_tokens.weight"] = tensors.pop("embed_tokens")
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         told = {field.name: getattr(self.config, field.name) for field in fields(self.config)}
         official = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "num_hidden_layers": 1}
@@ -170,9 +172,7 @@ class Eagle1Head(nn.Module):
         """
         attention = self.layers[0].self_attn
         stream = self.fc(torch.cat([F.embedding(tokens, self.embed_tokens), hidden], dim=-1))
-        query = attention.q_proj(stream).unflatten(-1, (self.num_heads, self.head_dim))
-        key = attention.k_proj(stream).unflatten(-1, (self.num_kv_heads, self.head_dim))
-        value = attention.v_proj(stream).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        query, key, value = projected(attention, stream, self.head_dim)
         return (stream, *self.rotary.turn(positions, query, key), value)
 
     def finish(self, residual: Tensor, attended: Tensor) -> Tensor:
@@ -188,6 +188,13 @@ class Eagle1Head(nn.Module):
         """Scores over the target's vocabulary from what :meth:`finish` gives, [B, T, H] -> [B, T, V]."""
         output_layer = self.lm_head if self.config.own_output else self._targets[0]
         return output_layer(hidden).to(hidden.device)  # a target on several devices has its own on the last
+
+
+def _same(table: Tensor, embed_tokens: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a file's token embeddings are the target's, in the precision that both are used in."""
+    if table.shape != embed_tokens.shape:
+        return False
+    return torch.equal(table.to(embed_tokens.device, dtype), embed_tokens.to(dtype))
 
 
 EagleHead = Eagle3Head | Eagle1Head

@@ -14,18 +14,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from live.eagle3_config import Eagle3Config, captured_layers
-from live.eagle3_weights import check_tensors, official_tensors, read_tensors, variant
+from live.eagle3_weights import official_tensors, variant
 from live.few_rows import quicken
+from live.head_files import check_tensors, read_tensors
 from live.rotary import Rotary
 from policies.errors import UserError
 
 __all__ = ["Eagle3Config", "Eagle3Head", "RMSNorm", "captured_layers"]
+
+_WHAT = "an EAGLE-3 head"
 
 
 class RMSNorm(nn.Module):
@@ -78,6 +82,35 @@ class _MidLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
+class Embedded(Protocol):
+    """What a head's embeddings follow from."""
+
+    hidden_size: int
+    vocab_size: int
+    own_embeddings: bool
+
+
+def register_embeddings(head: nn.Module, config: Embedded, embed_tokens: Tensor) -> None:
+    """Give a head its ``embed_tokens`` [V, H]: the target's, which are not saved with it, or room for its own.
+
+    :raises UserError: when the target's are of another size.
+    """
+    own = config.own_embeddings
+    if embed_tokens.shape[0] != config.vocab_size or (not own and embed_tokens.shape[1] != config.hidden_size):
+        raise UserError(
+            f"the head embeds {config.vocab_size} tokens in {config.hidden_size} numbers, the target's is "
+            f"{list(embed_tokens.shape)}: give the target that this head was trained for"
+        )
+    table = torch.zeros(config.vocab_size, config.hidden_size) if own else embed_tokens.detach()
+    head.register_buffer("embed_tokens", table, persistent=own)
+
+
+def projected(attention: nn.Module, stream: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Queries [B, T, heads, d], keys and values [B, T, kv heads, d] of d = ``size`` numbers, from a stream [B, T, X]."""
+    parts = attention.q_proj(stream), attention.k_proj(stream), attention.v_proj(stream)
+    return tuple(part.unflatten(-1, (-1, size)) for part in parts)
+
+
 class Eagle3Head(nn.Module):
     """The head; parameters bear the official names, the target's embeddings are shared and not saved."""
 
@@ -88,13 +121,7 @@ class Eagle3Head(nn.Module):
     def __init__(self, config: Eagle3Config, embed_tokens: Tensor):
         """:param embed_tokens: [V, H], the target's; a head with embeddings of its own takes only V from them."""
         super().__init__()
-        if embed_tokens.shape[0] != config.vocab_size or (
-            not config.own_embeddings and embed_tokens.shape[1] != config.hidden_size
-        ):
-            raise UserError(
-                f"the head embeds {config.vocab_size} tokens in {config.hidden_size} numbers, the target's is "
-                f"{list(embed_tokens.shape)}: give the target that this head was trained for"
-            )
+        register_embeddings(self, config, embed_tokens)
         self.config = config
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim, self.hidden_size = config.head_dim, config.hidden_size
@@ -107,10 +134,6 @@ class Eagle3Head(nn.Module):
         self.midlayer = _MidLayer(config)
         self.norm = RMSNorm(config.hidden_size, eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
-        own = config.own_embeddings
-        self.register_buffer(
-            "embed_tokens", torch.zeros(config.vocab_size, config.hidden_size) if own else embed_tokens.detach(), persistent=own
-        )
         mapped = config.draft_vocab_size != config.vocab_size
         self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.int64) if mapped else None)
         self.register_buffer("t2d", torch.zeros(config.vocab_size, dtype=torch.bool) if mapped else None)
@@ -127,7 +150,7 @@ class Eagle3Head(nn.Module):
         """
         folder = Path(folder)
         config = Eagle3Config.from_file(folder / "config.json") if config is None else config
-        return cls.from_tensors(config, read_tensors(folder), embed_tokens, dtype, str(folder))
+        return cls.from_tensors(config, read_tensors(folder, _WHAT), embed_tokens, dtype, str(folder))
 
     @classmethod
     def from_tensors(
@@ -143,7 +166,7 @@ class Eagle3Head(nn.Module):
         config = variant(config, found)
         with torch.device("meta"):  # shapes only: the tensors that are there take their places
             head = cls(config, embed_tokens)
-        check_tensors(found, head.state_dict(), what)
+        check_tensors(found, head.state_dict(), what, _WHAT)
         head.load_state_dict(found, assign=True)
         if head.d2t is not None and not head.d2t.is_meta:
             target_ids = head.d2t + torch.arange(len(head.d2t))
@@ -191,9 +214,7 @@ class Eagle3Head(nn.Module):
         layer, attention = self.midlayer, self.midlayer.self_attn
         embedded, normed = layer.input_layernorm(F.embedding(tokens, self.embed_tokens)), layer.hidden_norm(hidden)
         both = torch.cat([embedded, normed], dim=-1)
-        query = attention.q_proj(both).unflatten(-1, (self.num_heads, self.head_dim))
-        key = attention.k_proj(both).unflatten(-1, (self.num_kv_heads, self.head_dim))
-        value = attention.v_proj(both).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        query, key, value = projected(attention, both, self.head_dim)
         if self.config.qk_norm:
             query, key = attention.q_norm(query), attention.k_norm(key)
         return (normed if self.config.norm_before_residual else hidden, *self.rotary.turn(positions, query, key), value)

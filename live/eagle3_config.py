@@ -11,21 +11,15 @@ enters layer i, ``hidden_states[i]``, as in the official code and in vLLM. ``eag
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from live.head_files import SIZES, Unknown, read_config, rotary_of, sizes_of
 from policies.errors import UserError
 
-_ROTARY = ("default", "linear", "llama3", "yarn")
 _IDS = "eagle_aux_hidden_state_layer_ids"
-_SIZES = (
-    "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
-    "draft_vocab_size", "target_hidden_size", "rms_norm_eps", "rope_theta", "max_position_embeddings",
-)  # fmt: skip
 _FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "return_hidden_post_norm", "attention_bias")
 _REFUSED = {
     "eh_proj_before_attn": "it projects embedding and feature before the attention",
@@ -103,7 +97,7 @@ class Eagle3Config:
     def to_json(self) -> dict[str, Any]:
         """The flat config.json that :meth:`from_file` reads back; variants stand in it only where the head has them."""
         plain = {f.name: f.default for f in fields(self)} | {"layout": self.layout, "own_embeddings": self.own_embeddings}
-        found = {name: value for name, value in asdict(self).items() if name in _SIZES or value != plain[name]}
+        found = {name: value for name, value in asdict(self).items() if name in SIZES or value != plain[name]}
         if found.pop("ids_name_outputs", False):
             found["eagle_config"] = {_IDS: found.pop(_IDS)}
         if found["target_hidden_size"] == found["hidden_size"]:
@@ -137,32 +131,6 @@ class Eagle3Config:
         return chosen, why
 
 
-class Unknown(Exception):
-    """A variant that this loader does not know."""
-
-
-Config = TypeVar("Config")
-
-
-def read_config(path: Path, what: str, parse: Callable[[dict[str, Any]], Config]) -> Config:
-    """What ``parse`` makes of a head's config.json. :param what: the kind of head, for messages.
-
-    :raises UserError: when there is none, it is no JSON, lacks something, or ``parse`` raises :class:`Unknown`.
-    """
-    if not path.is_file():
-        raise UserError(f"no {path.name} in {path.parent}: give the folder of {what}")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}); fetch the head again") from None
-    try:
-        return parse(found)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} lacks {error}: it does not describe {what}") from None
-    except Unknown as error:
-        raise UserError(f"{path}: {error}; use a head without it") from None
-
-
 def _parse(cls: type[Eagle3Config], found: dict[str, Any]) -> Eagle3Config:
     nested = found.get("transformer_layer_config")
     extra = found.get("eagle_config") or {}
@@ -172,7 +140,7 @@ def _parse(cls: type[Eagle3Config], found: dict[str, Any]) -> Eagle3Config:
     body = nested or found  # sizes
     flags = {**body, **found, **extra}  # flags stand where their authors put them
     _refuse(flags)
-    known = head_config(body)
+    known = sizes_of(body)
     known |= {name: found[name] for name in ("draft_vocab_size", "target_hidden_size") if found.get(name) is not None}
     known.setdefault("draft_vocab_size", body["vocab_size"])
     known.setdefault("target_hidden_size", body["hidden_size"])
@@ -188,22 +156,6 @@ def _parse(cls: type[Eagle3Config], found: dict[str, Any]) -> Eagle3Config:
     return cls(**known | rotary_of(body), layout=layout)
 
 
-def head_config(body: dict[str, Any]) -> dict[str, Any]:
-    """The sizes that stand in a configuration, and those that follow from them.
-
-    :raises Unknown: for an activation or attention that no loader here knows.
-    """
-    if body.get("hidden_act", "silu") != "silu":
-        raise Unknown(f"its activation is {body['hidden_act']!r}, this loader knows silu")
-    window = body.get("sliding_window") if body.get("use_sliding_window", True) else None
-    if (window and window < body.get("max_position_embeddings", 2048)) or "sliding_attention" in (body.get("layer_types") or ()):
-        raise Unknown("its attention has a sliding window, which this loader does not know")
-    known = {name: body[name] for name in _SIZES if body.get(name) is not None}
-    known.setdefault("head_dim", body["hidden_size"] // body["num_attention_heads"])
-    known.setdefault("num_key_value_heads", body["num_attention_heads"])
-    return known
-
-
 def _refuse(flags: dict[str, Any]) -> None:
     for name, why in _REFUSED.items():
         if flags.get(name):
@@ -213,14 +165,3 @@ def _refuse(flags: dict[str, Any]) -> None:
             raise Unknown(f"it unsets {name}: {why}, which this loader does not know")
     if flags.get("parallel_draft_step", 1) not in (None, 1):
         raise Unknown("it drafts in parallel (parallel_draft_step), which this loader does not know")
-
-
-def rotary_of(body: dict[str, Any]) -> dict[str, Any]:
-    """Base and scaling, from the old keys or the new one."""
-    told = body.get("rope_parameters") or body.get("rope_scaling") or {}
-    kind = told.get("rope_type", told.get("type")) or "default"
-    base = body.get("rope_theta") or told.get("rope_theta") or 10000.0
-    if kind not in _ROTARY or told.get("partial_rotary_factor", body.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise Unknown(f"it has rotary embeddings of kind {kind!r} or partial ones; this loader knows whole {', '.join(_ROTARY)}")
-    scaling = {name: value for name, value in told.items() if name not in ("type", "rope_theta")} | {"rope_type": kind}
-    return {"rope_theta": float(base), "rope_scaling": None if kind == "default" else scaling}

@@ -13,8 +13,8 @@ from torch import nn
 from live.eagle1 import Eagle1Head
 from live.eagle3 import Eagle3Head
 from live.eagle3_config import Eagle3Config
-from live.eagle3_weights import tensor_names
 from live.eagle_network import EagleNetwork
+from live.head_files import tensor_names
 from live.hub import Source, fetch_config, fetch_folder
 from live.medusa import MedusaHeads
 from live.medusa_network import MedusaNetwork
@@ -41,13 +41,16 @@ def kind_of(folder: str, revision: str | None = None) -> str:
         config = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}): copy the drafter again") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no JSON object: copy the drafter again")
     told = (str(config.get("architectures")) + str(config.get("speculators_model_type"))).lower()
     if "draft_vocab_size" in config or "eagle_config" in config or "eagle3" in told:
         return "eagle3"
     if "medusa_num_heads" in config or config.get("model_type") == "medusa":
         return "medusa"
-    if "eagle" in told or config.get("num_hidden_layers") == 1:
-        return "eagle" if "eagle" in told or _has_fc(fetch_folder(folder, revision)) else "lm"
+    named = "eagle" in told or config.get("model_type") == "eagle"
+    if named or config.get("num_hidden_layers") == 1:
+        return "eagle" if named or _has_fc(fetch_folder(folder, revision)) else "lm"
     return "lm"
 
 

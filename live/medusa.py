@@ -6,9 +6,9 @@ blocks x + silu(W x), then a matrix over the vocabulary. A head knows the place,
 depth have the same children, and no tree is deeper than there are heads.
 
 Layouts: the authors' ``medusa_lm_head.pt`` (``0.0.linear.weight``: head, block), the same inside a model's own files behind
-``medusa_head.`` (their version 1.0, whose target lies in the same folder), and vLLM's (``blocks.0.layers.0.weight``,
-``lm_heads.0.weight``, with ``token_map`` where the vocabulary is shortened). Heads without matrices of their own (vLLM's
-``original_lm_head``) share the one that is there, or the target's.
+``medusa_head.`` (their version 1.0, whose target lies in the same folder), and vLLM's names (``blocks.0.layers.0.weight``,
+``lm_heads.0.weight``, with ``token_map`` where the vocabulary is shortened). Under vLLM's
+``original_lm_head`` the heads share one matrix: the one that is there, or, which vLLM does not read, the target's.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from live.eagle3_config import read_config
-from live.eagle3_weights import check_tensors, read_tensors, tensor_names
 from live.few_rows import quicken
+from live.head_files import check_tensors, read_config, read_tensors, tensor_names
 from policies.errors import UserError
 
 _WHAT = "a set of Medusa heads"
-_INSIDE = "medusa_head."
+_INSIDE = ("medusa_head.", "medusa_heads.")
 _RENAMED = (
     (r"^(medusa_heads?\.)+", ""),
     (r"^(\d+)\.(\d+)\.linear\.", r"blocks.\1.layers.\2."),
@@ -58,11 +57,11 @@ class MedusaShape:
     @classmethod
     def of(cls, tensors: dict[str, Tensor], target_vocabulary: int) -> MedusaShape:
         """:raises UserError: when there are no heads."""
-        places = [re.match(r"blocks\.(\d+)\.layers\.(\d+)\.weight$", name) for name in tensors]
+        places = [re.match(r"blocks\.(\d+)\.layers\.(\d+)\.weight$", name) for name, tensor in tensors.items() if tensor.dim() == 2]
         pairs = {(int(found[1]), int(found[2])) for found in places if found}
         if not pairs:
             raise UserError(f"the weights hold no residual blocks: give the folder of {_WHAT}")
-        own = [tensor for name, tensor in tensors.items() if re.match(r"lm_heads\.\d+\.weight$", name)]
+        own = [tensor for name, tensor in tensors.items() if re.match(r"lm_heads\.\d+\.weight$", name) and tensor.dim() == 2]
         return cls(
             heads=1 + max(head for head, _ in pairs),
             blocks=1 + max(block for _, block in pairs),
@@ -110,17 +109,18 @@ class MedusaHeads(nn.Module):
         told = read_config(folder / "config.json", _WHAT, dict)
         merged = any(name.startswith(_INSIDE) for name in tensor_names(folder))
         tensors = _named(read_tensors(folder, _WHAT, _INSIDE if merged else ""))
-        if told.get("original_lm_head") and "lm_head.weight" in tensors:
-            tensors["lm_heads.0.weight"] = tensors.pop("lm_head.weight")
+        shared = bool(told.get("original_lm_head"))
+        if shared:
+            _keep_one(tensors)
         if "token_map" in tensors:
-            _shorten(tensors)
+            _shorten(tensors, folder, vocabulary)
         shape = MedusaShape.of(tensors, vocabulary)
         if shape.hidden_size != hidden_size:
             raise UserError(
                 f"{folder} reads hidden states of {shape.hidden_size} numbers, the target's have {hidden_size}: give the target "
                 "that these heads were trained for"
             )
-        if told.get("logit_scale", 1.0) != 1.0:
+        if told.get("logit_scale") not in (None, 1, 1.0):
             raise UserError(f"{folder} scales its logits (logit_scale), which this loader does not know; use heads without it")
         if not (shape.mapped or shape.vocabulary == vocabulary):
             raise UserError(
@@ -129,18 +129,16 @@ class MedusaHeads(nn.Module):
             )
         if not shape.own and output_layer is None:
             raise UserError(f"{folder} has no matrices of its own, and the target's output layer gives no logits as they are")
-        if shape.own not in (0, 1, shape.heads):
-            raise UserError(f"{folder} has {shape.heads} heads and {shape.own} matrices for them; fetch the heads again")
         with torch.device("meta"):  # shapes only: the tensors that are there take their places
             heads = cls(shape, output_layer)
         check_tensors(tensors, heads.state_dict(), str(folder), _WHAT)
-        if shape.mapped and not (0 <= int(tensors["token_map"].min()) and int(tensors["token_map"].max()) < vocabulary):
-            raise UserError(f"{folder}: token_map points outside the target's vocabulary of {vocabulary} tokens")
+        if not shared and shape.own != shape.heads:
+            raise UserError(f"{folder} has {shape.heads} heads and {shape.own} matrices for them; fetch the heads again")
         heads.load_state_dict(tensors, assign=True)
         return quicken(heads.to(embed_tokens.device, dtype).eval().requires_grad_(False))
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
-        """Write config.json and model.safetensors in vLLM's layout (weights in ``dtype``) into ``folder``."""
+        """Write config.json and model.safetensors under vLLM's names (weights in ``dtype``) into ``folder``."""
         from safetensors.torch import save_file
 
         folder, shape = Path(folder), self.shape
@@ -168,11 +166,26 @@ class MedusaHeads(nn.Module):
         return self.lm_heads[head if self.shape.own > 1 else 0](hidden)
 
 
-def _shorten(tensors: dict[str, Tensor]) -> None:
-    """In place: of matrices over the whole vocabulary, the rows that ``token_map`` names (as vLLM reads such files)."""
-    kept = tensors["token_map"] = tensors["token_map"].to(torch.int64)
+def _keep_one(tensors: dict[str, Tensor]) -> None:
+    """In place: of the matrices, the one that all heads share (as vLLM reads such files)."""
+    whole = tensors.pop("lm_head.weight", None)
+    first = tensors.get("lm_heads.0.weight", whole)
     for name in [name for name in tensors if name.startswith("lm_heads.")]:
-        if len(tensors[name]) > len(kept):
+        del tensors[name]
+    if first is not None:
+        tensors["lm_heads.0.weight"] = first
+
+
+def _shorten(tensors: dict[str, Tensor], folder: Path, vocabulary: int) -> None:
+    """In place: of matrices over the whole vocabulary, the rows that ``token_map`` names (as vLLM reads such files).
+
+    :raises UserError: when it is no list of the target's ``vocabulary`` tokens.
+    """
+    kept = tensors["token_map"] = tensors["token_map"].to(torch.int64)
+    if kept.dim() != 1 or not len(kept) or int(kept.min()) < 0 or int(kept.max()) >= vocabulary:
+        raise UserError(f"{folder}: token_map is empty or points outside the target's vocabulary of {vocabulary} tokens")
+    for name in [name for name in tensors if name.startswith("lm_heads.")]:
+        if tensors[name].dim() == 2 and vocabulary == len(tensors[name]) > len(kept):
             tensors[name] = tensors[name][kept]
 
 

@@ -40,6 +40,12 @@ class Shape:
     tree: tuple[int, int, int] | None = None
     other: bool = False
 
+    def up_to(self, levels: int) -> Shape:
+        """The same for a drafter that drafts so many levels at most."""
+        chain = None if self.chain is None else min(self.chain, levels)
+        tree = None if self.tree is None else (min(self.tree[0], levels), *self.tree[1:])
+        return replace(self, chain=chain, tree=tree)
+
 
 @dataclass
 class Export:
@@ -153,8 +159,8 @@ def exported(
         d = 1, 2, ...   :param tiers: by the largest number of requests at once.
     """
     kind, models = drafter.get("kind", "lm"), (str(target.get("id", "TARGET")), str(drafter.get("id", "DRAFT")))
-    if shape.chain and "levels" in drafter:  # Medusa: no chain is longer than there are heads
-        shape = replace(shape, chain=min(shape.chain, drafter["levels"]))
+    if (levels := drafter.get("levels")) is not None:  # Medusa: nothing is deeper than there are heads
+        shape, tiers = shape.up_to(levels), {upto: one.up_to(levels) for upto, one in tiers.items()}
     return [
         _sglang(shape, kind, models, tiers),
         _vllm(shape, kind, models, rates, tiers),
@@ -208,6 +214,11 @@ def _vllm(shape: Shape, kind: str, models: tuple[str, str], rates: list[float], 
     if not length:
         export.command = f"vllm serve {models[0]}"
         return export
+    if kind == "medusa":
+        export.cannot.append(
+            "vLLM loads Medusa heads whose files hold vocab_size and output matrices; heads that share the target's, as "
+            "reference/medusa, hold neither"
+        )
     method = kind if kind in ("eagle3", "eagle", "medusa") else "draft_model"
     export.options = {"method": method, "model": models[1], "num_speculative_tokens": length}
     if tiers:

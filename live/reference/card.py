@@ -43,8 +43,8 @@ TITLES = {
     ),
     "medusa": (
         "Reference Medusa heads",
-        "Medusa heads for the reference target, in vLLM's tensor layout: residual blocks alone, behind which the target's own "
-        "output layer follows.",
+        "Medusa heads for the reference target, under vLLM's tensor names: residual blocks alone, behind which the target's own "
+        "output layer follows (vLLM itself wants a matrix in the file).",
     ),
 }
 

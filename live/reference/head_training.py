@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -90,13 +90,6 @@ class Score(NamedTuple):
     top10: list[float]
 
 
-class Head(Protocol):
-    """A module that writes itself as a checkpoint."""
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Into ``folder``."""
-
-
 def train(
     name: str,
     head: torch.nn.Module,
@@ -110,7 +103,7 @@ def train(
 ) -> Path:
     """Train to the end of the recipe; snapshots land in `out`/`name`, the state to resume from beside it.
 
-    :param head: a :class:`Head`.
+    :param head: writes itself as a checkpoint by ``save_pretrained(folder)``.
     :param score: of a batch: ``parts`` losses, and, where it is asked to count, how often drafts are right.
     """
     device = next(head.parameters()).device

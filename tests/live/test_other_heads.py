@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+from torch import Tensor
 
+from live.batcher import Batcher
 from live.decode import SpeculativeDecoder
+from live.explain import TapedDrafter, same_decision
 from live.fidelity import check_policy
 from live.graphed_pair import graphed
+from live.hook import attach
+from live.medusa import MedusaHeads
 from live.medusa_network import MedusaNetwork
 from live.model import CachedModel, last_hidden
 from live.pair import Pair, load_pair, place_in
-from policies.contract import Sampling
+from policies.chain import Chain
+from policies.contract import Expansion, Sampling
+from policies.drafting import draft
 from policies.errors import UserError
 from policies.registry import load_policy
+from policies.verification import pack
+from sim.recorded import ListeningDrafter, RecordedDrafter, RecordedText
 from sim.replay import replay
 from tests.live.pretended_gpu import pretended_gpu
-from tests.live.test_networks import CONTEXTS, WIDTH, Grown, close, grow, rows, shared
+from tests.live.test_batcher import submitted
+from tests.live.test_networks import CONTEXTS, Grown, close, grow, rows
+from tests.live.witnesses import follows_its_formula, random_material
 from tests.tiny_heads import HEADS, NAMES
 from tests.tiny_pair import TinyPair
+from traces.measure import DraftStage
 from traces.recording import Recording, open_recording
 
 PROMPTS = [[5, 17, 40, 3, 77], [90, 12, 12, 61, 8, 30, 2], [4, 4, 9]]
@@ -60,84 +69,15 @@ def recorded(tiny_pair: TinyPair, tiny_heads, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def material(pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
-    """A random text int64 [1, 14], all captured features of it, and tokens for the trees of test_networks [4, 7]."""
-    draw = torch.Generator().manual_seed(0)
-    text = torch.randint(4, 150, (1, 14), generator=draw)
-    return text, pair.target().prefill(text, logits="none").captured, torch.randint(4, 150, (4, 7), generator=draw)
-
-
-@torch.no_grad()
-def last_states(pair: Pair, text: Tensor) -> Tensor:
-    """The target's last hidden states [T, H] as Hugging Face gives them."""
-    return pair.model(input_ids=text, output_hidden_states=True).hidden_states[-1][0]
+    return random_material(pair)
 
 
 # ---- what they compute -----------------------------------------------------------------------------------------------
 
 
-class Witness:
-    """The EAGLE-1 head from Hugging Face's own Llama layer without its first norm; every cell in every pass, no cache."""
-
-    def __init__(self, folder: str, pair: Pair):
-        tensors = {name: tensor.double() for name, tensor in load_file(f"{folder}/model.safetensors").items()}
-        config = LlamaConfig(
-            hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6,
-            max_position_embeddings=2048, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        )  # fmt: skip
-        config._attn_implementation = "sdpa"
-        self.layer = LlamaDecoderLayer(config, 0).double().eval()
-        self.layer.input_layernorm = nn.Identity()
-        own = {name.removeprefix("layers.0."): tensor for name, tensor in tensors.items() if name.startswith("layers.0.")}
-        assert set(own) == set(self.layer.state_dict())
-        self.layer.load_state_dict(own)
-        self.rotary = LlamaRotaryEmbedding(config)
-        self.weight, self.bias = tensors["fc.weight"], tensors["fc.bias"]
-        self.embeddings, self.output = pair.model.get_input_embeddings().weight, pair.model.lm_head
-
-    def cells(self, features: Tensor, tokens: Tensor) -> Tensor:
-        stream = torch.cat([self.embeddings[tokens], features], -1) @ self.weight.T + self.bias
-        turn = self.rotary(stream[None], torch.arange(len(tokens))[None])
-        found = self.layer(stream[None], position_embeddings=tuple(part.double() for part in turn))
-        return (found[0] if isinstance(found, tuple) else found).reshape(len(tokens), -1)
-
-    @torch.no_grad()
-    def logprob(self, features: Tensor, text: Tensor, path: list[int]) -> Tensor:
-        """log q [V] behind a path; ``text`` int64 [c + 1] ends with the root, ``features`` [c, H] stand before its tokens."""
-        tokens = text[1:]
-        for token in path:
-            features = torch.cat([features, self.cells(features, tokens)[-1:]])
-            tokens = torch.cat([tokens, torch.tensor([token])])
-        return torch.log_softmax(self.output(self.cells(features, tokens)[-1]), -1)
-
-
-def medusa_logprob(folder: str, pair: Pair, features: Tensor, path: list[int]) -> Tensor:
-    """log q [V] behind any path of that length, by the formula."""
-    tensors = {name: tensor.double() for name, tensor in load_file(f"{folder}/model.safetensors").items()}
-    stem, hidden = f"blocks.{len(path)}.layers.0", features[-1]
-    inner = tensors[f"{stem}.weight"] @ hidden + tensors[f"{stem}.bias"]
-    with torch.no_grad():
-        return torch.log_softmax(pair.model.lm_head(hidden + inner * torch.sigmoid(inner)), -1)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_shared_text_rows_and_formula_agree(pair, tiny_heads, material, name):
-    text, features, tokens = material
-    network, states = pair.networks[name], last_states(pair, text)
-    with torch.inference_mode():
-        together = grow(network, shared(network, text, features), CONTEXTS, tokens)
-        alone = grow(network, rows(network, text, features, CONTEXTS), CONTEXTS, tokens)
-    assert close(together, alone)
-    witness = Witness(tiny_heads[name], pair) if name == "eagle1" else None
-    for tree, context in enumerate(CONTEXTS.tolist()):
-        for node, path in enumerate(together.paths[tree]):
-            if witness is not None:
-                dense = witness.logprob(states[:context], text[0, : context + 1], path)
-            else:
-                dense = medusa_logprob(tiny_heads[name], pair, states[:context], path)
-            best = dense.float().sort(descending=True, stable=True)
-            assert together.index[tree, node].tolist() == best.indices[:WIDTH].tolist()
-            assert torch.allclose(together.logprob[tree, node], best.values[:WIDTH], atol=2e-5)
-            assert torch.allclose(together.entropy[tree, node], -(dense.exp() * dense).sum().float(), atol=2e-5)
+    follows_its_formula(pair, name, tiny_heads[name], *material)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -218,6 +158,27 @@ def test_no_tree_is_deeper_than_there_are_heads(recorded, pair):
             network.grow(torch.tensor([[slot]]), torch.tensor([[5]]), 2)
 
 
+class AsFarAsItReaches(Chain):
+    """Its first level is as wide as the tree may be deep, at most twenty: who does not know how deep sees another tree."""
+
+    def expand(self, tree, cycle, state):
+        return None if tree.levels else Expansion(tree.root_nodes(), int(cycle.reach.clamp(max=20).max()))
+
+
+def test_every_drafter_knows_how_deep_its_heads_draft(recorded):
+    """Taped, asked again with what was taped, and listened to."""
+    recording, policy = open_recording(recorded), AsFarAsItReaches(20)
+    text = RecordedText(recording)
+    heads = RecordedDrafter(recording, "medusa", text)
+    zero = torch.zeros(1, dtype=torch.int64)
+    cycle = text.cycle(zero, zero, zero, zero, recording.manifest["context_limit"])
+    tape = TapedDrafter(heads)
+    for drafter in (heads, tape, ListeningDrafter(heads)):
+        drafted = draft(policy, drafter, cycle, policy.begin(cycle, {}))
+        assert drafted.tree.width == 1 + HEADS
+    assert same_decision(policy, cycle, {}, tape, pack(drafted.tree, drafted.kept), int(drafted.tree.token[0, 0]))
+
+
 def test_batches_and_graphs_decode_the_same(pair):
     """Texts that end one after the other, in fixed shapes as well; and a head of either kind beside none."""
     for name in NAMES:
@@ -228,6 +189,22 @@ def test_batches_and_graphs_decode_the_same(pair):
             assert done.draft_error is None
             said.append((done.tokens, done.cycles))
         assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("name", ("eagle3", *NAMES))
+def test_who_joins_drafts_with_the_streams_of_its_own_head(pair, name):
+    """Beside heads that read others: nothing crashes, and a request takes as many cycles as it takes alone."""
+    for one in (pair, graphed(pair, 128)):
+        decoder = SpeculativeDecoder(one.target(), one.draft(name), load_policy("chain(k=4)"), one.end_tokens)
+        batcher = Batcher(decoder, batch=3)
+        requests = submitted(batcher, PROMPTS, 8)
+        batcher.run()
+        assert not batcher.crashes
+        for request in requests:
+            text = torch.tensor([request.text])
+            done = decoder.generate([request.prompt], request.max_new_tokens, sampling=request.sampling, text=text)
+            assert (request.tokens, request.cycles) == (done.tokens[0], done.cycles[0])
+        assert sum(request.cycles for request in requests) < sum(len(request.tokens) - 1 for request in requests)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -294,6 +271,19 @@ def test_a_profile_and_what_is_priced_by_it(tiny_pair, tiny_heads, recorded, tmp
         replayed([str(recorded), "--drafter", "medusa", "--profile", str(out), "--policy", POLICIES[0], "--execution", "pipelined"])
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_few_heads_are_timed_as_deep_as_they_go(pair, material, count):
+    """The root's children come with the catch-up; each further head is one level, and none is timed that is not there."""
+    heads = pair.networks["medusa"].heads
+    few = MedusaHeads(replace(heads.shape, heads=count), pair.model.lm_head).double().requires_grad_(False)
+    few.load_state_dict(heads.state_dict(), strict=False)
+    text, features, _ = material
+    stage = DraftStage(MedusaNetwork(few, features=pair.networks["medusa"].features), text, features, text.device)
+    stage.settle(6)
+    spent = stage.level(3)
+    assert len(spent) == 1 and (spent == [0.0]) == (count == 1)
+
+
 def test_inside_generate(tiny_pair, tiny_heads):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -307,6 +297,7 @@ def test_inside_generate(tiny_pair, tiny_heads):
             **inputs, max_new_tokens=24, do_sample=False, custom_generate=live.speculate(draft=tiny_heads[name], policy=POLICIES[0])
         )
         assert torch.equal(ours, plain)
+        assert attach(model, tiny_heads[name], None)[0].layers_to_capture == (7,)  # behind the last of six layers and the norm
 
 
 def test_a_sweep_beyond_the_heads_is_what_replay_gives(recorded):

@@ -46,6 +46,12 @@ def test_heads_of_other_kinds():
     served = json.loads(medusa["vllm"].command.split("--speculative-config ")[1].strip("'"))
     assert (served["method"], served["num_speculative_tokens"]) == ("medusa", 4)  # no more than there are heads
     assert all(not medusa[one].options and "Medusa" in medusa[one].cannot[0] for one in ("sglang", "tensorrt-llm", "transformers"))
+    assert "output matrices" in medusa["vllm"].cannot[0]  # which reference/medusa has not
+    heads = {"kind": "medusa", "id": "org/heads", "levels": 4}
+    for spec in ("eagle3(total_tokens=60, depth=8, top_k=10)", "chain(k=9)"):  # nor in a tree, nor in any tier
+        options = exports(spec, heads, (0.6, 0.3), _1="chain(k=9)", _8="chain(k=2)")["vllm"].options
+        assert options["num_speculative_tokens"] == 4
+        assert options["num_speculative_tokens_per_batch_size"] == [[1, 1, 4], [2, 8, 2]]
     eagle = exports("eagle3(total_tokens=24, depth=3, top_k=8)", {"kind": "eagle", "id": "org/head"})
     assert eagle["sglang"].options["speculative-algorithm"] == "EAGLE" and eagle["vllm"].options["method"] == "eagle"
     assert all(not eagle[one].options and "EAGLE" in eagle[one].cannot[0] for one in ("tensorrt-llm", "transformers"))
