@@ -5,9 +5,8 @@ consumes the target's feature of place i and the token of place i + 1, at rotary
 output of its parent instead of a feature. Those self-made features never survive a cycle: :meth:`advance` recomputes accepted
 places from the target's features.
 
-Keys and values lie in one buffer, [R, kv heads, capacity, d]: the rows' committed cells from the left, and behind the longest
-row's the cells of this cycle's trees, where the next committed cells are written over them. The trees of one text (R = 1, the
-recorder's way) share its committed cells and keep their own beside them (live/eagle_trees.py).
+Keys and values of the rows' committed cells lie in one buffer, and behind them the cells of this cycle's trees (live/cells.py). The
+trees of one text (R = 1, the recorder's way) share its committed cells and keep their own beside them (live/eagle_trees.py).
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from live.border import fetched, sent
+from live.cells import Cells
 from live.distribution import Ranked, ranked
 from live.eagle1 import Eagle1Head, EagleHead
-from live.eagle_trees import SharedTrees, spread, with_room
+from live.eagle_trees import SharedTrees, spread
 from live.network import Ancestry
 
 
@@ -37,18 +37,13 @@ class EagleNetwork:
     def reset(self, rows: int) -> None:
         self.entropies = True
         head = self.head
-        like = next(head.parameters())
-        self._key = like.new_zeros((rows, head.num_kv_heads, 0, head.head_dim))
-        self._value = torch.zeros_like(self._key)
-        self._length = torch.zeros(rows, dtype=torch.int64)  # on the host, as who counts
-        self._shortest = self._longest = 0
+        self._cells = Cells(rows, head.num_kv_heads, head.head_dim, head.fc.weight)
         offsets = head.d2t
         self._target_ids = None if offsets is None else offsets + torch.arange(len(offsets), device=offsets.device)
         self._trees: SharedTrees | None = None  # the trees of one text, where they are several
 
     def gather_rows(self, rows: Tensor) -> None:
-        self._key, self._value = self._key[rows], self._value[rows]
-        self._set_length(self._length[fetched(rows)])
+        self._cells.keep(rows)
 
     def forwards(self) -> list[tuple[object, str]]:
         return [(self, name) for name in ("_caught_up", "_level", "_root_logits")]
@@ -57,22 +52,11 @@ class EagleNetwork:
         return EagleNetwork(self.head, self.name, self.features)
 
     def join(self, other: EagleNetwork) -> None:
-        def both(ours: Tensor, theirs: Tensor) -> Tensor:
-            """Rows behind rows, those with fewer cells padded on the right."""
-            shape = [max(sizes) for sizes in zip(ours.shape, theirs.shape, strict=True)]
-            spare = [[(0, size - own) for size, own in zip(shape, part.shape, strict=True)] for part in (ours, theirs)]
-            padding = [sum(pairs[:0:-1], ()) for pairs in spare]
-            return torch.cat([F.pad(part, room) for part, room in zip((ours, theirs), padding, strict=True)])
-
-        self._key, self._value = both(self._key, other._key), both(self._value, other._value)
-        self._length = torch.cat([self._length, other._length])
-        self.gather_rows(torch.arange(len(self._length)))  # what hangs on the lengths is made anew
+        self._cells.join(other._cells)
 
     def advance(self, tokens: Tensor, features: Tensor | None, counts: Tensor, everywhere: bool = False) -> Tensor:
-        device, counts = self._key.device, fetched(counts)
-        positions = sent(self._length[:, None] + torch.arange(tokens.shape[1]), device)
-        place = self._longest if self._shortest == self._longest else positions
-        self._set_length(self._length + counts)
+        device, counts = self._cells.device, fetched(counts)
+        positions, place = self._cells.following(counts, tokens.shape[1])
         last = None if everywhere or tokens.shape[1] == 1 else sent((counts - 1)[:, None], device)
         hidden = self._caught_up(sent(tokens.clamp(min=0), device), features, positions, place, last)
         return hidden if everywhere else hidden[:, 0]
@@ -83,17 +67,17 @@ class EagleNetwork:
         """The forward pass of committed cells: outputs [R, T, H] at all of them, or [R, 1, H] at the ``last`` int64 [R, 1] of
         each row: later cells read the keys and values of all, but the output of the last alone.
 
-        :param positions: int64 [R, T]. :param place: where their keys and values go, see :meth:`_write`.
+        :param positions: int64 [R, T]. :param place: where their keys and values go, see :meth:`Cells.write`.
         """
         residual, query, key, value = self.head.project(self.head.fuse(features[..., self.features]), tokens, positions)
-        self._write(key, value, place)
+        self._cells.write(key, value, place)
         if last is not None:
             residual, query, positions = _at(residual, last), _at(query, last), positions.gather(1, last)
         return self.head.finish(residual, self._attend_committed(query, positions))
 
     def _attend_committed(self, query: Tensor, positions: Tensor) -> Tensor:
         """Causal attention of committed cells [R, T, heads, d] at ``positions`` int64 [R, T] over their rows."""
-        span = self._longest
+        span = self._cells.longest
         last = positions.numel() == 1  # the last cell of a single row, which sees all
         visible = None if last else (torch.arange(span, device=query.device) <= positions[:, :, None])[:, None]
         return self._attention(query, span, visible)
@@ -101,21 +85,22 @@ class EagleNetwork:
     def open(self, source: Tensor, context_length: Tensor, width: int) -> Ranked:
         lengths, context_length = context_length, sent(context_length, source.device)
         self._trees = None
-        if len(source) != len(self._key):
-            cells = self._key[0, :, : self._longest], self._value[0, :, : self._longest]
-            self._trees = SharedTrees(self.head, *cells, source, context_length)
+        cells = self._cells
+        if len(source) != len(cells):
+            text = (part[0][0, :, : cells.longest] for part in (cells.keys, cells.values))
+            self._trees = SharedTrees(self.head, *text, source, context_length)
         else:
             self._prefix, self._before = context_length, context_length - 1  # cells 0 .. context_length - 1
             self._ancestry = Ancestry(len(source), source.device)
             self._hidden = source[:, None]  # each slot's output; the root's is the last committed cell's
-            self._all = set(lengths.tolist()) == {self._longest}
+            self._all = set(lengths.tolist()) == {cells.longest}
         return self._children(ranked(self._root_logits(source), width, self.entropies))
 
     def _root_logits(self, source: Tensor) -> Tensor:
         return self.head.logits(source.unsqueeze(1)).squeeze(1)
 
     def grow(self, parent: Tensor, token: Tensor, width: int) -> Ranked:
-        parent, token = sent(parent, self._key.device), sent(token, self._key.device)
+        parent, token = sent(parent, self._cells.device), sent(token, self._cells.device)
         if self._trees is not None:
             return self._grow_shared(parent, token, width)
         sees = self._ancestry.add(parent)[:, :, 1:]  # the root has no cell in the tree
@@ -131,7 +116,7 @@ class EagleNetwork:
         :param sees: bool [B, W, S], tree cells that each attends to.
         """
         residual, query, key, value = self.head.project(hidden, token, position)
-        self._write(key, value, self._longest + sees.shape[2] - token.shape[1])
+        self._cells.write(key, value, self._cells.longest + sees.shape[2] - token.shape[1])
         output = self.head.finish(residual, self._attend(query, sees))
         return output, self.head.logits(output)
 
@@ -144,40 +129,20 @@ class EagleNetwork:
     def _attend(self, query: Tensor, sees: Tensor) -> Tensor:
         """Attention of tree nodes [B, W, heads, d] to their committed prefix and to tree cells where ``sees`` bool [B, W, S]."""
         if self._all and self._ancestry.straight:
-            return self._attention(query, self._longest + sees.shape[2], None)
-        committed = torch.arange(self._longest, device=query.device) < self._prefix[:, None, None]
+            return self._attention(query, self._cells.longest + sees.shape[2], None)
+        committed = torch.arange(self._cells.longest, device=query.device) < self._prefix[:, None, None]
         visible = torch.cat([committed.expand(-1, sees.shape[1], -1), sees], dim=2)
         return self._attention(query, visible.shape[2], visible[:, None])
 
     def _attention(self, query: Tensor, span: int, visible: Tensor | None) -> Tensor:
         """Attention [B, W, heads * d] over the first ``span`` cells; ``visible`` bool [B, 1, W, span], None: all of them."""
-        attended = F.scaled_dot_product_attention(
-            query.transpose(1, 2), self._key[:, :, :span], self._value[:, :, :span], attn_mask=visible, enable_gqa=True
-        )
+        key, value = (part[0][:, :, :span] for part in (self._cells.keys, self._cells.values))
+        attended = F.scaled_dot_product_attention(query.transpose(1, 2), key, value, attn_mask=visible, enable_gqa=True)
         return attended.transpose(1, 2).flatten(2)
 
     def _children(self, found: Ranked) -> Ranked:
         """From the draft vocabulary to the target's token ids."""
         return found if self._target_ids is None else Ranked(self._target_ids.take(found.index), found.logprob, found.entropy)
-
-    def _write(self, key: Tensor, value: Tensor, place: int | Tensor) -> None:
-        """Keys and values [R, T, kv heads, d] from cell ``place`` on, or to the cells int64 [R, T] where rows differ in length."""
-        count = key.shape[1]
-        self._reserve((self._longest if isinstance(place, Tensor) else place) + count)
-        row = torch.arange(len(key), device=key.device)[:, None] if isinstance(place, Tensor) else None
-        for cells, new in ((self._key, key), (self._value, value)):
-            if isinstance(place, Tensor):
-                cells.transpose(1, 2)[row, place] = new
-            else:
-                cells.narrow(2, place, count).copy_(new.transpose(1, 2))
-
-    def _reserve(self, cells: int) -> None:
-        self._key, self._value = (with_room(part, 2, cells) for part in (self._key, self._value))
-
-    def _set_length(self, length: Tensor) -> None:
-        self._length = length
-        lengths = length.tolist()
-        self._shortest, self._longest = min(lengths, default=0), max(lengths, default=0)
 
 
 def _at(cells: Tensor, place: Tensor) -> Tensor:

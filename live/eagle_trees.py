@@ -8,9 +8,9 @@ worked out for cells that it does not see, and a level's trees may grow by diffe
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from live.cells import with_room
 from live.distribution import IN_CACHE
 from live.eagle1 import EagleHead
 
@@ -100,14 +100,6 @@ def spread(values: Tensor, real: Tensor, shape: torch.Size) -> Tensor:
     whole = values.new_zeros((shape.numel(), *values.shape[1:]))
     whole[real] = values
     return whole.view(*shape, *values.shape[1:])
-
-
-def with_room(values: Tensor, axis: int, count: int) -> Tensor:
-    """Values with room for ``count`` along an axis, zeros where they grew; grown, they double: it costs little per entry."""
-    held = values.shape[axis]
-    if count <= held:
-        return values
-    return F.pad(values, (0, 0) * (values.dim() - 1 - axis) + (0, max(count - held, held)))
 
 
 def _kept(memory: Tensor, axis: int, first: int, new: Tensor) -> Tensor:

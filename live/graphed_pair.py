@@ -24,7 +24,7 @@ class GraphedPair(Pair):
 
 
 def graphed(pair: Pair, capacity: int = 2048, graphs: bool = True) -> GraphedPair:
-    """The same pair in fixed shapes; a draft language model and Medusa heads stay as they are.
+    """The same pair in fixed shapes; a draft language model, Medusa heads and DFlash drafters stay as they are.
 
     :param capacity: slots per row, for the longest text with its tree and 128 more.
     :param graphs: replay CUDA graphs on a GPU; False: the same shapes, kernel by kernel.

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from live.dflash import DFlashHead
+from live.dflash_config import DFlashConfig
+from live.dflash_network import DFlashNetwork
 from live.eagle1 import Eagle1Head
 from live.eagle3 import Eagle3Head
 from live.eagle3_config import Eagle3Config
@@ -21,16 +24,19 @@ from live.medusa_network import MedusaNetwork
 from live.model import CachedModel, last_hidden
 from policies.errors import UserError
 
+_OPTIONS = {"eagle3": ("layers", "norm_before_residual"), "dflash": ("block_size",)}
+"""What may be said of a head of a kind, over its configuration."""
+
 
 class LoadedHead(NamedTuple):
     """A draft network, and the boundaries of the target's layers that it reads, low to high."""
 
-    network: EagleNetwork | MedusaNetwork
+    network: EagleNetwork | MedusaNetwork | DFlashNetwork
     layers: tuple[int, ...]
 
 
 def kind_of(folder: str, revision: str | None = None) -> str:
-    """What a folder or hub id holds: "eagle3", "eagle" (EAGLE-1 and 2), "medusa", or "lm", a language model.
+    """What a folder or hub id holds: "eagle3", "eagle" (EAGLE-1 and 2), "medusa", "dflash", or "lm", a language model.
 
     An EAGLE-1 head has the configuration of a Llama with one layer: there the names of its tensors tell.
     """
@@ -44,6 +50,8 @@ def kind_of(folder: str, revision: str | None = None) -> str:
     if not isinstance(config, dict):
         raise UserError(f"{path} holds no JSON object: copy the drafter again")
     told = (str(config.get("architectures")) + str(config.get("speculators_model_type"))).lower()
+    if "dflash_config" in config or any(name in told for name in ("dflash", "dspark")):
+        return "dflash"
     if "draft_vocab_size" in config or "eagle_config" in config or "eagle3" in told:
         return "eagle3"
     if "medusa_num_heads" in config or config.get("model_type") == "medusa":
@@ -64,11 +72,11 @@ def load_head(kind: str, folder: str, draft: Source, target: CachedModel) -> Loa
     A wrong layer id or residual fails silently, as bad acceptance: hence the line (and traces/selftest.py).
     """
     path = fetch_folder(folder, draft.revision)
+    if extra := sorted(set(draft.options) - {"revision", *_OPTIONS.get(kind, ())}):
+        raise UserError(f"{draft.name} is a head of kind {kind}, which has no {extra[0]}: leave it out")
     if kind == "eagle3":
         return _load_eagle3(path, draft, target)
-    if extra := sorted(set(draft.options) - {"revision"}):
-        raise UserError(f"{draft.name} reads the target's last hidden state and has no {extra[0]}: leave it out")
-    return (_load_medusa if kind == "medusa" else _load_eagle1)(path, draft, target)
+    return {"medusa": _load_medusa, "dflash": _load_dflash, "eagle": _load_eagle1}[kind](path, draft, target)
 
 
 def _load_eagle3(path: Path, draft: Source, target: CachedModel) -> LoadedHead:
@@ -85,10 +93,7 @@ def _load_eagle3(path: Path, draft: Source, target: CachedModel) -> LoadedHead:
     else:
         layers, why = config.boundaries(target.config.num_hidden_layers)
     if config.target_hidden_size != target.config.hidden_size:
-        raise UserError(
-            f"{draft.name} reads features of {config.target_hidden_size} numbers, the target's have {target.config.hidden_size}: "
-            "give the target that this head was trained for"
-        )
+        raise _other_target(draft, config.target_hidden_size, target)
     embeddings = target.model.get_input_embeddings().weight.detach()
     head = Eagle3Head.from_pretrained(path, embeddings, target.dtype, config)
     name = Path(draft.name).name
@@ -113,6 +118,31 @@ def _load_medusa(path: Path, draft: Source, target: CachedModel) -> LoadedHead:
     whose = {0: "the target's own output layer", 1: "one matrix for all"}.get(shape.own, "a matrix of its own each")
     print(f"{name}: {shape.heads} Medusa heads; read the last hidden state, {whose}", file=sys.stderr)
     return LoadedHead(MedusaNetwork(heads, name), (last_hidden(target.model),))
+
+
+def _load_dflash(path: Path, draft: Source, target: CachedModel) -> LoadedHead:
+    config = DFlashConfig.from_file(path / "config.json")
+    if (size := draft.options.get("block_size")) is not None:
+        if type(size) is not int or size < 2:
+            raise UserError(f"block_size of '{draft}' must be a whole number, 2 or more: the root and what is drafted behind it")
+        config = replace(config, block_size=size)
+    layers = config.boundaries(target.config.num_hidden_layers)
+    if config.target_hidden_size != target.config.hidden_size:
+        raise _other_target(draft, config.target_hidden_size, target)
+    embeddings, name = target.model.get_input_embeddings().weight.detach(), Path(draft.name).name
+    # what the target does to its logits behind that layer, the drafter's own configuration says
+    head = DFlashHead.from_pretrained(path, embeddings, target.model.get_output_embeddings(), target.dtype, config)
+    listed = ", ".join(map(str, layers))
+    what = f"DFlash drafter, {config.layout} layout, {config.deepest} tokens a block; reads what enters layers {listed}"
+    _say(f"{name}: {what}", config)
+    return LoadedHead(DFlashNetwork(head, name), layers)
+
+
+def _other_target(draft: Source, size: int, target: CachedModel) -> UserError:
+    return UserError(
+        f"{draft.name} reads features of {size} numbers, the target's have {target.config.hidden_size}: "
+        "give the target that this head was trained for"
+    )
 
 
 def _output_layer(target: CachedModel) -> nn.Module:

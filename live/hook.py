@@ -57,8 +57,8 @@ def speculate(
     whether or not there is an end token.
 
     :param draft: folder or hub id of a draft head or a draft LM, with its options as in live/hub.py ("reference/eagle3",
-        "reference/draft" and "reference/medusa" are the shipped ones), a training-free drafter, ``suffix(depth=8)``, or one that is
-        asked first, ``suffix+reference/eagle3``.
+        "reference/draft", "reference/medusa" and "reference/dflash" are the shipped ones), a training-free drafter,
+        ``suffix(depth=8)``, or one that is asked first, ``suffix+reference/eagle3``.
     :param policy: name, name with parameters, JSON file, FILE.py:CLASS, or the object.
     :param seed: of sampled texts; drawn from torch's generator by default, so that ``torch.manual_seed`` rules.
     :param tokenizer: the target's, for stop strings and to compare with a draft LM's or a corpus's (default: the one beside the

@@ -17,7 +17,7 @@ from typing import Any
 from policies.errors import UserError
 
 REFERENCE = Path(__file__).parent / "reference"
-OPTIONS = ("revision", "layers", "norm_before_residual")
+OPTIONS = ("revision", "layers", "norm_before_residual", "block_size")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def parse_source(text: str, **defaults: Any) -> Source:
 
 
 def resolve(name: str | Path, part: str = "target") -> str:
-    """Folder or hub id for ``name``; "reference" is the shipped pair's ``part`` (target, draft, eagle3 or medusa).
+    """Folder or hub id for ``name``; "reference" is the shipped pair's ``part`` (target, draft, eagle3, medusa or dflash).
 
     :raises UserError: when the shipped part or a folder given as a path is not there.
     """

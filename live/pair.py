@@ -25,7 +25,7 @@ from policies.lookup.name import DrafterName, read_name
 from policies.lookup.rule import load_rule
 
 REFERENCE_DRAFTS = ("reference/eagle3", "reference/draft")
-SHIPPED_DRAFTS = (*REFERENCE_DRAFTS, "reference/medusa")
+SHIPPED_DRAFTS = (*REFERENCE_DRAFTS, "reference/medusa", "reference/dflash")
 """All that are shipped; the first two are loaded where none is named."""
 
 
@@ -108,7 +108,7 @@ def load_pair(
     :param target: a folder or hub id, with its options behind it where it has any (live/hub.py).
     :param drafts: the same; an empty list means the shipped drafters for the shipped target, None that no network drafts (a
         training-free drafter needs the target alone). A drafter's revision is its own; an EAGLE-3 head takes ``layers``, the
-        boundaries to capture, and ``norm_before_residual``, over its configuration's.
+        boundaries to capture, and ``norm_before_residual``, a DFlash drafter ``block_size``, over their configurations'.
     :param revision: of the target.   :param device_map: "auto" spreads the target over several GPUs (needs accelerate).
     Raises UserError when something is missing or does not fit together.
     """

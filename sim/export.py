@@ -159,14 +159,30 @@ def exported(
         d = 1, 2, ...   :param tiers: by the largest number of requests at once.
     """
     kind, models = drafter.get("kind", "lm"), (str(target.get("id", "TARGET")), str(drafter.get("id", "DRAFT")))
-    if (levels := drafter.get("levels")) is not None:  # Medusa: nothing is deeper than there are heads
+    levels = drafter.get("levels")
+    if levels is not None:  # Medusa and DFlash: nothing is deeper than there are heads, or places in a block
         shape, tiers = shape.up_to(levels), {upto: one.up_to(levels) for upto, one in tiers.items()}
-    return [
+    found = [
         _sglang(shape, kind, models, tiers),
         _vllm(shape, kind, models, rates, tiers),
         _tensorrt(shape, kind, models, tiers),
         _transformers(shape, kind, models, tiers),
     ]
+    if kind == "dflash":
+        for export in found:
+            _warn_of_blocks(export, levels)
+    return found
+
+
+def _warn_of_blocks(export: Export, levels: int) -> None:
+    """Engines mask as many places as they draft; what DFlash says at one depends on how many there are."""
+    key = {"sglang": "speculative-num-draft-tokens", "vllm": "num_speculative_tokens", "tensorrt-llm": "max_draft_len"}
+    drafted = export.options.get(key.get(export.engine, ""))
+    if drafted is not None and (drafted := drafted - (export.engine == "sglang")) != levels:
+        export.cannot.append(
+            f"it masks the {drafted} places that it drafts, the recorded blocks {levels}, and drafts depend on that: what it would "
+            f"accept, a recording with --draft 'HEAD(block_size={drafted + 1})' tells"
+        )
 
 
 def _sglang(shape: Shape, kind: str, models: tuple[str, str], tiers: dict[int, Shape]) -> Export:
@@ -177,18 +193,25 @@ def _sglang(shape: Shape, kind: str, models: tuple[str, str], tiers: dict[int, S
     if shape.other:
         export.cannot.append(f"{shape.policy}: SGLang's options hold chains and EAGLE's dynamic tree, one for all cycles")
         return export
+    if kind == "dflash" and shape.tree:
+        export.cannot.append(f"{shape.policy} is a tree; with DFlash, SGLang verifies one path, whose accepted length is lower")
+        shape = Shape(shape.policy, chain=shape.tree[0])
     steps, top_k, tokens = shape.tree or (shape.chain, 1, (shape.chain or 0) + 1)
     if not steps:
         export.command = f"python -m sglang.launch_server --model-path {models[0]}"
         return export
     export.options = {
-        "speculative-algorithm": {"eagle3": "EAGLE3", "eagle": "EAGLE"}.get(kind, "STANDALONE"),
+        "speculative-algorithm": {"eagle3": "EAGLE3", "eagle": "EAGLE", "dflash": "DFLASH"}.get(kind, "STANDALONE"),
         "speculative-draft-model-path": models[1],
         "speculative-num-steps": steps,
         "speculative-eagle-topk": top_k,
         "speculative-num-draft-tokens": tokens,
     }
-    if tiers:
+    if kind == "dflash":
+        del export.options["speculative-num-steps"], export.options["speculative-eagle-topk"]
+    if tiers and kind == "dflash":
+        export.cannot.append("tiers by batch: its blocks are of one length")
+    elif tiers:
         chains = all(one.chain is not None for one in tiers.values()) and top_k == 1
         if chains:
             starts = [1, *(upto + 1 for upto in tiers)]
@@ -219,7 +242,7 @@ def _vllm(shape: Shape, kind: str, models: tuple[str, str], rates: list[float], 
             "vLLM loads Medusa heads whose files hold vocab_size and output matrices; heads that share the target's, as "
             "reference/medusa, hold neither"
         )
-    method = kind if kind in ("eagle3", "eagle", "medusa") else "draft_model"
+    method = kind if kind in ("eagle3", "eagle", "medusa", "dflash") else "draft_model"
     export.options = {"method": method, "model": models[1], "num_speculative_tokens": length}
     if tiers:
         table, first = [], 1
@@ -254,13 +277,13 @@ def _tensorrt(shape: Shape, kind: str, models: tuple[str, str], tiers: dict[int,
         export.cannot.append(f"its PyTorch backend has no {'EAGLE-1' if kind == 'eagle' else 'Medusa'} heads")
         return export
     eagle = kind == "eagle3"
-    name = "Eagle3DecodingConfig" if eagle else "DraftTargetDecodingConfig"
+    name = {"eagle3": "Eagle3DecodingConfig", "dflash": "DFlashDecodingConfig"}.get(kind, "DraftTargetDecodingConfig")
     export.options = {"max_draft_len": shape.chain or shape.tree[0], "speculative_model": models[1]}
     if shape.tree and eagle:
         levels, top_k, tokens = shape.tree
         export.options |= {"use_dynamic_tree": True, "dynamic_tree_max_topK": top_k, "max_total_draft_tokens": tokens - 1}
     elif shape.tree:
-        export.cannot.append("trees are for EAGLE heads only: with a draft model the tree becomes a chain of its depth")
+        export.cannot.append("trees are for EAGLE heads only: with any other drafter the tree becomes a chain of its depth")
     if tiers:
         schedule = {upto: one.chain for upto, one in tiers.items() if one.chain is not None}
         if shape.tree or len(schedule) < len(tiers):
@@ -277,8 +300,8 @@ def _tensorrt(shape: Shape, kind: str, models: tuple[str, str], tiers: dict[int,
 def _transformers(shape: Shape, kind: str, models: tuple[str, str], tiers: dict[int, Shape]) -> Export:
     export = Export("transformers")
     if kind != "lm":
-        heads = "Medusa" if kind == "medusa" else "EAGLE"
-        export.cannot.append(f"generate knows no {heads} heads: only a draft language model can be its assistant")
+        heads = {"medusa": "Medusa heads", "dflash": "DFlash drafters"}.get(kind, "EAGLE heads")
+        export.cannot.append(f"generate knows no {heads}: only a draft language model can be its assistant")
         return export
     if shape.chain is None:
         export.cannot.append(f"{shape.policy} is no chain of one length; generate drafts chains only")

@@ -60,12 +60,12 @@ def first_choice_runs(recording: Recording, drafter: str) -> Tensor:
     Counted as far as the recording follows the true path, and 0 where it holds no draft.
 
     :raises UserError: for a drafter that looks tokens up: what it would have proposed behind each position is not known; and for
-        Medusa heads, which draft from what verification gives.
+        Medusa heads and DFlash drafters, which draft from what verification gives.
     """
     if recording.deepest(drafter) is not None:
         raise UserError(
-            f"pipelined execution is not priced for {drafter}: its heads read the target's state at the last verified token, and "
-            "draft nothing while that is verified; give --execution serial"
+            f"pipelined execution is not priced for {drafter}: it reads the target's state at the last verified token, and drafts "
+            "nothing while that is verified; give --execution serial"
         )
     if asked_of(recording, drafter).rule is not None:
         raise UserError(

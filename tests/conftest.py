@@ -28,7 +28,7 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
 
 @pytest.fixture(scope="session")
 def tiny_heads(tiny_pair: TinyPair) -> dict[str, str]:
-    """Folders of other heads for the pair's target: "eagle1" and "medusa"."""
+    """Folders of other heads for the pair's target: "eagle1", "medusa" and "dflash"."""
     from tests.tiny_heads import NAMES, write_tiny_heads
 
     return dict(zip(NAMES, map(str, write_tiny_heads(tiny_pair)), strict=True))

@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument(
         "--draft", metavar="NAME[=FILE]", action="append", default=[],
         help="drafter's name as in the recording: alone an EAGLE-3 head, NAME=eagle an EAGLE-1 head, NAME=medusa Medusa heads, "
-        "NAME=config.json a language model (default: eagle3)",
+        "NAME=dflash a DFlash drafter of five layers and blocks of 16, NAME=config.json a language model (default: eagle3)",
     )  # fmt: skip
     parse.add_argument("--devices", type=int, metavar="N", help="devices that share the target (default: as few as hold it)")
     parse.add_argument("--out", type=Path, metavar="FILE", help="where the profile goes (JSON)")
@@ -78,7 +78,7 @@ def analytic_profile(
 
     :param hardware: a shipped name, or a JSON file with bandwidth_gb_s, bf16_tflop_s, memory_gb and perhaps all_reduce_us.
     :param model: a shipped name, or a Hugging Face config.json.
-    :param drafts: drafters by name; each an EAGLE-3 head (""), "eagle", "medusa", or a language model's config.json.
+    :param drafts: drafters by name; each an EAGLE-3 head (""), "eagle", "medusa", "dflash", or a language model's config.json.
     :param devices: that divide the target among them; the draft stays on one.
     :raises UserError: when one of the files cannot be used.
     """
@@ -122,7 +122,9 @@ def analytic_profile(
             "ms": [[_rounded(many.pass_ms(target, 1, c, b)) for b in BATCHES] for c in CONTEXTS],
         },
         "draft": {name: _table(one, part.shape, "width", WIDTHS, part.per_place) for name, part in passes.items()},
-        "catch_up": {name: _table(one, part.caught_up, "tokens", CAUGHT, part.per_place) for name, part in passes.items()},
+        "catch_up": {
+            name: _table(one, part.caught_up, "tokens", CAUGHT, part.per_place, part.block) for name, part in passes.items()
+        },
         "overhead": {"eagle3": {"levels": [0, 1, 32], "batch": BATCHES, "ms": [[ms] * len(BATCHES) for ms in loop]}},
     }
     return Profile(content, f"the analytic profile of {hardware} and {model}")
@@ -133,6 +135,7 @@ class _DraftPass(NamedTuple):
 
     shape, caught_up   of a level; of a pass over accepted tokens (at least the root), which fuses the target's features
     per_place          whether a pass takes in each node or token; Medusa heads see the last place alone, whatever the width
+    block              places that a catch-up runs besides, of which a level then only ranks what was said there
     """
 
     kind: str
@@ -140,17 +143,22 @@ class _DraftPass(NamedTuple):
     shape: Shape
     caught_up: Shape
     per_place: bool = True
+    block: int = 0
 
 
 def _draft_pass(about: dict[str, Any], what: str) -> _DraftPass:
     """:param about: the target. :param what: as in ``drafts`` of :func:`analytic_profile`."""
-    from traces.roofline import eagle1_shape, eagle3_shape, medusa_shape, target_shape
+    from traces.roofline import Shape, dflash_shape, eagle1_shape, eagle3_shape, medusa_shape, target_shape
 
     config = about["config"]
     if what == "eagle":
         return _DraftPass("eagle", f"EAGLE-1 head of {about['id']}", eagle1_shape(config), eagle1_shape(config))
     if what == "medusa":
         return _DraftPass("medusa", f"Medusa heads of {about['id']}", medusa_shape(config), medusa_shape(config), per_place=False)
+    if what == "dflash":
+        shape = dflash_shape(config)
+        fusing = replace(shape, parameters=shape.parameters + shape.layers * config["hidden_size"] ** 2)
+        return _DraftPass("dflash", f"DFlash drafter of {about['id']}", Shape(0, 0, 0, 0, 0), fusing, block=16)
     if what:
         described = _model(what)
         shape = target_shape(described["config"])
@@ -160,8 +168,10 @@ def _draft_pass(about: dict[str, Any], what: str) -> _DraftPass:
     return _DraftPass("eagle3", f"EAGLE-3 head of {about['id']}", shape, fusing)
 
 
-def _table(machine: Machine, shape: Shape, axis: str, points: list[int], per_place: bool = True) -> dict[str, Any]:
-    passed = [n if per_place else 1 for n in points]
+def _table(
+    machine: Machine, shape: Shape, axis: str, points: list[int], per_place: bool = True, block: int = 0
+) -> dict[str, Any]:
+    passed = [(n if per_place else 1) + block for n in points]
     ms = [[[_rounded(machine.pass_ms(shape, n, c, b)) for b in BATCHES] for c in CONTEXTS] for n in passed]
     return {axis: points, "context": CONTEXTS, "batch": BATCHES, "ms": ms}
 

@@ -84,6 +84,15 @@ def medusa_shape(config: dict[str, Any]) -> Shape:
     return Shape(0, head, 0, 0, head)
 
 
+def dflash_shape(config: dict[str, Any], layers: int = 5) -> Shape:
+    """Shape of a DFlash drafter for the target (arXiv 2602.06036): layers of the target's widths that fill a block, and the
+    target's output head."""
+    hidden = config["hidden_size"]
+    queries, keys = _widths(config)
+    layer = 2 * hidden * queries + 2 * hidden * keys + 3 * hidden * config["intermediate_size"]
+    return Shape(layers, layers * layer + hidden * config["vocab_size"], 2 * keys, 2 * queries, layers * layer)
+
+
 def _widths(config: dict[str, Any]) -> tuple[int, int]:
     """Widths of queries and of keys."""
     heads = config["num_attention_heads"]

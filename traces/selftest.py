@@ -23,6 +23,7 @@ _CURES = {
     "norm_before_residual, and that it was trained for this very target",
     "eagle": "check that it was trained for this very target (EAGLE-1 heads end in the target's own output layer)",
     "medusa": "check that they were trained for this very target, and that they are counted from the nearest",
+    "dflash": "check the layers printed at loading, and that it was trained for this very target, with thinking as here on or off",
     "lm": "check that it was trained with this tokenizer and loads without warnings",
 }
 

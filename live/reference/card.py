@@ -46,11 +46,25 @@ TITLES = {
         "Medusa heads for the reference target, under vLLM's tensor names: residual blocks alone, behind which the target's own "
         "output layer follows (vLLM itself wants a matrix in the file).",
     ),
+    "dflash": (
+        "Reference DFlash drafter",
+        "A block-diffusion drafter for the reference target, in its authors' tensor layout: it fills a block of masked places in "
+        "one pass; embeddings and output layer are the target's (read are the residuals entering layers 2, L // 2 and L - 3; the "
+        "mask is a token that no text holds).",
+    ),
 }
 
 
+_COLUMNS = {
+    "eagle3": "by self-fed step (the first column is fed true features)",
+    "medusa": "by head, the nearest first",
+    "dflash": "by place of a block, the nearest first",
+}
+"""What follows one another in the table of a head's agreement."""
+
+
 def write_cards(out: Path, tau: dict[str, Any] | None = None) -> None:
-    """README.md into the folders target, eagle3, draft and medusa of `out`; `tau` is {domain: acceptance length} or None."""
+    """README.md into the folder of each model in `out`; `tau` is {domain: acceptance length} or None."""
     for name in TITLES:
         folder = out / name
         if not (folder / "training.json").is_file():
@@ -65,9 +79,8 @@ def card(name: str, training: dict[str, Any], held_out: dict[str, Any] | None, t
     """One card as Markdown."""
     title, purpose = TITLES[name]
     parts = [f"---\nlicense: apache-2.0\nlanguage: en\n---\n# {title}\n\n{purpose}\n", DATA, training_section(training)]
-    if held_out and name in ("eagle3", "medusa"):
-        by_step = "by self-fed step (the first column is fed true features)"
-        parts.append(proxy_section(held_out, by_step if name == "eagle3" else "by head, the nearest first"))
+    if held_out and name in _COLUMNS:
+        parts.append(proxy_section(held_out, _COLUMNS[name]))
     elif held_out:
         parts.append(loss_section(held_out))
     if name == "eagle3":

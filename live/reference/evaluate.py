@@ -64,16 +64,20 @@ def held_out_loss(
 
 
 def scorer(folder: Path, target: LlamaForCausalLM, steps: int = 6) -> Callable[[Batch], Score]:
-    """How a head in a folder is scored: an EAGLE-3 head over so many self-fed steps, or Medusa heads."""
+    """How a head in a folder is scored: an EAGLE-3 head over so many self-fed steps, Medusa heads, a DFlash drafter's places."""
+    from live.dflash import DFlashHead
     from live.eagle3 import Eagle3Head
     from live.heads import kind_of
     from live.medusa import MedusaHeads
-    from live.reference import eagle3_training, medusa_training
+    from live.reference import dflash_training, eagle3_training, medusa_training
 
     embeddings = target.get_input_embeddings().weight
     if kind_of(str(folder)) == "medusa":
         heads = MedusaHeads.from_pretrained(folder, embeddings, target.lm_head)
         return lambda batch: medusa_training.score(heads, target, batch, batch.tokens.numel(), count=True)
+    if kind_of(str(folder)) == "dflash":
+        drafter = DFlashHead.from_pretrained(folder, embeddings, target.lm_head)
+        return lambda batch: dflash_training.score(drafter, target, batch, batch.tokens.numel(), count=True)
     head = Eagle3Head.from_pretrained(folder, embeddings)
     return lambda batch: eagle3_training.score(head, target, batch, steps, count=True)
 
@@ -133,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--models", type=Path, default=Path(__file__).parent, help="folder that holds target, eagle3 and draft")
     line.add_argument("--rows", type=int, default=100, help="held-out rows per domain (default 100)")
     line.add_argument("--draft", action="store_true", help="evaluate the draft LM instead of the target")
-    line.add_argument("--head", choices=("eagle3", "medusa"), help="look at this head's acceptance instead")
+    line.add_argument("--head", choices=("eagle3", "medusa", "dflash"), help="look at this head's acceptance instead")
     line.add_argument("--prompts", type=int, default=40, help="held-out prompts per domain for --head (default 40)")
     line.add_argument("--json", type=Path, help="also write the result here")
     return line

@@ -1,7 +1,7 @@
-"""Train the reference pair: tokenizer, target, EAGLE-3 head, draft LM and Medusa heads, one command, resumable.
+"""Train the reference pair: tokenizer, target, EAGLE-3 head, draft LM, Medusa heads and DFlash drafter, one command, resumable.
 
 Stages, each needing the ones before: tokenizer; target; own (the target answers training prompts); eagle3; draft;
-medusa; evaluate (held-out losses); card (README.md of each model). `all` runs them in this order.
+medusa; dflash; evaluate (held-out losses); card (README.md of each model). `all` runs them in this order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from policies.errors import UserError, run_command
 if TYPE_CHECKING:
     from live.reference.corpus import Documents
 
-STAGES = ("tokenizer", "target", "own", "eagle3", "draft", "medusa", "evaluate", "card")
+STAGES = ("tokenizer", "target", "own", "eagle3", "draft", "medusa", "dflash", "evaluate", "card")
 #: Share of the draft LM's training tokens that the target wrote itself.
 DRAFT_OWN_SHARE = 0.4
 
@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--head-tokens", type=int, help="training tokens of the EAGLE-3 head")
     line.add_argument("--draft-tokens", type=int, help="training tokens of the draft LM")
     line.add_argument("--medusa-tokens", type=int, help="training tokens of the Medusa heads")
+    line.add_argument("--dflash-tokens", type=int, help="training tokens of the DFlash drafter")
     line.add_argument(
         "--own-prompts", type=int, default=500, help="training prompts per domain that the target answers (default 500)"
     )
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the stages asked for."""
     options = parser().parse_args(arguments)
     stages = STAGES if options.stage == "all" else (options.stage,)
-    for name in ("target_tokens", "head_tokens", "draft_tokens", "medusa_tokens", "own_prompts", "threads"):
+    for name in ("target_tokens", "head_tokens", "draft_tokens", "medusa_tokens", "dflash_tokens", "own_prompts", "threads"):
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')} is {value}: give a positive number")
@@ -130,12 +131,22 @@ def run_medusa(options: argparse.Namespace) -> None:
     train_medusa(target_of(options), recipe, sources, options.out, options.resume)
 
 
+def run_dflash(options: argparse.Namespace) -> None:
+    """Train the DFlash drafter on the target's own answers and on the corpus."""
+    from live.reference.dflash_training import DFlashRecipe, train_dflash
+
+    recipe = DFlashRecipe(tokens=options.dflash_tokens or DFlashRecipe.tokens)
+    sources = [(recipe.own_share, own_documents(options)), (1 - recipe.own_share, corpus_documents(options))]
+    train_dflash(target_of(options), recipe, sources, options.out, options.resume)
+
+
 def run_evaluate(options: argparse.Namespace) -> None:
     """Held-out losses of target and draft LM, and the heads' acceptance at a glance, as JSON beside the models."""
     from live.reference import evaluate
 
     shared = ["--corpus", str(options.corpus), "--models", str(options.out)]
-    for flags, name in (([], "target"), (["--draft"], "draft"), (["--head", "eagle3"], "eagle3"), (["--head", "medusa"], "medusa")):
+    heads = [(["--head", name], name) for name in ("eagle3", "medusa", "dflash")]
+    for flags, name in (([], "target"), (["--draft"], "draft"), *heads):
         print(f"{name}:")
         evaluate.main([*shared, *flags, "--json", str(options.out / f"{name}.heldout.json")])
 
@@ -193,6 +204,7 @@ STAGE_COMMANDS = {
     "eagle3": run_eagle3,
     "draft": run_draft,
     "medusa": run_medusa,
+    "dflash": run_dflash,
     "evaluate": run_evaluate,
     "card": run_card,
 }

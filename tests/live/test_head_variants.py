@@ -178,7 +178,7 @@ def test_targets_that_scale_their_logits_are_refused(tiny_heads, family, setting
 
     scaling = CachedModel(build(family, torch.float32, vocab_size=VOCABULARY, **{setting: 4.0}))
     plain = CachedModel(build(family, torch.float32, vocab_size=VOCABULARY, **{setting: 1.0}))
-    for name, kind in zip(NAMES, ("eagle", "medusa"), strict=True):
+    for name, kind in zip(NAMES[:2], ("eagle", "medusa"), strict=True):
         source = parse_source(tiny_heads[name])
         with pytest.raises(UserError, match="output layer"):
             load_head(kind, tiny_heads[name], source, scaling)

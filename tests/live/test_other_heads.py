@@ -1,4 +1,4 @@
-"""EAGLE-1 and Medusa heads: against their formulas, in every layout, and in the one loop with everybody else."""
+"""EAGLE-1, Medusa and DFlash heads: against their formulas, in every layout, and in the one loop with everybody else."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.live.pretended_gpu import pretended_gpu
 from tests.live.test_batcher import submitted
 from tests.live.test_networks import CONTEXTS, Grown, close, grow, rows
 from tests.live.witnesses import follows_its_formula, random_material
-from tests.tiny_heads import HEADS, NAMES
+from tests.tiny_heads import DFLASH_LAYERS, DRAFTED, HEADS, NAMES
 from tests.tiny_pair import TinyPair
 from traces.measure import DraftStage
 from traces.recording import Recording, open_recording
@@ -50,7 +50,7 @@ POLICIES = (
 
 @pytest.fixture(scope="module")
 def pair(tiny_pair: TinyPair, tiny_heads) -> Pair:
-    """The tiny target with three kinds of heads, which read different streams of it, in float64."""
+    """The tiny target with four kinds of heads, which read different streams of it, in float64."""
     return load_pair(tiny_pair.target, [tiny_pair.eagle3, *tiny_heads.values()], "float64")
 
 
@@ -109,8 +109,9 @@ def test_the_last_hidden_state_is_captured_for_every_family():
 
 def test_heads_share_one_pass_of_the_target(pair):
     """Each finds its own streams among all that are captured; two heads that read the same ones share them."""
-    assert pair.captured == (2, 3, 3, 7)
-    assert [pair.networks[name].features for name in ("eagle3", *NAMES)] == [slice(0, 96), slice(96, 128), slice(96, 128)]
+    assert pair.captured == (2, 3, 3, 7, *DFLASH_LAYERS)
+    slices = [slice(0, 96), slice(96, 128), slice(96, 128), slice(128, 192)]
+    assert [pair.networks[name].features for name in ("eagle3", *NAMES)] == slices
     assert place_in((2, 3, 5), (3, 5), 4) == ((2, 3, 5), slice(4, 12))
     assert place_in((2, 3, 5), (5, 7), 4) == ((2, 3, 5, 5, 7), slice(12, 20))
 
@@ -159,10 +160,10 @@ def test_no_tree_is_deeper_than_there_are_heads(recorded, pair):
 
 
 class AsFarAsItReaches(Chain):
-    """Its first level is as wide as the tree may be deep, at most twenty: who does not know how deep sees another tree."""
+    """Two children of the root where no tree could be deeper than the heads, else one: who does not know drafts another tree."""
 
     def expand(self, tree, cycle, state):
-        return None if tree.levels else Expansion(tree.root_nodes(), int(cycle.reach.clamp(max=20).max()))
+        return None if tree.levels else Expansion(tree.root_nodes(), 2 if int(cycle.reach.max()) <= HEADS else 1)
 
 
 def test_every_drafter_knows_how_deep_its_heads_draft(recorded):
@@ -175,7 +176,7 @@ def test_every_drafter_knows_how_deep_its_heads_draft(recorded):
     tape = TapedDrafter(heads)
     for drafter in (heads, tape, ListeningDrafter(heads)):
         drafted = draft(policy, drafter, cycle, policy.begin(cycle, {}))
-        assert drafted.tree.width == 1 + HEADS
+        assert drafted.tree.width == 3
     assert same_decision(policy, cycle, {}, tape, pack(drafted.tree, drafted.kept), int(drafted.tree.token[0, 0]))
 
 
@@ -224,7 +225,7 @@ def test_what_is_missing_is_drafted_later(tiny_pair, tiny_heads, tmp_path, capsy
     from traces.record import main
 
     out = tmp_path / "trace"
-    drafts = ["--draft", tiny_heads["medusa"], "--draft", tiny_heads["eagle1"], "--cover", "chain(k=2)"]
+    drafts = [*(word for folder in tiny_heads.values() for word in ("--draft", folder)), "--cover", "chain(k=2)"]
     size = ["--limit", "1", "--max-new-tokens", "12", "--dtype", "float64", "--top-m", "4"]
     main(["--target", tiny_pair.target, *drafts, "--prompts", *tiny_pair.prompts, *size, "--out", str(out)])
     wide = load_policy(POLICIES[1])
@@ -245,9 +246,11 @@ def test_what_was_resolved_is_said_and_recorded(pair, tiny_pair, tiny_heads, cap
     told = capsys.readouterr().err
     assert "eagle1: EAGLE-1 head; reads the last hidden state; rotary base 10000" in told
     assert "medusa: 4 Medusa heads; read the last hidden state, the target's own output layer" in told
+    assert "dflash: DFlash drafter, official layout, 4 tokens a block; reads what enters layers 1, 4; rotary base 10000" in told
+    kinds = [("eagle", [7]), ("medusa", [7]), ("dflash", list(DFLASH_LAYERS))]
     about = {entry["name"]: entry for entry in pair.description["drafters"]}
-    assert [(about[name]["kind"], about[name]["captured_layers"]) for name in NAMES] == [("eagle", [7]), ("medusa", [7])]
-    assert about["medusa"]["levels"] == HEADS and "levels" not in about["eagle1"]
+    assert [(about[name]["kind"], about[name]["captured_layers"]) for name in NAMES] == kinds
+    assert [about[name].get("levels") for name in NAMES] == [None, HEADS, DRAFTED]
 
 
 # ---- in the commands -------------------------------------------------------------------------------------------------
@@ -297,7 +300,8 @@ def test_inside_generate(tiny_pair, tiny_heads):
             **inputs, max_new_tokens=24, do_sample=False, custom_generate=live.speculate(draft=tiny_heads[name], policy=POLICIES[0])
         )
         assert torch.equal(ours, plain)
-        assert attach(model, tiny_heads[name], None)[0].layers_to_capture == (7,)  # behind the last of six layers and the norm
+        wanted = DFLASH_LAYERS if name == "dflash" else (7,)  # behind the last of six layers and the norm
+        assert attach(model, tiny_heads[name], None)[0].layers_to_capture == wanted
 
 
 def test_a_sweep_beyond_the_heads_is_what_replay_gives(recorded):

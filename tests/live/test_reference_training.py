@@ -122,3 +122,50 @@ def test_resumed_training_equals_an_uninterrupted_one(corpus, tmp_path, monkeypa
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "target", dtype=torch.float32)
     assert torch.equal(model.lm_head.weight, whole["lm_head.weight"].bfloat16().float())
     assert len(AutoTokenizer.from_pretrained(tmp_path / "whole" / "target")) == model.config.vocab_size
+
+
+@pytest.mark.parametrize("kind", ["eagle3", "medusa", "dflash"])
+def test_heads_resume_as_if_never_interrupted(kind, tmp_path, monkeypatch):
+    """On a random target and toy texts; what is written drafts for it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from live.heads import kind_of, load_head
+    from live.hub import parse_source
+    from live.model import CachedModel
+    from live.reference import head_training
+    from live.reference.checkpoint import load_state
+    from live.reference.dflash_training import DFlashRecipe, train_dflash
+    from live.reference.eagle3_training import HeadRecipe, train_head
+    from live.reference.medusa_training import MedusaRecipe, train_medusa
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 99, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 12, "num_attention_heads": 2}
+    target = LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=1))
+    own, train = {
+        "eagle3": (HeadRecipe(draft_vocab=40, intermediate=24, test_steps=2), train_head),
+        "medusa": (MedusaRecipe(heads=2, places=20), train_medusa),
+        "dflash": (DFlashRecipe(block=4, blocks=12), train_dflash),
+    }[kind]
+    recipe, sources = replace(own, tokens=4 * 128, batch_tokens=128, length=48), [(1.0, documents())]
+
+    class Stop(Exception):
+        pass
+
+    def stopping(step, steps, **options):
+        if step == 2:
+            raise Stop
+        return schedule(step, steps, **options)
+
+    train(target, recipe, sources, tmp_path / "whole", False)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(head_training, "schedule", stopping)
+        train(target, recipe, sources, tmp_path / "parts", False, snapshot_every=0.0)
+    train(target, recipe, sources, tmp_path / "parts", True)
+    whole, parts = (load_state(tmp_path / name / f"{kind}.state.pt") for name in ("whole", "parts"))
+    assert whole["step"] == parts["step"] == 4 and len(whole["history"]) == len(parts["history"])
+    assert all(torch.allclose(whole["head"][name], parts["head"][name], atol=1e-6) for name in whole["head"])
+    assert any(bool(tensor.any()) for name, tensor in whole["head"].items() if "o_proj" in name or "blocks" in name)  # it learned
+    folder = str(tmp_path / "whole" / kind)
+    assert kind_of(folder) == kind
+    network = load_head(kind, folder, parse_source(folder), CachedModel(target)).network
+    assert network.deepest == {"eagle3": None, "medusa": 2, "dflash": 3}[kind]

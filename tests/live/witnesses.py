@@ -1,12 +1,16 @@
-"""EAGLE-1 and Medusa heads from their files and formulas alone, without anything of ours: what networks are compared with."""
+"""EAGLE-1, Medusa and DFlash heads from their files and formulas alone, without anything of ours."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding, apply_rotary_pos_emb
 
 from live.pair import Pair
 from tests.live.test_networks import CONTEXTS, WIDTH, close, grow, rows, shared
@@ -75,14 +79,76 @@ def medusa_logprob(folder: str, pair: Pair, features: Tensor, path: list[int]) -
     return torch.log_softmax(hidden @ matrix.detach().T, -1)
 
 
+class DFlashWitness:
+    """A DFlash drafter from Hugging Face's own Qwen3 layers; text and block in every pass, no cache."""
+
+    def __init__(self, folder: str, pair: Pair):
+        tensors = {name: tensor.double() for name, tensor in load_file(f"{folder}/model.safetensors").items()}
+        told = json.loads(Path(folder, "config.json").read_text())
+        own = told["dflash_config"]
+        self.size, self.mask, self.from_anchor = own["block_size"], own["mask_token_id"], told.get("sample_from_anchor", False)
+        self.scale, self.times = (own.get(name) or 1.0 for name in ("input_embedding_scale", "output_multiplier"))
+        self.cap = own.get("final_logit_softcapping")
+        config = Qwen3Config(
+            hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6,
+            max_position_embeddings=2048, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            attention_bias="layers.0.self_attn.q_proj.bias" in tensors,
+        )  # fmt: skip
+        kinds = told.get("layer_types") or ["full_attention"] * told["num_hidden_layers"]
+        self.windows = [told["sliding_window"] if kind == "sliding_attention" else None for kind in kinds]
+        causal = own.get("causal", told.get("is_causal"))
+        self.causal = [window is not None if causal is None else causal for window in self.windows]
+        self.layers = []
+        for number in range(len(kinds)):
+            layer, stem = Qwen3DecoderLayer(config, 0).double().eval(), f"layers.{number}."
+            layer.load_state_dict({name.removeprefix(stem): t for name, t in tensors.items() if name.startswith(stem)})
+            self.layers.append(layer)
+        self.rotary, self.fc = Qwen3RotaryEmbedding(config), tensors["fc.weight"]
+        self.norms = {}
+        for name in ("hidden_norm", "norm"):
+            self.norms[name] = Qwen3RMSNorm(32, 1e-6).double()
+            self.norms[name].load_state_dict({"weight": tensors[f"{name}.weight"]})
+        self.embeddings = tensors.get("embed_tokens.weight", pair.model.get_input_embeddings().weight)
+        self.masked = tensors.get("mask_embedding", self.embeddings[self.mask])
+        self.output = tensors.get("lm_head.weight", pair.model.lm_head.weight)
+
+    @torch.no_grad()
+    def logprob(self, features: Tensor, text: Tensor, path: list[int]) -> Tensor:
+        """log q [V'] behind any path of that length; ``text`` int64 [c + 1], ``features`` [c, F] of all but its last."""
+        known, size = len(features), self.size
+        heard = self.norms["hidden_norm"](features @ self.fc.T)
+        hidden = torch.cat([self.embeddings[text[-1:]], self.masked.expand(size - 1, -1)]) * self.scale
+        place = torch.arange(known + size)
+        turn = tuple(part.double() for part in self.rotary(hidden[None], place[None]))
+        own = tuple(part[:, known:] for part in turn)
+        for layer, window, causal in zip(self.layers, self.windows, self.causal, strict=True):
+            attention, normed = layer.self_attn, layer.input_layernorm(hidden)
+            both = torch.cat([heard, normed])
+            query = attention.q_norm(attention.q_proj(normed).view(1, size, 4, 8)).transpose(1, 2)
+            key = attention.k_norm(attention.k_proj(both).view(1, -1, 2, 8)).transpose(1, 2)
+            value = attention.v_proj(both).view(1, -1, 2, 8).transpose(1, 2).repeat_interleave(2, 1)
+            query, _ = apply_rotary_pos_emb(query, query, *own)
+            key = apply_rotary_pos_emb(key, key, *turn)[0].repeat_interleave(2, 1)
+            back = place[known:, None] - place
+            hide = (back < 0 if causal else torch.zeros_like(back, dtype=torch.bool)) | (back.abs() >= (window or 1 << 20))
+            weight = (query @ key.mT / 8**0.5).masked_fill(hide, -torch.inf).softmax(-1)
+            hidden = hidden + attention.o_proj((weight @ value).transpose(1, 2).reshape(size, -1))
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        scores = self.times * (self.norms["norm"](hidden)[len(path) + (not self.from_anchor)] @ self.output.T)
+        return torch.log_softmax(self.cap * torch.tanh(scores / self.cap) if self.cap else scores, -1)
+
+
 def follows_its_formula(pair: Pair, name: str, folder: str, text: Tensor, features: Tensor, tokens: Tensor) -> None:
     """Assert that the trees of a network, over one text and over rows of their own, are the formula's; ``folder``: its files."""
-    network, states = pair.networks[name], last_states(pair, text)
+    network = pair.networks[name]
+    states = features[0, :, network.features] if network.kind == "dflash" else last_states(pair, text)
     with torch.inference_mode():
         together = grow(network, shared(network, text, features), CONTEXTS, tokens)
         alone = grow(network, rows(network, text, features, CONTEXTS), CONTEXTS, tokens)
     assert close(together, alone)
-    witness = Witness(folder, pair) if network.kind == "eagle" else None
+    makers = {"eagle": Witness, "dflash": DFlashWitness}
+    witness = makers[network.kind](folder, pair) if network.kind in makers else None
+    ids = None if network.kind == "medusa" else getattr(network.head, "d2t", None)
     for tree, context in enumerate(CONTEXTS.tolist()):
         for node, path in enumerate(together.paths[tree]):
             if witness is not None:
@@ -90,6 +156,8 @@ def follows_its_formula(pair: Pair, name: str, folder: str, text: Tensor, featur
             else:
                 dense = medusa_logprob(folder, pair, states[:context], path)
             best = dense.float().sort(descending=True, stable=True)
-            assert together.index[tree, node].tolist() == best.indices[:WIDTH].tolist()
+            found = best.indices[:WIDTH]
+            found = found if ids is None else found + ids[found]
+            assert together.index[tree, node].tolist() == found.tolist()
             assert torch.allclose(together.logprob[tree, node], best.values[:WIDTH], atol=2e-5)
             assert torch.allclose(together.entropy[tree, node], -(dense.exp() * dense).sum().float(), atol=2e-5)

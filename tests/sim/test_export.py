@@ -41,6 +41,28 @@ def test_a_chain_of_a_draft_model():
     assert json.loads(found["vllm"].command.split("--speculative-config ")[1].strip("'"))["num_speculative_tokens"] == 3
 
 
+def test_a_dflash_drafter():
+    drafter = {"kind": "dflash", "id": "org/block", "levels": 7}
+    whole = exports("chain(k=9)", drafter, (0.6, 0.3))
+    assert whole["sglang"].options == {
+        "speculative-algorithm": "DFLASH",
+        "speculative-draft-model-path": "org/block",
+        "speculative-num-draft-tokens": 8,  # the root's place among them
+    }
+    assert (whole["vllm"].options["method"], whole["vllm"].options["num_speculative_tokens"]) == ("dflash", 7)
+    told = "speculative_config=DFlashDecodingConfig(max_draft_len=7, speculative_model='org/block')"
+    assert whole["tensorrt-llm"].command == told
+    assert "no DFlash drafters" in whole["transformers"].cannot[0]
+    assert not any("block_size" in line for one in whole.values() for line in one.cannot)
+    short = exports("chain(k=3)", drafter, (0.6, 0.3), _4="chain(k=2)")
+    for engine in ("sglang", "vllm", "tensorrt-llm"):
+        assert any("masks the 3 places" in line and "block_size=4" in line for line in short[engine].cannot)
+    assert any("one length" in line for line in short["sglang"].cannot)
+    tree = exports("eagle3(total_tokens=24, depth=8, top_k=8)", drafter, (0.6, 0.3))
+    assert tree["sglang"].options["speculative-num-draft-tokens"] == 8 and "one path" in tree["sglang"].cannot[0]
+    assert "use_dynamic_tree" not in tree["tensorrt-llm"].options and tree["tensorrt-llm"].options["max_draft_len"] == 7
+
+
 def test_heads_of_other_kinds():
     medusa = exports("chain(k=9)", {"kind": "medusa", "id": "org/heads", "levels": 4}, (0.6, 0.3))
     served = json.loads(medusa["vllm"].command.split("--speculative-config ")[1].strip("'"))

@@ -10,7 +10,7 @@ import pytest
 from policies.errors import UserError
 from traces.analytic import FOLDER, SHIPPED, analytic_profile, main
 from traces.costs import check_profile, load_profile
-from traces.roofline import Machine, eagle1_shape, eagle3_shape, medusa_shape, target_shape
+from traces.roofline import Machine, dflash_shape, eagle1_shape, eagle3_shape, medusa_shape, target_shape
 
 MODELS = json.loads((FOLDER / "sources" / "models.json").read_text())
 
@@ -35,17 +35,22 @@ def test_other_heads_by_hand():
     assert eagle.parameters == 128 + 2 * 64 + 2 * 32 + 480 + 400 and eagle.cache == 8 and eagle.layers == 1
     medusa = medusa_shape(config)  # a block 8 x 8, a matrix 8 x 50
     assert medusa.parameters == 64 + 400 and medusa.cache == medusa.layers == 0
+    dflash = dflash_shape(config, layers=3)  # each q and o 8 x 8, k and v 8 x 4, three of 8 x 20
+    assert dflash.parameters == 3 * (2 * 64 + 2 * 32 + 480) + 400 and dflash.cache == 8 and dflash.layers == 3
 
 
 def test_drafters_of_each_kind(tmp_path: Path, capsys):
-    """A level of Medusa heads costs the same whatever its width and context; the manifest's kinds are named."""
+    """A level of Medusa heads costs the same whatever its width and context, one of a DFlash block nothing: the block is run when
+    trees begin; the manifest's kinds are named."""
     out = tmp_path / "p.json"
-    drafts = ["--draft", "eagle3", "--draft", "old=eagle", "--draft", "heads=medusa"]
+    drafts = ["--draft", "eagle3", "--draft", "old=eagle", "--draft", "heads=medusa", "--draft", "block=dflash"]
     main(["--hardware", "l4", "--model", "llama-3.1-8b", *drafts, "--out", str(out)])
     profile = load_profile(out)
-    assert [drafter["kind"] for drafter in profile.content["drafters"]] == ["eagle3", "eagle", "medusa"]
+    assert [drafter["kind"] for drafter in profile.content["drafters"]] == ["eagle3", "eagle", "medusa", "dflash"]
     one = profile.cost("heads")
     assert float(one.draft_ms(1, 0, 4)) == float(one.draft_ms(32, 2048, 4)) == float(one.catch_up_ms(16, 512, 4))
+    block = profile.cost("block")
+    assert float(block.draft_ms(32, 2048, 4)) == 0 and float(block.catch_up_ms(1, 512, 4)) > 2 * float(one.catch_up_ms(1, 512, 4))
     assert float(profile.cost("old").draft_ms(32, 2048, 64)) > 1.5 * float(profile.cost("old").draft_ms(1, 0, 1))
 
 
