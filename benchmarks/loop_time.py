@@ -61,7 +61,7 @@ def cycle_ms(decoder: SpeculativeDecoder, cycles: int) -> float:
     with (
         torch.inference_mode(),
         mock.patch("live.graphed.record", computed_once),
-        mock.patch("live.graphed_eagle.record", computed_once),
+        mock.patch("live.graphed_network.record", computed_once),
     ):
         decoder.prefill([PROMPT], 10 * cycles)
         decoder.step()  # before the clock starts: what is looked up for the first time

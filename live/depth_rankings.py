@@ -48,8 +48,9 @@ class DepthRankings:
     def _ranked(self, depth: int, width: int) -> Ranked:
         """The children of every node of a depth: index and logprob [B, K], entropy [B]."""
         if (depth, width) not in self._known:
-            found = ranked(self.logits_at(depth), width, self.entropies)
-            if self.target_ids is not None:
-                found = found._replace(index=self.target_ids.take(found.index))
-            self._known[depth, width] = found
+            self._known[depth, width] = self._rank(depth, width)
         return self._known[depth, width]
+
+    def _rank(self, depth: int, width: int) -> Ranked:
+        found = ranked(self.logits_at(depth), width, self.entropies)
+        return found if self.target_ids is None else found._replace(index=self.target_ids.take(found.index))

@@ -14,12 +14,35 @@ from live.border import fetched, sent
 from live.cells import Cells
 from live.depth_rankings import DepthRankings
 from live.dflash import DFlashHead
-from live.distribution import Ranked
+from live.distribution import Ranked, ranked_in_one_piece
 
 
-class DFlashNetwork(DepthRankings):
+class Blocks(DepthRankings):
+    """What networks of blocks share; on a GPU the whole block is ranked at once, so that the host waits for it once a cycle."""
+
     kind = "dflash"
     needs_features = True
+
+    def take(self, logits: Tensor, told: Tensor | None = None) -> None:
+        """Logits [B, D, V'] of new blocks, and on the host their ranking in one piece (live/distribution.py), if there is one."""
+        self._logits, self._told = logits, told
+
+    def logits_at(self, depth: int) -> Tensor:
+        return self._logits[:, depth]
+
+    def _rank(self, depth: int, width: int) -> Ranked:
+        if self._told is None and self._logits.is_cpu:
+            return super()._rank(depth, width)
+        if self._told is None or self._told.shape[-1] < 2 * min(width, self._logits.shape[-1]) + 2:
+            self._told = fetched(ranked_in_one_piece(self._logits, width, self.entropies, self.target_ids))
+        told = self._told[:, depth]
+        if told.numpy()[..., -1].any():  # so many are tied that the order of the best is open
+            return super()._rank(depth, width)
+        found = Ranked.of_one_piece(told[..., :-1])
+        return found._replace(index=found.index[..., :width], logprob=found.logprob[..., :width])
+
+
+class DFlashNetwork(Blocks):
 
     def __init__(self, head: DFlashHead, name: str = "dflash", features: slice = slice(None)):
         """:param features: which of the captured numbers are the drafter's."""
@@ -61,11 +84,8 @@ class DFlashNetwork(DepthRankings):
     def open(self, source: Tensor, context_length: Tensor, width: int) -> Ranked:
         cells = self._cells
         alike = len(source) == len(cells) and set(fetched(context_length).tolist()) == {cells.longest}
-        self._logits = self._filled(source[:, 0], sent(context_length, cells.device), alike)
-        return self.begun(len(source), cells.device, width)
-
-    def logits_at(self, depth: int) -> Tensor:
-        return self._logits[:, depth]
+        self.take(self._filled(sent(source[:, 0], cells.device), sent(context_length, cells.device), alike))
+        return self.begun(len(source), context_length.device, width)
 
     def _filled(self, root: Tensor, context_length: Tensor, alike: bool) -> Tensor:
         """The forward pass of a block: logits [B, D, V'] of all depths.
@@ -99,11 +119,22 @@ class DFlashNetwork(DepthRankings):
     def _visible(self, context_length: Tensor, positions: Tensor, window: int | None, causal: bool) -> Tensor:
         """Which cells the places of the blocks see, bool [B, 1, S, cells + S]."""
         cell = torch.arange(self._cells.longest, device=positions.device)
-        text = (cell < context_length[:, None])[:, None].expand(-1, positions.shape[1], -1)
-        place = torch.arange(positions.shape[1], device=positions.device)
-        ahead = place - place[:, None]  # of the seen place before the seeing one
-        block = ahead <= 0 if causal else torch.ones_like(ahead, dtype=torch.bool)
-        if window is not None:
-            text = text & (positions[:, :, None] - cell < window)
-            block = block & (ahead.abs() < window)
-        return torch.cat([text, block.expand(len(positions), -1, -1)], dim=2)[:, None]
+        text = seen_text(cell, context_length, positions, window)
+        return torch.cat([text, seen_block(positions, window, causal).expand(len(positions), -1, -1)], dim=2)[:, None]
+
+
+def seen_text(cell: Tensor, context_length: Tensor, positions: Tensor, window: int | None) -> Tensor:
+    """Which of the places ``cell`` int64 [C] of the text before them the places of blocks see, bool [B, S, C].
+
+    :param context_length: of the text, int64 [B].   :param positions: of the blocks, int64 [B, S].
+    """
+    seen = (cell < context_length[:, None])[:, None].expand(-1, positions.shape[1], -1)
+    return seen if window is None else seen & (positions[:, :, None] - cell < window)
+
+
+def seen_block(positions: Tensor, window: int | None, causal: bool) -> Tensor:
+    """Which places of a block the places of it see, bool [S, S]."""
+    place = torch.arange(positions.shape[1], device=positions.device)
+    ahead = place - place[:, None]  # of the seen place before the seeing one
+    seen = ahead <= 0 if causal else torch.ones_like(ahead, dtype=torch.bool)
+    return seen if window is None else seen & (ahead.abs() < window)

@@ -1,42 +1,32 @@
-"""An EAGLE head in fixed shapes, so that a GPU replays catch-ups and draft levels as CUDA graphs (see live/graphed.py).
+"""An EAGLE head in fixed shapes: catch-ups and draft levels as CUDA graphs (see live/graphed_network.py).
 
-For live decoding: one tree per row. A row's cells lie in one buffer [R, kv heads, capacity + SLOTS, d]: the committed ones from
-the left, and the cell of tree slot s at capacity + s. Attention looks at the whole buffer under a mask. Frontier widths and
-numbers of tokens to catch up on are rounded up; what is computed beyond them is written over by what comes next.
-
-A level's ranking belongs to its graph: one copy of small numbers is sent before a replay, one is fetched behind it.
+The cell of tree slot s lies at capacity + s. Frontier widths are rounded up as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from live.border import fetched, sent
+from live.border import fetched
 from live.distribution import Ranked, ranked, ranked_in_one_piece
 from live.eagle1 import Eagle1Head, EagleHead
-from live.graphed import bucket_of, record, updates_allowed
+from live.graphed import bucket_of
+from live.graphed_network import GraphedNetwork, Room
 
 SLOTS = 256
 """Tree slots of a row; a draft tree that expands more nodes is a crash of the draft, which decoding survives."""
 WIDTHS = (1, 2, 4, 8, 10, 16, 24, 32, 48, 64)
 """Frontier widths that a level is captured for."""
-CAUGHT_UP = (1, 2, 4, 6, 9, 16)
-"""Numbers of committed tokens that a catch-up is captured for."""
 
 
-class GraphedEagle:
-    """A draft network (live/network.py) of fixed shapes, for ``capacity`` committed cells of each row. Rankings lie on the host."""
-
-    needs_features = True
+class GraphedEagle(GraphedNetwork):
     deepest = None
-    entropies = True
+    spare = SLOTS
 
     def __init__(
         self,
@@ -46,63 +36,18 @@ class GraphedEagle:
         graphs: bool = True,
         features: slice = slice(None),
     ):
-        """:param features: which of the captured numbers are the head's."""
-        self.head, self.name, self.features = head, name, features
         self.kind = "eagle" if isinstance(head, Eagle1Head) else "eagle3"
-        self.capacity = -(-capacity // 64) * 64
-        like = head.fc.weight
-        self.dtype, self.device = like.dtype, like.device
-        self.graphs = graphs and self.device.type == "cuda"
-        self._memory = torch.cuda.graph_pool_handle() if self.graphs else None
-        offsets = head.d2t
-        self.target_ids = None if offsets is None else offsets + torch.arange(len(offsets), device=offsets.device)
-        self._rooms: dict[int, _Room] = {}
-        self.reset(1)
+        super().__init__(head, name, capacity, graphs, features)
 
-    def forwards(self) -> list[tuple[object, str]]:
-        return [(self, "run")]
-
-    def run(self, forward: Callable[[], Any]) -> Any:
-        """A forward pass, where timers look for it: the replay of a graph, or calls."""
-        return forward()
-
-    def reset(self, rows: int) -> None:
-        self.entropies = True
-        self._take(rows, [0] * rows)
-        self._room.key.zero_()
-        self._room.value.zero_()
-
-    def gather_rows(self, rows: Tensor) -> None:
-        room, lengths = self._room, [self._lengths[row] for row in rows.tolist()]
-        self._go_on_with(room.key[rows], room.value[rows], lengths)
-
-    def beside(self) -> GraphedEagle:
-        return GraphedEagle(self.head, self.name, self.capacity, self.graphs, self.features)
-
-    def join(self, other: GraphedEagle) -> None:
-        ours, theirs, lengths = self._room, other._room, self._lengths + other._lengths
-        self._go_on_with(torch.cat([ours.key, theirs.key]), torch.cat([ours.value, theirs.value]), lengths)
-
-    def _go_on_with(self, key: Tensor, value: Tensor, lengths: list[int]) -> None:
-        self._take(len(lengths), lengths)
-        self._room.key.copy_(key)
-        self._room.value.copy_(value)
-
-    def _take(self, rows: int, lengths: list[int]) -> None:
-        if rows not in self._rooms:
-            self._rooms[rows] = _Room(self, rows)
-        self._room, self._lengths = self._rooms[rows], lengths
+    def room(self, rows: int) -> _Room:
+        return _Room(self, rows)
 
     def advance(self, tokens: Tensor, features: Tensor | None, counts: Tensor, everywhere: bool = False) -> Tensor:
         room, new, count = self._room, counts.tolist(), tokens.shape[1]
-        bucket = bucket_of(CAUGHT_UP, count)
-        spare = 0 if bucket is None else bucket - count
-        numbers = np.zeros((len(new), count + spare + 2), dtype=np.int64)
+        before, bucket, features = self._following(new, features)
+        numbers = np.zeros((len(new), features.shape[1] + 2), dtype=np.int64)
         np.maximum(fetched(tokens).numpy(), 0, out=numbers[:, :count])
-        numbers[:, -2], numbers[:, -1] = self._lengths, new
-        self._lengths = [length + more for length, more in zip(self._lengths, new, strict=True)]
-        # padded with zeros: NaN left by another text would pass through a mask
-        features = F.pad(features[..., self.features], (0, 0, 0, spare))
+        numbers[:, -2], numbers[:, -1] = before, new
         hidden, last = room.run(("advance", bucket), room.advance, torch.from_numpy(numbers), features, bucket is not None)
         return hidden[:, :count].clone() if everywhere else last
 
@@ -155,62 +100,17 @@ def _ranked(
     return logits, ranked_in_one_piece(logits, width, entropies, ids)
 
 
-class _Graph:
-    """Where a graph's inputs are written, what replays it, and where its outputs then stand."""
-
-    def __init__(self, numbers: Tensor, wide: Tensor | None, device: torch.device):
-        """Inputs like those of :meth:`_Room.run`."""
-        self.replayed: torch.cuda.CUDAGraph | None = None
-        self.output: Any = None
-        with torch.inference_mode(False):
-            self.numbers = torch.zeros(numbers.shape, dtype=torch.int64, device=device)
-            self.wide = None if wide is None else torch.zeros_like(wide)
-
-    def write(self, numbers: Tensor, wide: Tensor | None) -> None:
-        self.numbers.copy_(numbers, non_blocking=True)
-        if wide is not None:
-            self.wide.copy_(wide)
-
-    def capture(self, compute: Callable[..., Any], memory: tuple[int, int] | None) -> None:
-        """Behind :meth:`write`: the calls before a capture are real ones."""
-        self.replayed, self.output = record(lambda: compute(self.numbers, self.wide), self.numbers.device, memory)
-
-
-class _Room:
-    """The cells and trees of R rows, at addresses that do not change, and what was captured for them."""
+class _Room(Room):
+    """The cells and trees of R rows."""
 
     def __init__(self, owner: GraphedEagle, rows: int):
-        self.owner = owner
+        super().__init__(owner, rows)
         head, device = owner.head, owner.device
-        shape = rows, head.num_kv_heads, owner.capacity + SLOTS, head.head_dim
         with torch.inference_mode(False):  # tensors that may be written to in every mode
-            self.key = torch.zeros(shape, dtype=owner.dtype, device=device)
-            self.value = torch.zeros_like(self.key)
             self.prefix = torch.zeros(rows, dtype=torch.int64, device=device)
             self.hidden = torch.zeros((rows, SLOTS, head.hidden_size), dtype=owner.dtype, device=device)
             self.depth = torch.zeros((rows, SLOTS), dtype=torch.int64, device=device)
             self.sees = torch.zeros((rows, SLOTS, SLOTS), dtype=torch.bool, device=device)
-            self.row = torch.arange(rows, device=device)[:, None]
-            self.place = torch.arange(owner.capacity + SLOTS, device=device)
-        self._graphs: dict[tuple, _Graph] = {}
-
-    def run(self, key: tuple, compute: Callable[..., Any], numbers: Tensor, wide: Tensor | None, captured: bool) -> Any:
-        """``compute(numbers, wide)``: the replay of its graph where it is to be captured and there is a GPU.
-
-        :param numbers: int64 [R, N], on the host.   :param wide: [R, T, X] on the device, or None.
-        """
-        owner = self.owner
-        if not (captured and owner.graphs):
-            with updates_allowed():
-                return owner.run(lambda: compute(sent(numbers, owner.device), wide))
-        if key not in self._graphs:
-            self._graphs[key] = _Graph(numbers, wide, owner.device)
-        graph = self._graphs[key]
-        graph.write(numbers, wide)
-        if graph.replayed is None:
-            graph.capture(compute, owner._memory)
-        owner.run(graph.replayed.replay)
-        return graph.output
 
     def advance(self, numbers: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs of committed cells behind those before: of all T [R, T, H], and of each row's last one [R, H].
@@ -222,9 +122,9 @@ class _Room:
         tokens, before, counts = numbers.split([count, 1, 1], 1)
         positions = before + torch.arange(count, device=numbers.device)
         residual, query, key, value = head.project(head.fuse(features), tokens, positions)
-        self._write(key, value, positions)
+        self.write(key, value, positions)
         visible = self.place <= positions[:, :, None]  # tree cells lie behind all committed ones
-        output = head.finish(residual, self._attend(query, visible))
+        output = head.finish(residual, self.attend(query, visible))
         return output, output.gather(1, (counts - 1)[:, :, None].expand(-1, 1, output.shape[2]))[:, 0]
 
     def open(self, numbers: Tensor, source: Tensor) -> Tensor:
@@ -248,20 +148,8 @@ class _Room:
         sees = self.sees.gather(1, parent[:, :, None].expand(-1, -1, SLOTS)) | own
         hidden = self.hidden.gather(1, parent[:, :, None].expand(-1, -1, self.hidden.shape[2]))
         residual, query, key, value = head.project(hidden, token, self.prefix[:, None] + depth - 1)
-        self._write(key, value, (self.owner.capacity + slots).expand_as(parent))
+        self.write(key, value, (self.owner.capacity + slots).expand_as(parent))
         committed = (self.place[: self.owner.capacity] < self.prefix[:, None])[:, None].expand(-1, count, -1)
-        output = head.finish(residual, self._attend(query, torch.cat([committed, sees], dim=2)))
+        output = head.finish(residual, self.attend(query, torch.cat([committed, sees], dim=2)))
         self.depth[:, slots], self.sees[:, slots], self.hidden[:, slots] = depth, sees, output
         return head.logits(output)
-
-    def _write(self, key: Tensor, value: Tensor, places: Tensor) -> None:
-        """Keys and values [R, T, kv heads, d] at places int64 [R, T] of the buffer."""
-        self.key.transpose(1, 2)[self.row, places] = key
-        self.value.transpose(1, 2)[self.row, places] = value
-
-    def _attend(self, query: Tensor, visible: Tensor) -> Tensor:
-        """Attention of queries [R, T, heads, d] over the buffer's cells, of which ``visible`` bool [R, T, S] says who sees what."""
-        shared = query.shape[2] // self.key.shape[1]
-        key, value = (part.repeat_interleave(shared, dim=1) for part in (self.key, self.value))
-        attended = F.scaled_dot_product_attention(query.transpose(1, 2), key, value, attn_mask=visible[:, None])
-        return attended.transpose(1, 2).flatten(2)

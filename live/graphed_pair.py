@@ -1,9 +1,11 @@
-"""A pair whose target and EAGLE heads run in fixed shapes: CUDA graphs on a GPU (live/graphed.py, live/graphed_eagle.py)."""
+"""A pair whose target, EAGLE heads and DFlash drafters run in fixed shapes: CUDA graphs on a GPU (live/graphed.py)."""
 
 from __future__ import annotations
 
+from live.dflash_network import DFlashNetwork
 from live.eagle_network import EagleNetwork
 from live.graphed import GraphedModel
+from live.graphed_dflash import GraphedDFlash
 from live.graphed_eagle import GraphedEagle
 from live.looking_up_first import Drafts
 from live.model import CachedModel
@@ -24,14 +26,15 @@ class GraphedPair(Pair):
 
 
 def graphed(pair: Pair, capacity: int = 2048, graphs: bool = True) -> GraphedPair:
-    """The same pair in fixed shapes; a draft language model, Medusa heads and DFlash drafters stay as they are.
+    """The same pair in fixed shapes; a draft language model and Medusa heads stay as they are.
 
     :param capacity: slots per row, for the longest text with its tree and 128 more.
     :param graphs: replay CUDA graphs on a GPU; False: the same shapes, kernel by kernel.
     """
+    fixed = {EagleNetwork: GraphedEagle, DFlashNetwork: GraphedDFlash}
     networks = {
-        name: GraphedEagle(network.head, name, capacity, graphs, network.features) if isinstance(network, EagleNetwork) else network
-        for name, network in pair.networks.items()
+        name: fixed[type(one)](one.head, name, capacity, graphs, one.features) if type(one) in fixed else one
+        for name, one in pair.networks.items()
     }
     made = GraphedPair(pair.model, pair.tokenizer, networks, pair.captured, pair.description)
     made.capacity, made.graphs = capacity, graphs

@@ -1,1 +1,1 @@
-"""The reference pair: a small target, an EAGLE-3 head, Medusa heads and a draft LM, and the scripts that train them."""
+"""The reference pair: a small target, EAGLE-3, Medusa and DFlash heads, a draft LM, and the scripts that train them."""

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from live import graphed, graphed_eagle
+from live import graphed, graphed_network
 from tests.live.pretended_graphs import WAITING, PretendedGraph, replaced, tensors_in
 
 DEVICE = torch.device("cuda", 0)
@@ -214,7 +214,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         return graph, result
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (graphed, graphed_eagle):
+        for module in (graphed, graphed_network):
             patch.setattr(module, "record", record)
         told = {"is_available": True, "device_count": 1, "current_device": 0, "is_initialized": True}
         about = SimpleNamespace(name="a pretended GPU", total_memory=16 << 30, major=9, minor=0)

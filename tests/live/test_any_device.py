@@ -133,6 +133,21 @@ def test_the_host_waits_once_a_level_and_once_for_the_target(gpu, tiny_pair, spe
     assert operations <= 24 + 5 * levels, gpu.operations
 
 
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("spec", ["chain(k=4)", "eagle3(total_tokens=20, depth=6)"])
+def test_a_block_is_waited_for_once(gpu, tiny_pair, tiny_heads, spec, dtype):
+    """A DFlash drafter's depths are ranked together, however deep the policy goes."""
+    pair = graphed(load_pair(tiny_pair.target, [tiny_heads["dflash"]], dtype, "cuda"), 256)
+    decoder = SpeculativeDecoder(pair.target(drafter=pair.draft("dflash")), pair.draft("dflash"), load_policy(spec))
+    decoder.generate(PROMPTS[:1], 40)
+    decoder.prefill(PROMPTS[:1], 40)
+    decoder.step()
+    gpu.forget()
+    for _ in range(3):
+        decoder.step()
+    assert gpu.waits.total() / 3 == 2, gpu.waits
+
+
 def test_nothing_of_a_spoilt_text_is_left(gpu, there):
     """A longer text whose features were not numbers, and then another one in the same graph."""
     head = there.networks["eagle3"].head
@@ -198,7 +213,7 @@ def test_a_gpu_refuses_host_tensors_and_numpy(gpu):
 
 
 def test_a_capture_refuses_what_moves_numbers_or_waits(gpu):
-    from live.graphed_eagle import record
+    from live.graphed_network import record
 
     fixed = torch.ones(3, device="cuda")
     wrong = (
@@ -214,7 +229,7 @@ def test_a_capture_refuses_what_moves_numbers_or_waits(gpu):
 
 
 def test_a_replay_reads_where_it_read_and_a_result_stands_until_the_next_replay(gpu):
-    from live.graphed_eagle import record
+    from live.graphed_network import record
 
     fixed, outside = torch.ones(3, device="cuda"), [torch.full((3,), 2.0, device="cuda")]
     one, result = record(lambda: fixed * 2, DEVICE, "memory")

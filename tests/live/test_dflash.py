@@ -12,6 +12,7 @@ from torch import Tensor
 
 from live.dflash_config import DFlashConfig
 from live.fidelity import check_policy
+from live.graphed_dflash import GraphedDFlash
 from live.heads import kind_of
 from live.pair import load_pair
 from live.reference.dflash_training import fill
@@ -67,6 +68,43 @@ def test_attention(tiny_pair, dflash, tmp_path, name):
     assert not torch.equal(first_answers(tiny_pair, folder), first_answers(tiny_pair, plain))
     deepest = DRAFTED + (name == "a token more")
     assert next(iter(load_pair(tiny_pair.target, [folder]).networks.values())).deepest == deepest
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_fixed_shapes_answer_as_the_others(tiny_pair, dflash, tmp_path, name):
+    """Rows of several lengths, trees, rows that leave, a second cycle, a row that joins."""
+    config, tensors = dflash
+    top, own = ATTENTION[name]
+    pair = load_pair(tiny_pair.target, [written(tmp_path / "variant", told(config, own, **top), tensors)], "float64")
+    (ordinary,) = pair.networks.values()
+    answers = []
+    for network in (ordinary, GraphedDFlash(ordinary.head, capacity=64)):
+        draw, found = torch.Generator().manual_seed(1), []
+
+        def caught_up(own, counts: list[int], draw=draw) -> Tensor:
+            tokens = torch.randint(4, 150, (len(counts), max(counts)), generator=draw)
+            features = torch.randn(len(counts), max(counts), 2 * SIZE, generator=draw, dtype=torch.float64)
+            return own.advance(tokens, features, torch.tensor(counts))
+
+        def trees(network, source: Tensor, context: list[int], found=found) -> None:
+            first = network.open(source, torch.tensor(context), 3)
+            found += [first, network.grow(torch.zeros_like(first.index), first.index, 5)]
+            found.append(network.grow(torch.tensor([[1, 2]]).expand(len(source), -1), first.index[:, :2], 2))
+
+        network.reset(3)
+        trees(network, caught_up(network, [7, 5, 6]), [7, 5, 6])
+        network.gather_rows(torch.tensor([2, 0]))
+        source = caught_up(network, [3, 1])
+        trees(network, source, [9, 8])
+        other = network.beside()
+        other.reset(1)
+        late = caught_up(other, [12])
+        network.join(other)
+        trees(network, torch.cat([source, late]), [9, 8, 12])
+        answers.append(found)
+    for one, two in zip(*answers, strict=True):
+        assert torch.equal(one.index, two.index) and torch.allclose(one.logprob, two.logprob, atol=2e-5)
+        assert torch.allclose(one.entropy, two.entropy, atol=2e-5)
 
 
 def test_windows_said_otherwise(tiny_pair, dflash, tmp_path):
