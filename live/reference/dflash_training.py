@@ -18,7 +18,7 @@ from live.dflash_config import DFlashConfig
 from live.eagle3_config import captured_layers
 from live.reference.checkpoint import prepare_device
 from live.reference.eagle3_training import read_target
-from live.reference.head_training import Batch, Recipe, Score, batches, train
+from live.reference.head_training import Batch, Recipe, Score, agreement, batches, train
 from live.reference.tokenizer import SPECIAL_TOKENS, SYSTEM
 
 if TYPE_CHECKING:
@@ -132,14 +132,12 @@ def score(head: DFlashHead, target: LlamaForCausalLM, batch: Batch, blocks: int,
     behind = begin[real][:, None] + torch.arange(drafted, device=begin.device)
     with torch.no_grad():
         teacher = target.lm_head(final[row[:, None], behind]).float()
-    losses, top1, top10 = [], [], []
+    losses, right = [], []
     for place in range(drafted):
         losses.append(F.cross_entropy(logits[:, place], teacher[:, place].softmax(-1)))
         if count:
-            hit = logits[:, place].detach().topk(10, dim=-1).indices == teacher[:, place].argmax(-1)[:, None]
-            top1.append(float(hit[:, 0].float().mean()))
-            top10.append(float(hit.any(-1).float().mean()))
-    return Score(losses, top1, top10)
+            right.append(agreement(logits[:, place], teacher[:, place].argmax(-1)))
+    return Score(losses, [top1 for top1, _ in right], [top10 for _, top10 in right])
 
 
 def train_dflash(

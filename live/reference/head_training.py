@@ -90,6 +90,12 @@ class Score(NamedTuple):
     top10: list[float]
 
 
+def agreement(logits: Tensor, best: Tensor) -> tuple[float, float]:
+    """How often the best draft, and one of the ten best, is the target's: from logits [M, V] and its tokens int64 [M]."""
+    hit = logits.detach().topk(10, dim=-1).indices == best[:, None]
+    return float(hit[:, 0].float().mean()), float(hit.any(-1).float().mean())
+
+
 def train(
     name: str,
     head: torch.nn.Module,

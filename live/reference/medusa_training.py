@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from live.medusa import MedusaHeads, MedusaShape
 from live.reference.checkpoint import prepare_device
-from live.reference.head_training import Batch, Recipe, Score, train
+from live.reference.head_training import Batch, Recipe, Score, agreement, train
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +50,7 @@ def score(heads: MedusaHeads, target: LlamaForCausalLM, batch: Batch, places: in
     response's token."""
     with torch.no_grad():
         hidden = target.model(input_ids=batch.tokens, use_cache=False).last_hidden_state  # [B, T, H]
-    losses, top1, top10 = [], [], []
+    losses, right = [], []
     for head in range(heads.shape.heads):
         behind = 1 + head  # the hidden state there gives the token that the head drafts
         where = batch.scored[:, behind + 1 :].nonzero()
@@ -61,10 +61,8 @@ def score(heads: MedusaHeads, target: LlamaForCausalLM, batch: Batch, places: in
         logits = heads.logits(head, hidden[row, place]).float()
         losses.append(F.cross_entropy(logits, teacher.softmax(-1)))
         if count:
-            hit = logits.detach().topk(10, dim=-1).indices == teacher.argmax(-1)[:, None]
-            top1.append(float(hit[:, 0].float().mean()))
-            top10.append(float(hit.any(-1).float().mean()))
-    return Score(losses, top1, top10)
+            right.append(agreement(logits, teacher.argmax(-1)))
+    return Score(losses, [top1 for top1, _ in right], [top10 for _, top10 in right])
 
 
 def train_medusa(
