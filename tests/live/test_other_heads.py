@@ -316,14 +316,15 @@ def test_a_sweep_beyond_the_heads_is_what_replay_gives(recorded):
             assert torch.equal(getattr(found, column), getattr(alone, column)), (policy.spec(), column)
 
 
-def test_the_shipped_heads_draft():
+@pytest.mark.parametrize(("name", "least"), [("medusa", 1.3), ("dflash", 1.5)])
+def test_the_shipped_heads_draft(name, least):
     """Greedy text is the target's own, and of two drafted tokens a cycle some are accepted."""
     from live.decoding_plain import plain_decode
     from live.pair import encode_prompt
 
-    shipped = load_pair("reference", ["reference/medusa"], "float32")
+    shipped = load_pair("reference", [f"reference/{name}"], "float32")
     prompt = encode_prompt(shipped.tokenizer, [{"role": "user", "content": "Tell me a story about a small dog."}])
-    decoder = SpeculativeDecoder(shipped.target(), shipped.draft("medusa"), load_policy("chain(k=2)"), shipped.end_tokens)
+    decoder = SpeculativeDecoder(shipped.target(), shipped.draft(name), load_policy("chain(k=2)"), shipped.end_tokens)
     done = decoder.generate([prompt], 40)
     assert done.tokens == plain_decode(shipped.plain(), [prompt], 40, shipped.end_tokens)
-    assert (len(done.tokens[0]) - 1) / done.cycles[0] > 1.3
+    assert (len(done.tokens[0]) - 1) / done.cycles[0] > least
