@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from live.dflash_config import DFlashConfig
 from live.eagle3 import Mlp, RMSNorm, projected, register_embeddings
 from live.few_rows import quicken
-from live.head_files import check_tensors, read_tensors, split_fused
+from live.head_files import check_tensors, checked_map, read_tensors, renamed, same_table, split_fused
 from live.rotary import Rotary
 from policies.errors import UserError
 
@@ -103,15 +103,15 @@ class DFlashHead(nn.Module):
         """
         folder = Path(folder)
         config = DFlashConfig.from_file(folder / "config.json") if config is None else config
-        named: dict[str, Tensor] = {}
-        for name, tensor in read_tensors(folder, _WHAT).items():
-            if not _IGNORED.search(name):
-                for pattern, other in _RENAMED:
-                    name = re.sub(pattern, other, name)
-                named[name] = tensor
+        named = renamed(read_tensors(folder, _WHAT), _RENAMED, _IGNORED)
         for layer in range(config.num_hidden_layers):
             split_fused(named, f"layers.{layer}.", config)
         config = _variant(config, named, embed_tokens, dtype)
+        if config.draft_vocab_size != config.vocab_size and not config.own_output:
+            raise UserError(
+                f"{folder} drafts {config.draft_vocab_size} of {config.vocab_size} tokens and has no output layer for them: fetch "
+                "the drafter again"
+            )
         if not (config.own_output or output_layer is not None):
             raise UserError(f"{folder} has no output layer of its own, and the target none that drafts: give another target")
         if config.mask_token_id >= len(embed_tokens) and not config.mask_embedding:
@@ -187,18 +187,11 @@ def _variant(config: DFlashConfig, named: dict[str, Tensor], embed_tokens: Tenso
 
     :raises UserError: when ``d2t`` points outside the target's vocabulary, or contradicts the sizes.
     """
-    table = named.get("embed_tokens")
-    if table is not None and table.shape == embed_tokens.shape:
-        if torch.equal(table.to(embed_tokens.device, dtype), embed_tokens.to(dtype)):
-            del named["embed_tokens"]
+    if "embed_tokens" in named and same_table(named["embed_tokens"], embed_tokens, dtype):
+        del named["embed_tokens"]
     if (d2t := named.pop("d2t", None)) is not None:
-        if config.draft_vocab_size == config.vocab_size and bool(d2t.any()):
-            raise UserError("d2t renames tokens though draft and target vocabulary have one size: it contradicts config.json")
-        target_ids = d2t.to(torch.int64) + torch.arange(len(d2t))
-        if len(d2t) and (int(target_ids.min()) < 0 or int(target_ids.max()) >= config.vocab_size):
-            raise UserError(f"d2t points outside the target's vocabulary of {config.vocab_size} tokens; the drafter is damaged")
-        if config.draft_vocab_size != config.vocab_size:
-            named["d2t"] = d2t.to(torch.int64)
+        if (d2t := checked_map(d2t, config.draft_vocab_size, config.vocab_size)) is not None:
+            named["d2t"] = d2t
     return replace(
         config,
         own_embeddings="embed_tokens" in named,

@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from live.head_files import Unknown, read_config, rotary_of, sizes_of
+from live.head_files import Unknown, positive, read_config, rotary_of, sizes_of, whole
 from policies.errors import UserError
 
-_SLIDING = "sliding_attention"
+_SLIDING, _FULL = "sliding_attention", "full_attention"
 _REFUSED = {
     "markov_rank": "it is a DSpark drafter, whose logits depend on the token before (a Markov head)",
     "selector_rank": "it is a DFlash 2 drafter (convolutions, and a selector among its candidates)",
@@ -92,10 +92,9 @@ class DFlashConfig:
         windows, scaling = found.pop("windows"), found.pop("rope_scaling")
         for name in ("own_embeddings", "own_output", "mask_embedding", "layout"):  # the tensors tell, and the file's form
             del found[name]
-        ids = [i if found["ids_name_outputs"] else i - 1 for i in found.pop("layer_ids")]
-        del found["ids_name_outputs"]
+        kind = "target_layer_ids" if found.pop("ids_name_outputs") else "aux_hidden_state_layer_ids"
         own = {name: found.pop(name) for name in ("block_size", "mask_token_id", "input_embedding_scale", "output_multiplier")}
-        own |= {"target_layer_ids": ids, "final_logit_softcapping": found.pop("final_logit_softcapping")}
+        own |= {kind: list(found.pop("layer_ids")), "final_logit_softcapping": found.pop("final_logit_softcapping")}
         causal, window = found.pop("causal"), next((window for window in windows if window), None)
         if len(set(causal)) == 1:
             own["causal"] = causal[0]
@@ -105,7 +104,7 @@ class DFlashConfig:
             "hidden_act": "silu",
             "dflash_config": own,
             "block_size": own["block_size"],
-            "layer_types": [_SLIDING if window else "full_attention" for window in windows],
+            "layer_types": [_SLIDING if window else _FULL for window in windows],
             "sliding_window": window,
             "rope_parameters": {"rope_theta": found.pop("rope_theta")} | (scaling or {"rope_type": "default"}),
             "sample_from_anchor": found.pop("from_anchor"),
@@ -140,24 +139,28 @@ def _parse(cls: type[DFlashConfig], found: dict[str, Any]) -> DFlashConfig:
     if told.get("shift_label"):
         raise Unknown("it was trained on shifted labels, which this loader does not know")
     ids = told.get("target_layer_ids") or told["aux_hidden_state_layer_ids"]
-    layers = int(body["num_hidden_layers"])
+    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+        raise ValueError(f"the target's layers are {ids!r}, not a list of whole numbers")
+    layers = whole(body, "num_hidden_layers", 1)
     sizes = sizes_of({**body, "use_sliding_window": False, "layer_types": None})  # windows are known here
-    sizes |= {name: found[name] for name in ("draft_vocab_size", "target_hidden_size") if found.get(name) is not None}
+    for name in ("draft_vocab_size", "target_hidden_size"):
+        if found.get(name) is not None:
+            sizes[name] = whole(found, name, 1)
     windows, causal = _attention(body, own, told, layers)
     return cls(
         **{"draft_vocab_size": body["vocab_size"], "target_hidden_size": body["hidden_size"]} | sizes | rotary_of(body),
         num_hidden_layers=layers,
-        block_size=int(told.get("block_size", 16)),
-        mask_token_id=int(told["mask_token_id"]),
-        layer_ids=tuple(int(i) for i in ids),
+        block_size=whole({"block_size": 16} | told, "block_size", 2),
+        mask_token_id=whole(told, "mask_token_id"),
+        layer_ids=tuple(ids),
         ids_name_outputs=bool(told.get("target_layer_ids")),
         windows=windows,
         causal=causal,
         attention_bias=bool(body.get("attention_bias")),
         from_anchor=bool(told.get("sample_from_anchor")),
-        input_embedding_scale=float(told.get("input_embedding_scale") or 1.0),
-        output_multiplier=float(told.get("output_multiplier") or 1.0),
-        final_logit_softcapping=told.get("final_logit_softcapping") or None,
+        input_embedding_scale=positive(told, "input_embedding_scale", 1.0),
+        output_multiplier=positive(told, "output_multiplier", 1.0),
+        final_logit_softcapping=positive(told, "final_logit_softcapping") if told.get("final_logit_softcapping") else None,
         layout="speculators" if nested else "official",
     )
 
@@ -167,16 +170,19 @@ def _attention(
 ) -> tuple[tuple[int | None, ...], tuple[bool, ...]]:
     """Windows and causality of each layer: where nothing else is said, one that ``layer_types`` calls sliding is causal within the
     block, and one with a window by ``use_swa`` is not."""
-    types = body.get("layer_types") or ["full_attention"] * layers
+    types = body.get("layer_types") or [_FULL] * layers
     inward = [kind == _SLIDING for kind in types]
     sliding = [True] * layers if own.get("use_swa") and not any(inward) else inward
-    window = own.get("swa_window_size") or body.get("sliding_window")
-    if any(sliding) and not window:
+    window = {"sliding_window": own.get("swa_window_size") or body.get("sliding_window")}
+    if any(sliding) and not window["sliding_window"]:
         raise Unknown("its layers have a sliding window of no size")
     if len(types) != layers:
         raise Unknown(f"it has {layers} layers and {len(types)} layer_types")
+    if strange := next((kind for kind in types if kind not in (_SLIDING, _FULL)), None):
+        raise Unknown(f"it has a layer of type {strange!r}, this loader knows {_FULL} and {_SLIDING}")
+    reach = whole(window, "sliding_window", 1) if any(sliding) else None
     asked = next((told[name] for name in ("causal", "is_causal") if told.get(name) is not None), None)
     if asked is None and told.get("sliding_window_non_causal"):
         asked = False
     causal = tuple(bool(one if asked is None else asked) for one in inward)
-    return tuple(int(window) if one else None for one in sliding), causal
+    return tuple(reach if one else None for one in sliding), causal

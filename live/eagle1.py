@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from live.eagle3 import Eagle3Head, Mlp, RMSNorm, projected, register_embeddings
 from live.few_rows import quicken
-from live.head_files import Unknown, check_tensors, read_config, read_tensors, rotary_of, sizes_of, split_fused
+from live.head_files import Unknown, check_tensors, read_config, read_tensors, renamed, rotary_of, same_table, sizes_of, split_fused
 from live.rotary import Rotary
 
 _WHAT = "an EAGLE-1 head"
@@ -132,11 +132,10 @@ class Eagle1Head(nn.Module):
         what: str = "the checkpoint",
     ) -> Eagle1Head:
         """The head of these tensors; see :meth:`from_pretrained`. ``what``: its name in messages."""
-        named = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-        named = {name: tensor for name, tensor in named.items() if not _IGNORED.search(name)}
+        named = renamed(tensors, ((r"^model\.", ""),), _IGNORED)
         split_fused(named, "layers.0.", config)
         table = named.pop("embed_tokens.weight", None)
-        if table is not None and not _same(table, embed_tokens, dtype):
+        if table is not None and not same_table(table, embed_tokens, dtype):
             named["embed_tokens"] = table
         biased = {"bias": "fc.bias" in named, "qkv_bias": "layers.0.self_attn.q_proj.bias" in named}
         own = {"own_output": "lm_head.weight" in named, "own_embeddings": "embed_tokens" in named}
@@ -188,13 +187,6 @@ class Eagle1Head(nn.Module):
         """Scores over the target's vocabulary from what :meth:`finish` gives, [B, T, H] -> [B, T, V]."""
         output_layer = self.lm_head if self.config.own_output else self._targets[0]
         return output_layer(hidden).to(hidden.device)  # a target on several devices has its own on the last
-
-
-def _same(table: Tensor, embed_tokens: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a file's token embeddings are the target's, in the precision that both are used in."""
-    if table.shape != embed_tokens.shape:
-        return False
-    return torch.equal(table.to(embed_tokens.device, dtype), embed_tokens.to(dtype))
 
 
 EagleHead = Eagle3Head | Eagle1Head

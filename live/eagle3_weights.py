@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from live.eagle3_config import Eagle3Config
-from live.head_files import split_fused
+from live.head_files import checked_map, renamed, split_fused
 from policies.errors import UserError
 
 _RENAMED = (
@@ -36,13 +36,7 @@ def official_tensors(found: dict[str, Tensor], config: Eagle3Config) -> dict[str
 
     :raises UserError: when there is more than one layer, or the maps contradict the sizes.
     """
-    named: dict[str, Tensor] = {}
-    for name, tensor in found.items():
-        if _IGNORED.search(name):
-            continue
-        for pattern, official in _RENAMED:
-            name = re.sub(pattern, official, name)
-        named[name] = tensor
+    named = renamed(found, _RENAMED, _IGNORED)
     if more := [name for name in named if re.match(r"(midlayer|layers)\.\d+\.", name)]:
         raise UserError(f"the head has more than one decoder layer ({more[0]}), which this loader does not know; use one with one")
     split_fused(named, "midlayer.", config)
@@ -66,16 +60,13 @@ def variant(config: Eagle3Config, names: Iterable[str]) -> Eagle3Config:
 def _vocabulary(named: dict[str, Tensor], config: Eagle3Config) -> dict[str, Tensor]:
     """d2t int64 [Vd] and t2d bool [V]; ModelOpt leaves t2d out, and where the vocabularies are one both may stand or not."""
     d2t, t2d = named.pop("d2t", None), named.pop("t2d", None)
+    if d2t is not None and not d2t.is_meta:
+        d2t = checked_map(d2t, config.draft_vocab_size, config.vocab_size)
     if config.draft_vocab_size == config.vocab_size:
-        if d2t is not None and not d2t.is_meta and bool(d2t.any()):
-            raise UserError("d2t renames tokens though draft and target vocabulary have one size: it contradicts config.json")
         return {}
     if d2t is None:
         return {} if t2d is None else {"t2d": t2d.bool()}
-    d2t = d2t.to(torch.int64)
     if t2d is None and not d2t.is_meta:
-        target = d2t + torch.arange(len(d2t))
-        if int(target.min()) < 0 or int(target.max()) >= config.vocab_size:
-            raise UserError(f"d2t points outside the target's vocabulary of {config.vocab_size} tokens; the head is damaged")
-        t2d = torch.zeros(config.vocab_size, dtype=torch.bool).index_fill(0, target, True)
+        target = d2t + torch.arange(len(d2t), device=d2t.device)
+        t2d = torch.zeros(config.vocab_size, dtype=torch.bool, device=d2t.device).index_fill(0, target, True)
     return {"d2t": d2t} if t2d is None else {"d2t": d2t, "t2d": t2d.bool()}

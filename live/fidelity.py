@@ -192,6 +192,12 @@ def check_same_models(pair: Pair, about: dict[str, Any]) -> None:
     for ours, recorded in pairs:
         if ours["weights_sha256"] != recorded["weights_sha256"]:
             raise UserError(f"the weights of '{recorded['id']}' are not those that were recorded: fetch those, or record again")
+        for name in ("config_sha256", "captured_layers"):  # earlier versions did not write the first
+            if name in recorded and ours.get(name) != recorded[name]:
+                raise UserError(
+                    f"'{recorded['id']}' is read otherwise than when it was recorded: give it the config.json and the options that "
+                    "it had, or record again"
+                )
 
 
 def line(report: Report, exact: bool) -> str:

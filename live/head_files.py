@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -19,6 +20,8 @@ SIZES = (
     "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
     "draft_vocab_size", "target_hidden_size", "rms_norm_eps", "rope_theta", "max_position_embeddings",
 )  # fmt: skip
+_COUNTS = (*SIZES[:8], "max_position_embeddings", "num_hidden_layers")
+"""Sizes that count something."""
 _NAMED = 12
 """Tensors that a message names, at most."""
 
@@ -45,8 +48,10 @@ def read_config(path: Path, what: str, parse: Callable[[dict[str, Any]], Config]
         raise UserError(f"{path} holds no JSON object: it does not describe {what}")
     try:
         return parse(found)
-    except (KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
         raise UserError(f"{path} lacks {error}: it does not describe {what}") from None
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{path} has a value of another kind than it should ({error}): it does not describe {what}") from None
     except (ValueError, ZeroDivisionError) as error:
         raise UserError(f"{path} has a size that cannot be ({error}): it does not describe {what}") from None
     except Unknown as error:
@@ -64,9 +69,32 @@ def sizes_of(body: dict[str, Any]) -> dict[str, Any]:
     if (window and window < body.get("max_position_embeddings", 2048)) or "sliding_attention" in (body.get("layer_types") or ()):
         raise Unknown("its attention has a sliding window, which this loader does not know")
     known = {name: body[name] for name in SIZES if body.get(name) is not None}
+    for name in _COUNTS:
+        if body.get(name) is not None:
+            whole(body, name, 1)
+    for name in ("rms_norm_eps", "rope_theta"):
+        if name in known:
+            known[name] = positive(body, name)
     known.setdefault("head_dim", body["hidden_size"] // body["num_attention_heads"])
     known.setdefault("num_key_value_heads", body["num_attention_heads"])
     return known
+
+
+def whole(body: dict[str, Any], name: str, least: int = 0) -> int:
+    """A whole number of a configuration. Raises ValueError when it is none, or lower than ``least``; KeyError without one."""
+    if type(body[name]) is not int or body[name] < least:
+        raise ValueError(f"{name} is {body[name]!r}, not a whole number from {least} on")
+    return body[name]
+
+
+def positive(body: dict[str, Any], name: str, default: float | None = None) -> float | None:
+    """A number above 0 of a configuration, ``default`` where there is none. Raises ValueError when it is something else."""
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ValueError(f"{name} is {value!r}, not a number above 0")
+    return float(value)
 
 
 def rotary_of(body: dict[str, Any]) -> dict[str, Any]:
@@ -147,11 +175,52 @@ def split_fused(named: dict[str, Tensor], layer: str, config: Sized) -> None:
 def _split(named: dict[str, Tensor], fused: str, parts: tuple[str, ...], sizes: tuple[int, ...]) -> None:
     if fused in named:
         whole = named.pop(fused)
-        if whole.shape[0] != sum(sizes):
-            raise UserError(f"{fused} has {whole.shape[0]} rows where {sum(sizes)} are expected: it contradicts config.json")
+        rows = whole.shape[0] if whole.dim() else 0
+        if rows != sum(sizes):
+            raise UserError(f"{fused} has {rows} rows where {sum(sizes)} are expected: it contradicts config.json")
         stem, _, kind = fused.rpartition(".")
         for part, piece in zip(parts, whole.split(sizes), strict=True):
             named[f"{stem.rpartition('.')[0]}.{part}_proj.{kind}"] = piece.contiguous()
+
+
+def checked_map(d2t: Tensor, drafted: int, vocabulary: int) -> Tensor | None:
+    """d2t int64 [Vd], target id minus draft id; None where draft and target vocabulary are one.
+
+    :raises UserError: when it is of another size, points outside the target's vocabulary, or renames tokens of one vocabulary.
+    """
+    if d2t.is_floating_point() or d2t.dim() != 1:
+        raise UserError("d2t is no list of whole numbers; the head is damaged, fetch it again")
+    if drafted == vocabulary:
+        if bool(d2t.any()):
+            raise UserError("d2t renames tokens though draft and target vocabulary have one size: it contradicts config.json")
+        return None
+    if len(d2t) != drafted:
+        raise UserError(f"d2t maps {len(d2t)} tokens where {drafted} are drafted: it contradicts config.json")
+    target = d2t.to(torch.int64) + torch.arange(drafted, device=d2t.device)
+    if int(target.min()) < 0 or int(target.max()) >= vocabulary:
+        raise UserError(f"d2t points outside the target's vocabulary of {vocabulary} tokens; the head is damaged, fetch it again")
+    return d2t.to(torch.int64)
+
+
+def same_table(table: Tensor, embed_tokens: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a file's token embeddings are the target's, in the precision that both are used in."""
+    if table.shape != embed_tokens.shape:
+        return False
+    return torch.equal(table.to(embed_tokens.device, dtype), embed_tokens.to(dtype))
+
+
+def renamed(found: dict[str, Tensor], names: Sequence[tuple[str, str]], ignored: re.Pattern[str]) -> dict[str, Tensor]:
+    """Tensors under the names that a loader knows, without those that nothing depends on.
+
+    :param names: patterns and what takes their place, one after the other.
+    """
+    named: dict[str, Tensor] = {}
+    for name, tensor in found.items():
+        if not ignored.search(name):
+            for pattern, other in names:
+                name = re.sub(pattern, other, name)
+            named[name] = tensor
+    return named
 
 
 def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], what: str, kind: str) -> None:

@@ -13,13 +13,13 @@ from torch import nn
 from live.dflash import DFlashHead
 from live.dflash_config import DFlashConfig
 from live.dflash_network import DFlashNetwork
-from live.eagle1 import Eagle1Head
+from live.eagle1 import Eagle1Config, Eagle1Head
 from live.eagle3 import Eagle3Head
 from live.eagle3_config import Eagle3Config
 from live.eagle_network import EagleNetwork
 from live.head_files import tensor_names
 from live.hub import Source, fetch_config, fetch_folder
-from live.medusa import MedusaHeads
+from live.medusa import MedusaHeads, MedusaShape
 from live.medusa_network import MedusaNetwork
 from live.model import CachedModel, last_hidden
 from policies.errors import UserError
@@ -29,10 +29,11 @@ _OPTIONS = {"eagle3": ("layers", "norm_before_residual"), "dflash": ("block_size
 
 
 class LoadedHead(NamedTuple):
-    """A draft network, and the boundaries of the target's layers that it reads, low to high."""
+    """A draft network, the boundaries of the target's layers that it reads, low to high, and how its weights are read."""
 
     network: EagleNetwork | MedusaNetwork | DFlashNetwork
     layers: tuple[int, ...]
+    config: Eagle3Config | Eagle1Config | MedusaShape | DFlashConfig
 
 
 def kind_of(folder: str, revision: str | None = None) -> str:
@@ -100,14 +101,14 @@ def _load_eagle3(path: Path, draft: Source, target: CachedModel) -> LoadedHead:
     residual = "normed" if config.norm_before_residual else "un-normed"
     listed = ", ".join(map(str, layers))
     _say(f"{name}: EAGLE-3 head, {config.layout} layout; reads what enters layers {listed} ({why}); {residual} residual", config)
-    return LoadedHead(EagleNetwork(head, name), layers)
+    return LoadedHead(EagleNetwork(head, name), layers, head.config)
 
 
 def _load_eagle1(path: Path, draft: Source, target: CachedModel) -> LoadedHead:
     embeddings, name = target.model.get_input_embeddings().weight.detach(), Path(draft.name).name
     head = Eagle1Head.from_pretrained(path, embeddings, _output_layer(target), target.dtype)
     _say(f"{name}: EAGLE-1 head; reads the last hidden state", head.config)
-    return LoadedHead(EagleNetwork(head, name), (last_hidden(target.model),))
+    return LoadedHead(EagleNetwork(head, name), (last_hidden(target.model),), head.config)
 
 
 def _load_medusa(path: Path, draft: Source, target: CachedModel) -> LoadedHead:
@@ -117,7 +118,7 @@ def _load_medusa(path: Path, draft: Source, target: CachedModel) -> LoadedHead:
     shape = heads.shape
     whose = {0: "the target's own output layer", 1: "one matrix for all"}.get(shape.own, "a matrix of its own each")
     print(f"{name}: {shape.heads} Medusa heads; read the last hidden state, {whose}", file=sys.stderr)
-    return LoadedHead(MedusaNetwork(heads, name), (last_hidden(target.model),))
+    return LoadedHead(MedusaNetwork(heads, name), (last_hidden(target.model),), shape)
 
 
 def _load_dflash(path: Path, draft: Source, target: CachedModel) -> LoadedHead:
@@ -135,7 +136,7 @@ def _load_dflash(path: Path, draft: Source, target: CachedModel) -> LoadedHead:
     listed = ", ".join(map(str, layers))
     what = f"DFlash drafter, {config.layout} layout, {config.deepest} tokens a block; reads what enters layers {listed}"
     _say(f"{name}: {what}", config)
-    return LoadedHead(DFlashNetwork(head, name), layers)
+    return LoadedHead(DFlashNetwork(head, name), layers, head.config)
 
 
 def _other_target(draft: Source, size: int, target: CachedModel) -> UserError:

@@ -171,7 +171,7 @@ def _attach_network(
     shipped = source.name in SHIPPED_DRAFTS
     folder = resolve("reference", source.name.split("/")[1]) if shipped else resolve(source.name)
     if (kind := kind_of(folder, source.revision)) != "lm":
-        network, layers = load_head(kind, folder, source, CachedModel(model))
+        network, layers, _ = load_head(kind, folder, source, CachedModel(model))
         target = CachedModel(model, layers_to_capture=layers)
         return target, network, target.context_limit
     target = CachedModel(model)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, uint8
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from live.hub import fetch_config, resolve, weight_files
 from policies.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -89,6 +93,16 @@ def weights_hash(folder_or_model: str | Path | PreTrainedModel, revision: str | 
     for file in files:
         digest.update(f"{file.name} {_file_sha256(file)}\n".encode())
     return digest.hexdigest()
+
+
+def config_hash(config: DataclassInstance) -> str:
+    """sha256 (hex) of how a head's weights are read: its configuration with what was asked for over it, whatever its layout.
+
+    The same weights under another block size, window or rotary base are another drafter. Whether its embeddings are the target's
+    is left out, which a precision may decide.
+    """
+    told = {name: value for name, value in asdict(config).items() if name not in ("layout", "own_embeddings")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _file_sha256(file: Path) -> str:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from live.faults import holder_of
 from live.heads import kind_of, load_head
 from live.hub import parse_source, resolve
-from live.identity import check_same_tokenizer, tokenizer_hash, weights_hash
+from live.identity import check_same_tokenizer, config_hash, tokenizer_hash, weights_hash
 from live.lm_network import LanguageModelNetwork
 from live.loading import load_model, load_target, load_tokenizer
 from live.looking_up_first import Drafts, RuleFirst
@@ -141,11 +141,14 @@ def load_pair(
         if name in networks:
             raise UserError(f"two drafters are named '{name}': give their folders different names")
         if (kind := kind_of(folder, draft.revision)) != "lm":
-            networks[name], layers = load_head(kind, folder, draft, cached)
+            networks[name], layers, config = load_head(kind, folder, draft, cached)
             captured, networks[name].features = place_in(captured, layers, cached.config.hidden_size)
             about.append({"name": name, "kind": kind, "id": str(draft), "captured_layers": list(layers)})
+            about[-1]["config_sha256"] = config_hash(config)
             if (levels := networks[name].deepest) is not None:
                 about[-1]["levels"] = levels
+            if (block := getattr(config, "block_size", None)) is not None:
+                about[-1]["block_size"] = block
         else:
             if extra := sorted(set(draft.options) - {"revision"}):
                 raise UserError(f"{draft.name} is a language model, which has no {extra[0]}: leave it out")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,9 @@ if TYPE_CHECKING:  # torch is imported when there is work to do, not for --help
     from traces.recording import Recording
 
 KEYS = "releases differ in whether a key of draft_len_schedule is the largest or the smallest batch of its length"
+_OPTIONS = re.compile(r"\(\w+ ?=.*\)$")
+_NAMED = re.compile(r"(\w+) ?=")
+"""What a recording writes behind a model's name, ``(revision='...')``; the names of such options."""
 ENGINES = ("sglang", "vllm", "tensorrt-llm", "transformers")
 
 
@@ -158,7 +162,8 @@ def exported(
     :param drafter, target: entries of the recording's manifest.   :param rates: share of cycles that accept at least d nodes,
         d = 1, 2, ...   :param tiers: by the largest number of requests at once.
     """
-    kind, models = drafter.get("kind", "lm"), (str(target.get("id", "TARGET")), str(drafter.get("id", "DRAFT")))
+    kind, told = drafter.get("kind", "lm"), (str(target.get("id", "TARGET")), str(drafter.get("id", "DRAFT")))
+    models = tuple(_OPTIONS.sub("", one) for one in told)
     levels = drafter.get("levels")
     if levels is not None:  # Medusa and DFlash: nothing is deeper than there are heads, or places in a block
         shape, tiers = shape.up_to(levels), {upto: one.up_to(levels) for upto, one in tiers.items()}
@@ -168,20 +173,32 @@ def exported(
         _tensorrt(shape, kind, models, tiers),
         _transformers(shape, kind, models, tiers),
     ]
-    if kind == "dflash":
-        for export in found:
-            _warn_of_blocks(export, levels)
+    for export in (one for one in found if one.options):
+        if kind == "dflash":
+            _warn_of_blocks(export, levels, drafter.get("block_size", levels + 1) - levels)
+        export.cannot += [
+            f"{name} was recorded as {whole}: what stands behind the name, the engine must be told in its own way"
+            for name, whole in zip(models, told, strict=True)
+            if set(_NAMED.findall(whole.removeprefix(name))) - {"block_size"}
+        ]
     return found
 
 
-def _warn_of_blocks(export: Export, levels: int) -> None:
-    """Engines mask as many places as they draft; what DFlash says at one depends on how many there are."""
-    key = {"sglang": "speculative-num-draft-tokens", "vllm": "num_speculative_tokens", "tensorrt-llm": "max_draft_len"}
-    drafted = export.options.get(key.get(export.engine, ""))
-    if drafted is not None and (drafted := drafted - (export.engine == "sglang")) != levels:
+def _warn_of_blocks(export: Export, levels: int, more: int) -> None:
+    """Engines mask as many places as they draft; what DFlash says at one depends on how many there are.
+
+    :param more: places of a block over the tokens that it drafts.
+    """
+    options = export.options
+    drafted = {options.get(name) for name in ("num_speculative_tokens", "max_draft_len")}
+    drafted |= {tokens for *_, tokens in options.get("num_speculative_tokens_per_batch_size", ())}
+    drafted |= set(options.get("draft_len_schedule", {}).values())
+    drafted |= {options.get("speculative-num-draft-tokens", 1) - 1}
+    if others := sorted(drafted - {None, 0, levels}):
+        places, sizes = (" or ".join(map(str, numbers)) for numbers in (others, [one + more for one in others]))
         export.cannot.append(
-            f"it masks the {drafted} places that it drafts, the recorded blocks {levels}, and drafts depend on that: what it would "
-            f"accept, a recording with --draft 'HEAD(block_size={drafted + 1})' tells"
+            f"it masks the {places} places that it drafts, the recorded blocks {levels}, and drafts depend on that: what it would "
+            f"accept, a recording with --draft 'HEAD(block_size=N)' tells, N = {sizes}"
         )
 
 
@@ -198,7 +215,7 @@ def _sglang(shape: Shape, kind: str, models: tuple[str, str], tiers: dict[int, S
         shape = Shape(shape.policy, chain=shape.tree[0])
     steps, top_k, tokens = shape.tree or (shape.chain, 1, (shape.chain or 0) + 1)
     if not steps:
-        export.command = f"python -m sglang.launch_server --model-path {models[0]}"
+        export.command = f"python -m sglang.launch_server --model-path {shlex.quote(models[0])}"
         return export
     export.options = {
         "speculative-algorithm": {"eagle3": "EAGLE3", "eagle": "EAGLE", "dflash": "DFLASH"}.get(kind, "STANDALONE"),
@@ -223,8 +240,9 @@ def _sglang(shape: Shape, kind: str, models: tuple[str, str], tiers: dict[int, S
             export.files["adaptive.json"] = config
         else:
             export.cannot.append("tiers by batch need --speculative-eagle-topk 1: only chains can change with the batch")
-    flags = " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in export.options.items())
-    export.command = f"python -m sglang.launch_server --model-path {models[0]} {flags}"
+    words = ([f"--{name}"] if value is True else [f"--{name}", str(value)] for name, value in export.options.items())
+    flags = " ".join(shlex.join(word) for word in words)
+    export.command = f"python -m sglang.launch_server --model-path {shlex.quote(models[0])} {flags}"
     return export
 
 
@@ -235,7 +253,7 @@ def _vllm(shape: Shape, kind: str, models: tuple[str, str], rates: list[float], 
         what = "no chain" if shape.other else "a tree"
         export.cannot.append(f"{shape.policy} is {what}; vLLM verifies chains of one length, whose accepted length is lower")
     if not length:
-        export.command = f"vllm serve {models[0]}"
+        export.command = f"vllm serve {shlex.quote(models[0])}"
         return export
     if kind == "medusa":
         export.cannot.append(
@@ -261,7 +279,7 @@ def _vllm(shape: Shape, kind: str, models: tuple[str, str], rates: list[float], 
         "position (of the tree, where there is one), to measure throughput without these weights"
     )
     served = {name: value for name, value in export.options.items() if name != "synthetic"}
-    export.command = f"vllm serve {models[0]} --speculative-config {shlex.quote(json.dumps(served))}"
+    export.command = f"vllm serve {shlex.quote(models[0])} --speculative-config {shlex.quote(json.dumps(served))}"
     return export
 
 

@@ -47,7 +47,7 @@ def write_tiny_heads(pair: TinyPair) -> tuple[Path, ...]:
         DFlashConfig(
             hidden_size=size, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=8, vocab_size=vocabulary,
             draft_vocab_size=vocabulary, target_hidden_size=size, num_hidden_layers=2, block_size=1 + DRAFTED, mask_token_id=3,
-            layer_ids=DFLASH_LAYERS, ids_name_outputs=False, windows=(None, None), causal=(False, False),
+            layer_ids=tuple(i - 1 for i in DFLASH_LAYERS), ids_name_outputs=True, windows=(None, None), causal=(False, False),
         ),
         embeddings,
         target.lm_head,

@@ -123,7 +123,8 @@ def analytic_profile(
         },
         "draft": {name: _table(one, part.shape, "width", WIDTHS, part.per_place) for name, part in passes.items()},
         "catch_up": {
-            name: _table(one, part.caught_up, "tokens", CAUGHT, part.per_place, part.block) for name, part in passes.items()
+            name: _table(one, part.caught_up, "tokens", CAUGHT, part.per_place, part.block, part.places)
+            for name, part in passes.items()
         },
         "overhead": {"eagle3": {"levels": [0, 1, 32], "batch": BATCHES, "ms": [[ms] * len(BATCHES) for ms in loop]}},
     }
@@ -135,7 +136,7 @@ class _DraftPass(NamedTuple):
 
     shape, caught_up   of a level; of a pass over accepted tokens (at least the root), which fuses the target's features
     per_place          whether a pass takes in each node or token; Medusa heads see the last place alone, whatever the width
-    block              places that a catch-up runs besides, of which a level then only ranks what was said there
+    block, places      of a second pass that a catch-up runs, over so many places; a level then only ranks what was said there
     """
 
     kind: str
@@ -143,12 +144,13 @@ class _DraftPass(NamedTuple):
     shape: Shape
     caught_up: Shape
     per_place: bool = True
-    block: int = 0
+    block: Shape | None = None
+    places: int = 0
 
 
 def _draft_pass(about: dict[str, Any], what: str) -> _DraftPass:
     """:param about: the target. :param what: as in ``drafts`` of :func:`analytic_profile`."""
-    from traces.roofline import Shape, dflash_shape, eagle1_shape, eagle3_shape, medusa_shape, target_shape
+    from traces.roofline import Shape, dflash_context_shape, dflash_shape, eagle1_shape, eagle3_shape, medusa_shape, target_shape
 
     config = about["config"]
     if what == "eagle":
@@ -156,9 +158,10 @@ def _draft_pass(about: dict[str, Any], what: str) -> _DraftPass:
     if what == "medusa":
         return _DraftPass("medusa", f"Medusa heads of {about['id']}", medusa_shape(config), medusa_shape(config), per_place=False)
     if what == "dflash":
-        shape = dflash_shape(config)
-        fusing = replace(shape, parameters=shape.parameters + shape.layers * config["hidden_size"] ** 2)
-        return _DraftPass("dflash", f"DFlash drafter of {about['id']}", Shape(0, 0, 0, 0, 0), fusing, block=16)
+        nothing, remembering = Shape(0, 0, 0, 0, 0), dflash_context_shape(config)
+        return _DraftPass(
+            "dflash", f"DFlash drafter of {about['id']}", nothing, remembering, block=dflash_shape(config), places=16
+        )
     if what:
         described = _model(what)
         shape = target_shape(described["config"])
@@ -169,10 +172,19 @@ def _draft_pass(about: dict[str, Any], what: str) -> _DraftPass:
 
 
 def _table(
-    machine: Machine, shape: Shape, axis: str, points: list[int], per_place: bool = True, block: int = 0
+    machine: Machine,
+    shape: Shape,
+    axis: str,
+    points: list[int],
+    per_place: bool = True,
+    block: Shape | None = None,
+    places: int = 0,
 ) -> dict[str, Any]:
-    passed = [(n if per_place else 1) + block for n in points]
-    ms = [[[_rounded(machine.pass_ms(shape, n, c, b)) for b in BATCHES] for c in CONTEXTS] for n in passed]
+    def pass_ms(n: int, context: int, batch: int) -> float:
+        ms = machine.pass_ms(shape, n if per_place else 1, context, batch)
+        return _rounded(ms + (machine.pass_ms(block, places, context, batch) if block else 0.0))
+
+    ms = [[[pass_ms(n, c, b) for b in BATCHES] for c in CONTEXTS] for n in points]
     return {axis: points, "context": CONTEXTS, "batch": BATCHES, "ms": ms}
 
 

@@ -245,6 +245,12 @@ def check_profile(profile: Profile, manifest: Mapping[str, Any], other: str = "t
                 f"{recorded.get('id', '?')} (weights {b[:12]}): measure that pair with "
                 "python -m traces.profile"
             )
+        a, b = measured.get("config_sha256"), recorded.get("config_sha256")
+        if a and b and a != b:
+            raise UserError(
+                f"{profile.source} was measured with {measured.get('id', '?')}, {other} {recorded.get('id', '?')}, whose settings "
+                "(config.json, or the options behind the name) differ: measure that one with python -m traces.profile"
+            )
 
 
 def _check_header(content: Any, source: str) -> None:

@@ -77,6 +77,13 @@ def check_fit(first: Path, one: Manifest, second: Path, other: Manifest) -> None
 
     if difference := first_difference(_pair(one), _pair(other)):
         raise UserError(f"{first} and {second} are of different pairs ({difference[0]}): merge recordings of the same models")
+    configs = [[drafter.get("config_sha256") for drafter in about["drafters"]] for about in (one, other)]
+    for drafter, *told in zip(one["drafters"], *configs, strict=True):
+        if None not in told and told[0] != told[1]:  # earlier versions did not write them
+            raise UserError(
+                f"{first} and {second} read the drafter '{drafter['name']}' under different settings (its config.json, or the "
+                "options behind its name): merge recordings of one"
+            )
     if difference := first_difference(_envelope(one), _envelope(other)):
         raise UserError(
             f"{first} and {second} have different envelopes ({difference[0]}): give both the same with traces.record --fill"

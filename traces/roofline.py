@@ -93,6 +93,14 @@ def dflash_shape(config: dict[str, Any], layers: int = 5) -> Shape:
     return Shape(layers, layers * layer + hidden * config["vocab_size"], 2 * keys, 2 * queries, layers * layer)
 
 
+def dflash_context_shape(config: dict[str, Any], layers: int = 5, streams: int = 5) -> Shape:
+    """What a DFlash drafter remembers of a committed token: ``fc`` over the target's streams, and each layer's key and value. It is
+    the only work that grows with the tokens; nothing attends."""
+    hidden = config["hidden_size"]
+    remembering = streams * hidden**2 + layers * 2 * hidden * _widths(config)[1]
+    return Shape(0, remembering, 0, 0, streams * hidden**2)
+
+
 def _widths(config: dict[str, Any]) -> tuple[int, int]:
     """Widths of queries and of keys."""
     heads = config["num_attention_heads"]

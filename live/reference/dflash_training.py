@@ -61,8 +61,8 @@ def new_head(target: LlamaForCausalLM, recipe: DFlashRecipe, example: Tensor) ->
             num_hidden_layers=recipe.layers,
             block_size=recipe.block,
             mask_token_id=SPECIAL_TOKENS.index(SYSTEM),  # no training text holds it
-            layer_ids=layers,
-            ids_name_outputs=False,
+            layer_ids=tuple(i - 1 for i in layers),
+            ids_name_outputs=True,
             windows=(None,) * recipe.layers,
             causal=(False,) * recipe.layers,
             rms_norm_eps=shape.rms_norm_eps,

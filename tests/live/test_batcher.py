@@ -82,14 +82,21 @@ def test_two_hundred_requests(pair64, prompts, name):
     assert len({tuple(request.tokens) for request in requests}) > 100  # had they been mixed up, it would show
 
 
-@pytest.mark.parametrize("name", ["eagle3", "draft", "suffix", "suffix+eagle3"])
-@pytest.mark.parametrize(
+JOINED = pytest.mark.parametrize(
     "spec",
     ["eagle3(total_tokens=16, depth=5, top_k=8)", "gammatune", "ucbspec(arms=(1, 2, 4))", "hf_confidence(threshold=0.05, few=2)"],
 )
+
+
+@pytest.mark.parametrize("name", ["eagle3", "draft", "suffix", "suffix+eagle3"])
+@JOINED
 def test_joining_replays(pair64, tiny_recording: Path, name, spec):
     """Row by row: each text's cycles are those of its replay alone, at the steps that the simulator's schedule says."""
-    recording, batch = open_recording(tiny_recording), 3
+    joins_as_it_replays(pair64, tiny_recording, name, spec)
+
+
+def joins_as_it_replays(pair64: Pair, folder: Path, name: str, spec: str) -> None:
+    recording, batch = open_recording(folder), 3
     log = replay(recording, load_policy(spec), name)
     assert log.coverage == 1.0
     seen, steps = {}, {}

@@ -44,7 +44,7 @@ def told(config: dict, own: dict | None = None, **top) -> dict:
 
 def check(tiny_pair, folder: str, formula: str | None = None) -> None:
     """That a folder's trees follow the formula over the files in it, or in ``formula``."""
-    assert kind_of(folder) == "dflash"
+    assert kind_of(folder) == "dflash" and kind_of(formula or folder) == "dflash"
     pair = load_pair(tiny_pair.target, [folder], "float64")
     follows_its_formula(pair, Path(folder).name, formula or folder, *random_material(pair))
 
@@ -115,6 +115,40 @@ def test_windows_said_otherwise(tiny_pair, dflash, tmp_path):
     check(tiny_pair, folder, written(tmp_path / "formula", formula, tensors))
 
 
+def test_windows_that_are_said_not_to_be_causal(tiny_pair, dflash, tmp_path):
+    """vLLM's flag; what says of all layers whether they are causal comes first."""
+    config, tensors = dflash
+    windows = {"layer_types": [SLIDING, SLIDING], "sliding_window": 4}
+    folder = written(tmp_path / "flag", told(config, **windows, sliding_window_non_causal=True), tensors)
+    check(tiny_pair, folder, written(tmp_path / "formula", told(config, {"causal": False}, **windows), tensors))
+    both = told(config, {"causal": True}, **windows, sliding_window_non_causal=True)
+    check(tiny_pair, written(tmp_path / "both", both, tensors))
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        {"rope_parameters": LLAMA3 | {"rope_theta": 5e5, "original_max_position_embeddings": 64}},
+        {"rms_norm_eps": 0.5},
+    ],
+)
+def test_its_own_rotary_base_and_epsilon(tiny_pair, dflash, tmp_path, changed):
+    config, tensors = dflash
+    folder = written(tmp_path / "own", told(config, **changed), tensors)
+    check(tiny_pair, folder)
+    assert not torch.equal(first_answers(tiny_pair, folder), first_answers(tiny_pair, written(tmp_path / "as", config, tensors)))
+
+
+def test_who_calls_itself_otherwise(dflash, tmp_path):
+    """The authors' earlier releases are Qwen3 models by name: what tells is the block that describes the drafter."""
+    config, tensors = dflash
+    assert kind_of(written(tmp_path / "named", config | {"architectures": ["Qwen3ForCausalLM"]}, tensors)) == "dflash"
+
+
 def test_what_a_checkpoint_brings_itself(tiny_pair, dflash, tmp_path):
     """Embeddings, a mask that is no token, an output layer, biases; and it all comes back from our own files."""
     config, tensors = dflash
@@ -165,7 +199,11 @@ def test_layouts(tiny_pair, tiny_heads, dflash, tmp_path):
     }
     ignored = {"verifier_norm.weight": some(SIZE), "rotary_emb.inv_freq": some(4)}
     ignored["d2t"] = torch.zeros(VOCABULARY, dtype=torch.int64)
-    assert torch.equal(first_answers(tiny_pair, written(tmp_path / "speculators", nested, tensors | ignored)), ours)
+    folder = written(tmp_path / "speculators", nested, tensors | ignored)
+    assert torch.equal(first_answers(tiny_pair, folder), ours)
+    boundaries = DFlashConfig.from_file(Path(folder, "config.json"))  # ours keeps them: the last means another stream as an output
+    (tmp_path / "boundaries.json").write_text(json.dumps(boundaries.to_json()))
+    assert DFlashConfig.from_file(tmp_path / "boundaries.json").boundaries(4) == DFLASH_LAYERS == boundaries.boundaries(4)
     renamed = {f"model.{name}".replace("model.fc.", "encoder.fc."): tensor for name, tensor in tensors.items()}
     renamed["encoder.output_norm_enc.weight"] = renamed.pop("model.hidden_norm.weight")
     stem = "model.layers.1.mlp."
@@ -206,6 +244,10 @@ def test_another_block_is_another_drafter(tiny_pair, tiny_heads, dflash, tmp_pat
     assert asked.networks["dflash"].deepest == 2 and asked.description["drafters"][0]["levels"] == 2
     assert torch.equal(first_answers(tiny_pair, f"{tiny_heads['dflash']}(block_size=3)"), first_answers(tiny_pair, folder))
     assert not torch.equal(first_answers(tiny_pair, folder), first_answers(tiny_pair, tiny_heads["dflash"]))
+    numbers = [load_pair(tiny_pair.target, [one]).description["drafters"][0] for one in (folder, tiny_heads["dflash"])]
+    assert [about["block_size"] for about in numbers] == [3, 5] and asked.description["drafters"][0]["block_size"] == 3
+    hashes = [about["config_sha256"] for about in (*numbers, asked.description["drafters"][0])]
+    assert hashes[0] == hashes[2] != hashes[1]  # one drafter, whether its file or its name says so
     for wrong in ("1", "'4'", "2.5"):
         with pytest.raises(UserError, match="block_size of"):
             load_pair(tiny_pair.target, [f"{tiny_heads['dflash']}(block_size={wrong})"])
@@ -224,7 +266,7 @@ def test_windows_in_the_loop(tiny_pair, dflash, tmp_path):
     for name in ("windows", "prompt_lookup(ngram=2, least=1)+windows"):
         for spec in ("chain(k=9)", "eagle3(total_tokens=12, depth=6, top_k=4)"):
             report = check_policy(open_recording(out), pair, load_policy(spec), name, 24)
-            assert report.identical == report.cycles >= 24 and not report.notes
+            assert report.identical == report.cycles >= 12 and not report.notes
 
 
 def test_files_that_do_not_fit_are_one_sentence(tiny_pair, dflash, tmp_path):
@@ -247,6 +289,23 @@ def test_files_that_do_not_fit_are_one_sentence(tiny_pair, dflash, tmp_path):
         "missing d2t": (told(config, draft_vocab_size=90), tensors | short),
         "outside the target's vocabulary": (told(config, draft_vocab_size=90), tensors | short | {"d2t": torch.full((90,), 150)}),
         "one size": (told(config), tensors | {"d2t": torch.ones(VOCABULARY, dtype=torch.int64)}),
+        "d2t is no list": (told(config, draft_vocab_size=90), tensors | short | {"d2t": torch.tensor(3)}),
+        "d2t maps 0 tokens where 90": (told(config, draft_vocab_size=90), tensors | short | {"d2t": torch.ones(0).long()}),
+        "drafts 90 of 160 tokens": (told(config, draft_vocab_size=90), tensors | {"d2t": torch.zeros(90).long()}),
+        "qkv_proj.weight has 0 rows": (config, tensors | {"layers.0.self_attn.qkv_proj.weight": torch.tensor(1.0)}),
+        "block_size is 1, not a whole": (told(config, {"block_size": 1}, block_size=1), tensors),
+        "num_hidden_layers is 0": (told(config, num_hidden_layers=0), tensors),
+        "mask_token_id is -1": (told(config, {"mask_token_id": -1}), tensors),
+        "mask_token_id is True": (told(config, {"mask_token_id": True}), tensors),
+        "layer of type 'linear_attention'": (told(config, layer_types=["linear_attention", FULL]), tensors),
+        "sliding_window is 2.5": (told(config, layer_types=[SLIDING, FULL], sliding_window=2.5), tensors),
+        "output_multiplier is -1.0": (told(config, {"output_multiplier": -1.0}), tensors),
+        "final_logit_softcapping is '30'": (told(config, {"final_logit_softcapping": "30"}), tensors),
+        "layers are '1'": (told(config, {"target_layer_ids": "1"}), tensors),
+        "layers are .1, 2.5.": (told(config, {"target_layer_ids": [1, 2.5]}), tensors),
+        "num_attention_heads is 4.5": (told(config, num_attention_heads=4.5), tensors),
+        "rms_norm_eps is 'small'": (told(config, rms_norm_eps="small"), tensors),
+        "value of another kind": (told(config, rope_parameters=[1]), tensors),
     }
     for number, (said, (changed, files)) in enumerate(cases.items()):
         with pytest.raises(UserError, match=said):

@@ -171,6 +171,9 @@ def test_unknown_variants_are_refused_by_name(tmp_path, change, said):
         ({"lm_head.weight": torch.zeros(29, 32)}, r"lm_head.weight is \[29, 32\] where \[30, 32\]"),
         ({"d2t": torch.full((30,), 49)}, "outside the target's vocabulary"),
         ({"d2t": torch.full((30,), 49), "t2d": None}, "outside the target's vocabulary"),
+        ({"d2t": torch.tensor(1), "t2d": None}, "d2t is no list of whole numbers"),
+        ({"d2t": torch.zeros(30)}, "d2t is no list of whole numbers"),
+        ({"d2t": torch.zeros(29, dtype=torch.int64)}, "d2t maps 29 tokens where 30 are drafted"),
         ({"embed_tokens.weight": torch.zeros(50, 31)}, "embed_tokens"),
     ],
 )

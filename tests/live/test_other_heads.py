@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -33,7 +32,6 @@ from tests.live.test_batcher import submitted
 from tests.live.test_networks import CONTEXTS, Grown, close, grow, rows
 from tests.live.witnesses import follows_its_formula, random_material
 from tests.tiny_heads import DFLASH_LAYERS, DRAFTED, HEADS, NAMES
-from tests.tiny_pair import TinyPair
 from traces.measure import DraftStage
 from traces.recording import Recording, open_recording
 
@@ -49,41 +47,22 @@ POLICIES = (
 
 
 @pytest.fixture(scope="module")
-def pair(tiny_pair: TinyPair, tiny_heads) -> Pair:
-    """The tiny target with four kinds of heads, which read different streams of it, in float64."""
-    return load_pair(tiny_pair.target, [tiny_pair.eagle3, *tiny_heads.values()], "float64")
-
-
-@pytest.fixture(scope="module")
-def recorded(tiny_pair: TinyPair, tiny_heads, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Greedy and sampled texts of it, recorded in one recording."""
-    from traces.record import main
-
-    out = tmp_path_factory.mktemp("heads") / "trace"
-    drafts = [word for folder in (tiny_pair.eagle3, *tiny_heads.values()) for word in ("--draft", folder)]
-    groups = ["--temperature", "0", "--temperature", "1", "--top-p", "0.95", "--seed", "4", "--limit", "2", "--top-m", "8"]
-    size = ["--batch", "2", "--max-new-tokens", "24", "--dtype", "float64"]
-    main(["--target", tiny_pair.target, *drafts, "--prompts", *tiny_pair.prompts, *size, *groups, "--out", str(out)])
-    return out
-
-
-@pytest.fixture(scope="module")
-def material(pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
-    return random_material(pair)
+def material(headed_pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
+    return random_material(headed_pair)
 
 
 # ---- what they compute -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_shared_text_rows_and_formula_agree(pair, tiny_heads, material, name):
-    follows_its_formula(pair, name, tiny_heads[name], *material)
+def test_shared_text_rows_and_formula_agree(headed_pair, tiny_heads, material, name):
+    follows_its_formula(headed_pair, name, tiny_heads[name], *material)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_padding_disturbs_nobody_and_rows_leave(pair, material, name):
+def test_padding_disturbs_nobody_and_rows_leave(headed_pair, material, name):
     text, features, tokens = material
-    network, stay = pair.networks[name], torch.tensor([3, 1])
+    network, stay = headed_pair.networks[name], torch.tensor([3, 1])
     with torch.inference_mode():
         whole = grow(network, rows(network, text, features, CONTEXTS), CONTEXTS, tokens)
         holed = grow(network, rows(network, text, features, CONTEXTS), CONTEXTS, tokens, padded=(1, 2))
@@ -107,11 +86,11 @@ def test_the_last_hidden_state_is_captured_for_every_family():
         assert torch.allclose(captured, torch.cat([wanted[-1], wanted[1]], -1), atol=1e-10), family
 
 
-def test_heads_share_one_pass_of_the_target(pair):
+def test_heads_share_one_pass_of_the_target(headed_pair):
     """Each finds its own streams among all that are captured; two heads that read the same ones share them."""
-    assert pair.captured == (2, 3, 3, 7, *DFLASH_LAYERS)
+    assert headed_pair.captured == (2, 3, 3, 7, *DFLASH_LAYERS)
     slices = [slice(0, 96), slice(96, 128), slice(96, 128), slice(128, 192)]
-    assert [pair.networks[name].features for name in ("eagle3", *NAMES)] == slices
+    assert [headed_pair.networks[name].features for name in ("eagle3", *NAMES)] == slices
     assert place_in((2, 3, 5), (3, 5), 4) == ((2, 3, 5), slice(4, 12))
     assert place_in((2, 3, 5), (5, 7), 4) == ((2, 3, 5, 5, 7), slice(12, 20))
 
@@ -121,34 +100,34 @@ def test_heads_share_one_pass_of_the_target(pair):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_float64_is_the_proof(recorded, pair, name, temperature):
-    recording = open_recording(recorded)
+def test_float64_is_the_proof(headed_recording, headed_pair, name, temperature):
+    recording = open_recording(headed_recording)
     for spec in POLICIES:
-        report = check_policy(recording, pair, load_policy(spec), name, 24, temperature)
-        assert report.identical == report.cycles >= 24 and not report.notes, spec
+        report = check_policy(recording, headed_pair, load_policy(spec), name, 24, temperature)
+        assert report.identical == report.cycles >= 16 and not report.notes, spec
         assert report.largest < 1e-5
 
 
 @pytest.mark.parametrize("first", ["prompt_lookup(ngram=2, least=1)", "suffix"])
-def test_a_rule_before_heads(recorded, pair, first):
+def test_a_rule_before_heads(headed_recording, headed_pair, first):
     for spec in POLICIES[1:3]:
-        report = check_policy(open_recording(recorded), pair, load_policy(spec), f"{first}+medusa", 24)
-        assert report.identical == report.cycles >= 24 and not report.notes
+        report = check_policy(open_recording(headed_recording), headed_pair, load_policy(spec), f"{first}+medusa", 24)
+        assert report.identical == report.cycles >= 16 and not report.notes
 
 
-def test_no_tree_is_deeper_than_there_are_heads(recorded, pair):
-    recording = open_recording(recorded)
+def test_no_tree_is_deeper_than_there_are_heads(headed_recording, headed_pair):
+    recording = open_recording(headed_recording)
     assert (recording.deepest("medusa"), recording.deepest("eagle1")) == (HEADS, None)
     log = replay(recording, load_policy("chain(k=9)"), "medusa")
     assert log.coverage == 1 and int(log.levels.max()) == HEADS and int(log.kept.max()) == HEADS
     assert int(log.accepted.max()) > 1, "the heads have learned nothing, and the test says little"
     before = replay(recording, load_policy("chain(k=9)"), "prompt_lookup(ngram=2, least=1)+medusa")
     assert int(before.kept.max()) == HEADS and int(before.looked_up.sum()) > 0
-    decoder = SpeculativeDecoder(pair.target(), pair.draft("medusa"), load_policy("chain(k=9)"))
+    decoder = SpeculativeDecoder(headed_pair.target(), headed_pair.draft("medusa"), load_policy("chain(k=9)"))
     kept = []
     done = decoder.generate(PROMPTS[:1], 24, on_step=lambda step: kept.append(int(step.done.draft.kept.sum()) - 1))
     assert max(kept) == HEADS and done.draft_error is None
-    network = MedusaNetwork(pair.networks["medusa"].heads)
+    network = MedusaNetwork(headed_pair.networks["medusa"].heads)
     with torch.inference_mode():
         network.open(torch.zeros(1, 32, dtype=torch.float64), torch.tensor([4]), 2)
         narrow, wide = (network.grow(torch.tensor([[0]]), torch.tensor([[5]]), width) for width in (1, 3))  # each what it asked for
@@ -166,9 +145,9 @@ class AsFarAsItReaches(Chain):
         return None if tree.levels else Expansion(tree.root_nodes(), 2 if int(cycle.reach.max()) <= HEADS else 1)
 
 
-def test_every_drafter_knows_how_deep_its_heads_draft(recorded):
+def test_every_drafter_knows_how_deep_its_heads_draft(headed_recording):
     """Taped, asked again with what was taped, and listened to."""
-    recording, policy = open_recording(recorded), AsFarAsItReaches(20)
+    recording, policy = open_recording(headed_recording), AsFarAsItReaches(20)
     text = RecordedText(recording)
     heads = RecordedDrafter(recording, "medusa", text)
     zero = torch.zeros(1, dtype=torch.int64)
@@ -180,11 +159,11 @@ def test_every_drafter_knows_how_deep_its_heads_draft(recorded):
     assert same_decision(policy, cycle, {}, tape, pack(drafted.tree, drafted.kept), int(drafted.tree.token[0, 0]))
 
 
-def test_batches_and_graphs_decode_the_same(pair):
+def test_batches_and_graphs_decode_the_same(headed_pair):
     """Texts that end one after the other, in fixed shapes as well; and a head of either kind beside none."""
     for name in NAMES:
         said = []
-        for one in (pair, graphed(pair, 128)):
+        for one in (headed_pair, graphed(headed_pair, 128)):
             decoder = SpeculativeDecoder(one.target(), one.draft(name), load_policy(POLICIES[1]), one.end_tokens)
             done = decoder.generate(PROMPTS, [9, 24, 16], sampling=Sampling(temperature=0.7, seed=2))
             assert done.draft_error is None
@@ -193,9 +172,9 @@ def test_batches_and_graphs_decode_the_same(pair):
 
 
 @pytest.mark.parametrize("name", ("eagle3", *NAMES))
-def test_who_joins_drafts_with_the_streams_of_its_own_head(pair, name):
+def test_who_joins_drafts_with_the_streams_of_its_own_head(headed_pair, name):
     """Beside heads that read others: nothing crashes, and a request takes as many cycles as it takes alone."""
-    for one in (pair, graphed(pair, 128)):
+    for one in (headed_pair, graphed(headed_pair, 128)):
         decoder = SpeculativeDecoder(one.target(), one.draft(name), load_policy("chain(k=4)"), one.end_tokens)
         batcher = Batcher(decoder, batch=3)
         requests = submitted(batcher, PROMPTS, 8)
@@ -209,11 +188,11 @@ def test_who_joins_drafts_with_the_streams_of_its_own_head(pair, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_on_a_pretended_gpu(tiny_pair, tiny_heads, pair, name):
+def test_on_a_pretended_gpu(tiny_pair, tiny_heads, headed_pair, name):
     decoded = []
     with pretended_gpu():
         there = load_pair(tiny_pair.target, [tiny_heads[name]], "float64", "cuda")
-        for one in (pair, there, graphed(there, 128)):
+        for one in (headed_pair, there, graphed(there, 128)):
             decoder = SpeculativeDecoder(one.target(), one.draft(name), load_policy(POLICIES[0]), one.end_tokens)
             done = decoder.generate(PROMPTS, [6, 9, 4])
             assert done.draft_error is None
@@ -241,14 +220,14 @@ def _identical(recording: Recording, pair: Pair, name: str) -> bool:
     return report.identical == report.cycles
 
 
-def test_what_was_resolved_is_said_and_recorded(pair, tiny_pair, tiny_heads, capsys):
+def test_what_was_resolved_is_said_and_recorded(headed_pair, tiny_pair, tiny_heads, capsys):
     load_pair(tiny_pair.target, list(tiny_heads.values()), "float32")
     told = capsys.readouterr().err
     assert "eagle1: EAGLE-1 head; reads the last hidden state; rotary base 10000" in told
     assert "medusa: 4 Medusa heads; read the last hidden state, the target's own output layer" in told
     assert "dflash: DFlash drafter, official layout, 4 tokens a block; reads what enters layers 1, 4; rotary base 10000" in told
     kinds = [("eagle", [7]), ("medusa", [7]), ("dflash", list(DFLASH_LAYERS))]
-    about = {entry["name"]: entry for entry in pair.description["drafters"]}
+    about = {entry["name"]: entry for entry in headed_pair.description["drafters"]}
     assert [(about[name]["kind"], about[name]["captured_layers"]) for name in NAMES] == kinds
     assert [about[name].get("levels") for name in NAMES] == [None, HEADS, DRAFTED]
 
@@ -256,7 +235,7 @@ def test_what_was_resolved_is_said_and_recorded(pair, tiny_pair, tiny_heads, cap
 # ---- in the commands -------------------------------------------------------------------------------------------------
 
 
-def test_a_profile_and_what_is_priced_by_it(tiny_pair, tiny_heads, recorded, tmp_path, capsys):
+def test_a_profile_and_what_is_priced_by_it(tiny_pair, tiny_heads, headed_recording, tmp_path, capsys):
     """No level below the heads is timed; the loops are those of a drafter that drafts as deep as asked, if there is one."""
     from sim.contest import main as replayed
     from traces.profile import main
@@ -268,20 +247,21 @@ def test_a_profile_and_what_is_priced_by_it(tiny_pair, tiny_heads, recorded, tmp
     content = json.loads(out.read_text())
     assert set(content["draft"]) == {"medusa", "eagle3"} and max(content["overhead"]["eagle3"]["levels"]) > HEADS
     capsys.readouterr()
-    replayed([str(recorded), "--drafter", "medusa", "--profile", str(out), "--policy", POLICIES[0], "--temperature", "0"])
+    what = [str(headed_recording), "--drafter", "medusa", "--profile", str(out), "--policy", POLICIES[0]]
+    replayed([*what, "--temperature", "0"])
     assert "ms/token" in capsys.readouterr().out
     with pytest.raises(UserError, match="nothing while that is verified"):
-        replayed([str(recorded), "--drafter", "medusa", "--profile", str(out), "--policy", POLICIES[0], "--execution", "pipelined"])
+        replayed([*what, "--execution", "pipelined"])
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_few_heads_are_timed_as_deep_as_they_go(pair, material, count):
+def test_few_heads_are_timed_as_deep_as_they_go(headed_pair, material, count):
     """The root's children come with the catch-up; each further head is one level, and none is timed that is not there."""
-    heads = pair.networks["medusa"].heads
-    few = MedusaHeads(replace(heads.shape, heads=count), pair.model.lm_head).double().requires_grad_(False)
+    heads = headed_pair.networks["medusa"].heads
+    few = MedusaHeads(replace(heads.shape, heads=count), headed_pair.model.lm_head).double().requires_grad_(False)
     few.load_state_dict(heads.state_dict(), strict=False)
     text, features, _ = material
-    stage = DraftStage(MedusaNetwork(few, features=pair.networks["medusa"].features), text, features, text.device)
+    stage = DraftStage(MedusaNetwork(few, features=headed_pair.networks["medusa"].features), text, features, text.device)
     stage.settle(6)
     spent = stage.level(3)
     assert len(spent) == 1 and (spent == [0.0]) == (count == 1)
@@ -304,11 +284,11 @@ def test_inside_generate(tiny_pair, tiny_heads):
         assert attach(model, tiny_heads[name], None)[0].layers_to_capture == wanted
 
 
-def test_a_sweep_beyond_the_heads_is_what_replay_gives(recorded):
+def test_a_sweep_beyond_the_heads_is_what_replay_gives(headed_recording):
     """One drafting per position for all depths, of which some are more than there are heads."""
     from sim.family import replay_family
 
-    recording = open_recording(recorded)
+    recording = open_recording(headed_recording)
     policies = [load_policy(f"eagle3(total_tokens={size}, depth={depth}, top_k=4)") for size in (6, 20) for depth in (2, 4, 6)]
     for policy, found in zip(policies, replay_family(recording, policies, "medusa"), strict=True):
         alone = replay(recording, policy, "medusa")

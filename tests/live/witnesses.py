@@ -89,9 +89,10 @@ class DFlashWitness:
         self.size, self.mask, self.from_anchor = own["block_size"], own["mask_token_id"], told.get("sample_from_anchor", False)
         self.scale, self.times = (own.get(name) or 1.0 for name in ("input_embedding_scale", "output_multiplier"))
         self.cap = own.get("final_logit_softcapping")
+        eps = told["rms_norm_eps"]
         config = Qwen3Config(
-            hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-6,
-            max_position_embeddings=2048, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=8, rms_norm_eps=eps,
+            max_position_embeddings=2048, rope_parameters=told["rope_parameters"],
             attention_bias="layers.0.self_attn.q_proj.bias" in tensors,
         )  # fmt: skip
         kinds = told.get("layer_types") or ["full_attention"] * told["num_hidden_layers"]
@@ -106,7 +107,7 @@ class DFlashWitness:
         self.rotary, self.fc = Qwen3RotaryEmbedding(config), tensors["fc.weight"]
         self.norms = {}
         for name in ("hidden_norm", "norm"):
-            self.norms[name] = Qwen3RMSNorm(32, 1e-6).double()
+            self.norms[name] = Qwen3RMSNorm(32, eps).double()
             self.norms[name].load_state_dict({"weight": tensors[f"{name}.weight"]})
         self.embeddings = tensors.get("embed_tokens.weight", pair.model.get_input_embeddings().weight)
         self.masked = tensors.get("mask_embedding", self.embeddings[self.mask])

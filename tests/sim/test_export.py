@@ -56,11 +56,31 @@ def test_a_dflash_drafter():
     assert not any("block_size" in line for one in whole.values() for line in one.cannot)
     short = exports("chain(k=3)", drafter, (0.6, 0.3), _4="chain(k=2)")
     for engine in ("sglang", "vllm", "tensorrt-llm"):
-        assert any("masks the 3 places" in line and "block_size=4" in line for line in short[engine].cannot)
+        (masked,) = [line for line in short[engine].cannot if "masks" in line]
+        # the table of vLLM and the schedule of TensorRT-LLM draft less behind four requests
+        assert ("the 2 or 3 places" in masked and "N = 3 or 4" in masked) or (engine == "sglang" and "N = 4" in masked)
+    deep = exports("chain(k=7)", drafter, (0.6, 0.3), _4="chain(k=2)")
+    assert any("masks the 2 places" in line for line in deep["vllm"].cannot)
+    assert not any("masks" in line for line in deep["sglang"].cannot)
+    anchored = exports("chain(k=3)", drafter | {"block_size": 7}, (0.6, 0.3))["vllm"].cannot
+    assert any("masks the 3 places" in line and "N = 3" in line for line in anchored)  # the root's place drafts, too
     assert any("one length" in line for line in short["sglang"].cannot)
     tree = exports("eagle3(total_tokens=24, depth=8, top_k=8)", drafter, (0.6, 0.3))
     assert tree["sglang"].options["speculative-num-draft-tokens"] == 8 and "one path" in tree["sglang"].cannot[0]
     assert "use_dynamic_tree" not in tree["tensorrt-llm"].options and tree["tensorrt-llm"].options["max_draft_len"] == 7
+
+
+def test_what_stands_behind_a_name_is_no_part_of_it():
+    block = {"kind": "dflash", "id": "/models/my block(block_size=4)", "levels": 3}
+    found = exports("chain(k=3)", block)
+    assert "--speculative-draft-model-path '/models/my block' " in found["sglang"].command
+    assert found["vllm"].options["model"] == found["tensorrt-llm"].options["speculative_model"] == "/models/my block"
+    assert not any("recorded as" in line for one in found.values() for line in one.cannot)
+    head = exports("chain(k=3)", EAGLE | {"id": "org/head(revision='abc', layers=[1, 2, 3])"})
+    assert head["vllm"].options["model"] == "org/head"
+    for engine in ("sglang", "vllm", "tensorrt-llm"):
+        (said,) = [line for line in head[engine].cannot if "recorded as" in line]
+        assert said.startswith("org/head was recorded as org/head(revision='abc', layers=[1, 2, 3]):")
 
 
 def test_heads_of_other_kinds():

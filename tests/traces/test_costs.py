@@ -215,6 +215,10 @@ def test_profile_of_other_models():
     drafters = [dict(CONTENT["drafters"][0]), {"name": "lm", "id": "x"}]
     manifest = {"target": dict(CONTENT["target"]), "drafters": drafters}
     check_profile(Profile(CONTENT), manifest)
+    read = [CONTENT["drafters"][0] | {"config_sha256": one * 32} for one in ("aa", "ee")]
+    check_profile(Profile(CONTENT | {"drafters": read[:1]}), manifest | {"drafters": read[:1]})
+    with pytest.raises(UserError, match="whose settings .config.json, or the options behind the name. differ"):
+        check_profile(Profile(CONTENT | {"drafters": read[:1]}), manifest | {"drafters": read[1:]})
     manifest["drafters"][0]["weights_sha256"] = "cc" * 32
     with pytest.raises(UserError, match=r"drafter org/head \(weights b{12}\).*with org/head \(weights c{12}\)"):
         check_profile(Profile(CONTENT), manifest)

@@ -10,7 +10,7 @@ import pytest
 from policies.errors import UserError
 from traces.analytic import FOLDER, SHIPPED, analytic_profile, main
 from traces.costs import check_profile, load_profile
-from traces.roofline import Machine, dflash_shape, eagle1_shape, eagle3_shape, medusa_shape, target_shape
+from traces.roofline import Machine, dflash_context_shape, dflash_shape, eagle1_shape, eagle3_shape, medusa_shape, target_shape
 
 MODELS = json.loads((FOLDER / "sources" / "models.json").read_text())
 
@@ -37,6 +37,8 @@ def test_other_heads_by_hand():
     assert medusa.parameters == 64 + 400 and medusa.cache == medusa.layers == 0
     dflash = dflash_shape(config, layers=3)  # each q and o 8 x 8, k and v 8 x 4, three of 8 x 20
     assert dflash.parameters == 3 * (2 * 64 + 2 * 32 + 480) + 400 and dflash.cache == 8 and dflash.layers == 3
+    context = dflash_context_shape(config, layers=3, streams=5)  # fc 40 x 8, k and v 8 x 4 of each layer
+    assert context.parameters == 320 + 3 * 2 * 32 and context.cache == context.layers == 0
 
 
 def test_drafters_of_each_kind(tmp_path: Path, capsys):
@@ -51,6 +53,8 @@ def test_drafters_of_each_kind(tmp_path: Path, capsys):
     assert float(one.draft_ms(1, 0, 4)) == float(one.draft_ms(32, 2048, 4)) == float(one.catch_up_ms(16, 512, 4))
     block = profile.cost("block")
     assert float(block.draft_ms(32, 2048, 4)) == 0 and float(block.catch_up_ms(1, 512, 4)) > 2 * float(one.catch_up_ms(1, 512, 4))
+    more = [float(block.catch_up_ms(n, 512, 64)) for n in (1, 16)]  # accepted tokens pass no layer
+    assert more[0] < more[1] < 1.1 * more[0]
     assert float(profile.cost("old").draft_ms(32, 2048, 64)) > 1.5 * float(profile.cost("old").draft_ms(1, 0, 1))
 
 
