@@ -152,7 +152,7 @@ def test_the_format_page_has_every_key(tiny_recording):
     for key in ("target", "drafters", "envelope", "sampling", "libraries", "machine", "plan", "shards"):
         values = list(about["shards"].values()) if key == "shards" else about[key]
         inside = {name for value in (values if isinstance(values, list) else [values]) for name in value}
-        others = {"machine": {"gpu", "gpu_memory_gib", "driver", "cuda"}, "plan": {"shift"}, "drafters": {"levels"}}
+        others = {"machine": {"gpu", "gpu_memory_gib", "driver", "cuda"}, "plan": {"shift"}, "drafters": {"levels", "block_size"}}
         of_others = others.get(key, set())
         assert always[key] - inside == of_others and inside <= always[key], key
 
