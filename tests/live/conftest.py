@@ -39,6 +39,6 @@ def headed_recording(tiny_pair: TinyPair, tiny_heads, tmp_path_factory: pytest.T
     out = tmp_path_factory.mktemp("heads") / "trace"
     drafts = [word for folder in (tiny_pair.eagle3, *tiny_heads.values()) for word in ("--draft", folder)]
     groups = ["--temperature", "0", "--temperature", "1", "--top-p", "0.95", "--seed", "4", "--limit", "2", "--top-m", "8"]
-    size = ["--batch", "2", "--max-new-tokens", "24", "--dtype", "float64"]
+    size = ["--batch", "2", "--max-new-tokens", "32", "--dtype", "float64"]
     main(["--target", tiny_pair.target, *drafts, "--prompts", *tiny_pair.prompts, *size, *groups, "--out", str(out)])
     return out

@@ -266,7 +266,7 @@ def test_windows_in_the_loop(tiny_pair, dflash, tmp_path):
     for name in ("windows", "prompt_lookup(ngram=2, least=1)+windows"):
         for spec in ("chain(k=9)", "eagle3(total_tokens=12, depth=6, top_k=4)"):
             report = check_policy(open_recording(out), pair, load_policy(spec), name, 24)
-            assert report.identical == report.cycles >= 12 and not report.notes
+            assert report.identical == report.cycles >= 24 and not report.notes
 
 
 def test_files_that_do_not_fit_are_one_sentence(tiny_pair, dflash, tmp_path):

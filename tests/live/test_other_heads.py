@@ -104,7 +104,7 @@ def test_float64_is_the_proof(headed_recording, headed_pair, name, temperature):
     recording = open_recording(headed_recording)
     for spec in POLICIES:
         report = check_policy(recording, headed_pair, load_policy(spec), name, 24, temperature)
-        assert report.identical == report.cycles >= 16 and not report.notes, spec
+        assert report.identical == report.cycles >= 24 and not report.notes, spec
         assert report.largest < 1e-5
 
 
@@ -112,7 +112,7 @@ def test_float64_is_the_proof(headed_recording, headed_pair, name, temperature):
 def test_a_rule_before_heads(headed_recording, headed_pair, first):
     for spec in POLICIES[1:3]:
         report = check_policy(open_recording(headed_recording), headed_pair, load_policy(spec), f"{first}+medusa", 24)
-        assert report.identical == report.cycles >= 16 and not report.notes
+        assert report.identical == report.cycles >= 24 and not report.notes
 
 
 def test_no_tree_is_deeper_than_there_are_heads(headed_recording, headed_pair):
